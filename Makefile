@@ -1,0 +1,64 @@
+# Two commands: `make demo` and `make test`. Each sets up what it needs in .venv, once.
+#   PYTHON=python3.12   the Python to make .venv with
+#   UV=no               install with plain pip instead of uv
+#   DEVICE=cpu          where the demo runs; by default on a GPU if there is one
+
+PYTHON ?= python3
+UV ?= yes
+DEVICE ?= auto
+BIN := .venv/bin
+
+ifeq ($(UV),no)
+INSTALL = $(BIN)/python -m pip install --constraint constraints.txt
+else
+INSTALL = $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt
+endif
+
+.PHONY: help demo test check gpu references samples constraints clean
+
+help:
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
+
+demo: .venv/demo  ## ids, pictures and a small model on real photographs and a video
+	$(BIN)/python scripts/demo.py --device $(DEVICE)
+
+test: .venv/dev check  ## every test, after `make check`
+	$(BIN)/python -m pytest
+
+check: .venv/dev  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+gpu: .venv/dev  ## the tests that need a GPU; fails without one
+	MMROPE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
+
+references: .venv/dev  ## make tests/references anew from the installed upstreams
+	$(BIN)/python scripts/make_references.py
+
+samples: .venv/dev  ## make the photographs and the video in samples anew
+	$(BIN)/python scripts/make_samples.py
+
+constraints: .venv/dev  ## pin the newest versions
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --no-header --no-annotate --upgrade --output-file constraints.txt
+
+clean:
+	rm -rf .venv out
+
+# --- set-up: stamps in .venv, made anew when the versions change
+
+.venv/base: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmrope needs Python 3.10 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+ifneq ($(UV),no)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+endif
+	@touch $@
+
+.venv/demo: .venv/base pyproject.toml
+	$(INSTALL) -e '.[viz]'
+	@touch $@
+
+.venv/dev: .venv/base pyproject.toml
+	$(INSTALL) -e '.[dev]'
+	@touch $@ .venv/demo
