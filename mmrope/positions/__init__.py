@@ -1,0 +1,21 @@
+"""Where is each token: rows of segments in, position IDs out. numpy and the standard library, nothing else."""
+
+from mmrope.positions.build import Positions, patch_position_ids, position_ids
+from mmrope.positions.compare import explain
+from mmrope.positions.families import FAMILIES, Family, family, family_from_config
+from mmrope.positions.inputs import segments_from_inputs
+from mmrope.positions.segments import Row, Segment
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Positions",
+    "Row",
+    "Segment",
+    "explain",
+    "family",
+    "family_from_config",
+    "patch_position_ids",
+    "position_ids",
+    "segments_from_inputs",
+]

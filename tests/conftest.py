@@ -1,0 +1,57 @@
+"""What every test shares: quiet upstreams, steady hypothesis, and loud skips."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# the same cases at each run; HYPOTHESIS_PROFILE=search looks for new ones, and at more of them
+settings.register_profile("steady", derandomize=True, deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
+settings.register_profile("search", deadline=None, max_examples=5000, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+NO_GPU = "needs a CUDA GPU, and this machine has none"
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GPU tests run where there is a GPU, and are skipped by name where there is none."""
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_tests and not os.environ.get("MMROPE_REQUIRE_GPU"):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu_tests:
+                item.add_marker(pytest.mark.skip(reason=NO_GPU))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for reason, count in sorted(_skips(terminalreporter).items()):
+        terminalreporter.write_line(f"skipped {count}: {reason}", yellow=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A skip for any other reason than the missing GPU is a failure: this machine could have run the test."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and set(_skips(reporter)) - {NO_GPU} and session.exitstatus == 0:
+        session.exitstatus = 1
+
+
+def _skips(reporter: pytest.TerminalReporter) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for report in reporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The folder of sample files."""
+    return ROOT / "samples"
