@@ -1,0 +1,82 @@
+"""mmrope: the position layer of multimodal transformers.
+
+Where is each token (text, image patches, video frames, as ids on the axes time, height, width), and how does the model
+feel it (ids to rotations of queries and keys). Importing this loads numpy, not torch; names that need torch are resolved
+when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mmrope.encodings.spec import RotarySpec
+from mmrope.positions import (
+    FAMILIES,
+    Family,
+    Positions,
+    Row,
+    Segment,
+    explain,
+    family,
+    family_from_config,
+    patch_position_ids,
+    position_ids,
+    segments_from_inputs,
+)
+
+if TYPE_CHECKING:
+    from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary, rotate
+    from mmrope.preprocess.errors import Limits, MediaError
+    from mmrope.preprocess.patches import PatchConfig
+    from mmrope.preprocess.processor import Processor
+    from mmrope.vlm.config import VLMConfig
+    from mmrope.vlm.model import VLM
+
+__version__ = "0.1.0"
+
+_ON_FIRST_USE = {
+    "RotaryEmbedding": "mmrope.encodings.rotary",
+    "apply_rotary": "mmrope.encodings.rotary",
+    "rotate": "mmrope.encodings.rotary",
+    "Limits": "mmrope.preprocess.errors",
+    "MediaError": "mmrope.preprocess.errors",
+    "PatchConfig": "mmrope.preprocess.patches",
+    "Processor": "mmrope.preprocess.processor",
+    "VLM": "mmrope.vlm.model",
+    "VLMConfig": "mmrope.vlm.config",
+}
+
+__all__ = [
+    "FAMILIES",
+    "VLM",
+    "Family",
+    "Limits",
+    "MediaError",
+    "PatchConfig",
+    "Positions",
+    "Processor",
+    "RotaryEmbedding",
+    "RotarySpec",
+    "Row",
+    "Segment",
+    "VLMConfig",
+    "apply_rotary",
+    "explain",
+    "family",
+    "family_from_config",
+    "patch_position_ids",
+    "position_ids",
+    "rotate",
+    "segments_from_inputs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_FIRST_USE:
+        return getattr(import_module(_ON_FIRST_USE[name]), name)
+    raise AttributeError(f"module 'mmrope' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

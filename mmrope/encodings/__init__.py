@@ -1,0 +1,1 @@
+"""How the model feels it: position IDs to rotations of queries and keys."""

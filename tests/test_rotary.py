@@ -1,0 +1,282 @@
+"""The laws of rotations, the exactness of angles, and transformers' own modules."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_spec import upstream_case
+from transformers import Qwen2VLConfig
+from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
+from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3_vl
+
+from mmrope import RotaryEmbedding, RotarySpec, apply_rotary, patch_position_ids, rotate
+
+SPECS = {
+    "1D": RotarySpec.rope(16),
+    "1D, half of the channels": RotarySpec.rope(16, rotary_dim=8),
+    "1D, adjacent": RotarySpec.rope(16, pairing="adjacent"),
+    "axial 2D": RotarySpec.axial(16, axes="hw"),
+    "axial 3D, with a rest": RotarySpec.axial(16, axes="thw", dims=(4, 4, 4)),
+    "axial 2D, shared": RotarySpec.axial(16, axes="hw", spectrum="shared", pairing="adjacent"),
+    "M-RoPE, contiguous": RotarySpec.mrope(16, theta=1e6, sections=(2, 3, 3)),
+    "M-RoPE, interleaved": RotarySpec.mrope(16, theta=5e6, sections=(4, 2, 2), layout="interleaved"),
+    "M-RoPE, half, adjacent": RotarySpec.mrope(16, sections=(1, 1, 2), rotary_dim=8, pairing="adjacent"),
+    "an axis a pair": RotarySpec.mrope(16, axis="hwhwhwtt"),
+}
+specs = st.sampled_from(sorted(SPECS)).map(SPECS.__getitem__)
+seeds = st.integers(0, 2**31 - 1)
+
+
+def normal(seed, *shape, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def some_ids(seed, axes, *shape, most=1000):
+    return torch.randint(-most, most, (axes, *shape), generator=torch.Generator().manual_seed(seed))
+
+
+def turned(x, ids, spec):
+    cos, sin = RotaryEmbedding(spec)(ids)
+    return rotate(x, cos, sin, pairing=spec.pairing)
+
+
+# --- laws -------------------------------------------------------------------------------------------------------------
+
+
+@given(specs, seeds)
+def test_norms_are_kept_and_position_0_is_the_identity(spec, seed):
+    x, ids = normal(seed, 2, 3, 5, 16), some_ids(seed, len(spec.axes), 2, 5)
+    torch.testing.assert_close(turned(x, ids, spec).norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
+    assert torch.equal(turned(x, torch.zeros_like(ids), spec), x)
+
+
+@given(specs, seeds, st.integers(-500, 500))
+def test_only_differences_of_positions_are_felt(spec, seed, shift):
+    q, k = normal(seed, 1, 2, 4, 16), normal(seed + 1, 1, 2, 4, 16)
+    ids = some_ids(seed, len(spec.axes), 1, 4)
+    here, there = (turned(q, ids + s, spec) @ turned(k, ids + s, spec).mT for s in (0, shift))
+    torch.testing.assert_close(here, there, rtol=0, atol=2e-5)
+
+
+@given(specs, seeds)
+def test_rotations_add_up(spec, seed):
+    x = normal(seed, 1, 2, 4, 16)
+    a, b = some_ids(seed, len(spec.axes), 1, 4), some_ids(seed + 1, len(spec.axes), 1, 4)
+    torch.testing.assert_close(turned(turned(x, a, spec), b, spec), turned(x, a + b, spec), rtol=0, atol=2e-5)
+
+
+@given(specs, seeds)
+def test_an_axis_turns_its_own_pairs_alone(spec, seed):
+    x, ids = normal(seed, 1, 1, 1, 16), some_ids(seed, len(spec.axes), 1, 1)
+    channels = np.arange(spec.rotary_dim)
+    pair = channels % len(spec.axis) if spec.pairing == "half" else channels // 2
+    for a in range(len(spec.axes)):
+        moved = ids.clone()
+        moved[a] += 7
+        same = (turned(x, moved, spec) == turned(x, ids, spec))[0, 0, 0].numpy()
+        assert same[spec.rotary_dim :].all()
+        assert same[: spec.rotary_dim][spec.axis[pair] != a].all()
+        assert not same[: spec.rotary_dim][(spec.axis[pair] == a) & (spec.inv_freq[pair] > 1e-2)].any()
+
+
+@given(seeds)
+def test_pairings_are_the_same_rotation_of_reordered_channels(seed):
+    """half(x[perm]) = adjacent(x)[perm], perm the even channels and then the odd ones (METHODS.md 2.3)."""
+    x, ids = normal(seed, 1, 2, 3, 16), some_ids(seed, 1, 1, 3)
+    perm = [*range(0, 16, 2), *range(1, 16, 2)]
+    torch.testing.assert_close(turned(x[..., perm], ids, SPECS["1D"]), turned(x, ids, SPECS["1D, adjacent"])[..., perm])
+
+
+@given(specs, seeds)
+def test_layouts_of_q_and_k_are_all_the_same(spec, seed):
+    """[B, N, S, D], [B, S, N, D], packed [T, N, D], strided or not; k may have fewer heads than q."""
+    q, k = normal(seed, 2, 4, 3, 16, dtype=torch.float32), normal(seed + 1, 2, 2, 3, 16, dtype=torch.float32)
+    ids = some_ids(seed, len(spec.axes), 2, 3)
+    rope = RotaryEmbedding(spec)
+    rq, rk = rope.rotate(q, k, ids)
+    for heads_last in (q.transpose(1, 2), q.transpose(1, 2).contiguous()):
+        assert torch.equal(rope.rotate(heads_last, k.transpose(1, 2), ids, heads=-2)[0], rq.transpose(1, 2))
+    packed = rope.rotate(q.transpose(1, 2).flatten(0, 1), k.transpose(1, 2).flatten(0, 1), ids.flatten(1), heads=-2)
+    assert torch.equal(packed[0].unflatten(0, (2, 3)).transpose(1, 2), rq)
+    assert torch.equal(packed[1].unflatten(0, (2, 3)).transpose(1, 2), rk)
+    cos, sin = rope(ids)
+    assert torch.equal(apply_rotary(q, k, cos, sin, pairing=spec.pairing)[1], rk)
+
+
+def test_batches_of_one_table_and_odd_sizes():
+    rope = RotaryEmbedding(SPECS["1D"])
+    cos, sin = rope(torch.arange(131)[None, None])  # [1, 131, 8]: shared by the batch
+    x = normal(0, 3, 2, 131, 16, dtype=torch.float32)
+    assert torch.equal(rotate(x, cos, sin), rotate(x, cos.expand(3, -1, -1), sin.expand(3, -1, -1)))
+    for size in (0, 1):
+        assert rope.rotate(x[:, :, :size], x[:, :, :size], torch.zeros(1, 3, size, dtype=torch.long))[0].shape == (
+            3,
+            2,
+            size,
+            16,
+        )
+
+
+def test_gradients_are_those_of_the_inverse_rotation():
+    spec, ids = SPECS["M-RoPE, half, adjacent"], some_ids(3, 3, 2, 5)
+    x, upstream = normal(1, 2, 3, 5, 16).requires_grad_(), normal(2, 2, 3, 5, 16)
+    turned(x, ids, spec).backward(upstream)
+    torch.testing.assert_close(x.grad, turned(upstream, -ids, spec), rtol=0, atol=1e-6)
+    assert torch.autograd.gradcheck(lambda x: turned(x, ids, spec), [x])
+
+
+def test_half_precision_is_rotated_in_float32():
+    spec, ids = SPECS["M-RoPE, interleaved"], some_ids(0, 3, 1, 64, most=10**6)
+    for dtype in (torch.bfloat16, torch.float16):
+        x = normal(0, 1, 2, 64, 16, dtype=dtype)
+        result = turned(x, ids, spec)
+        assert result.dtype == dtype
+        assert torch.equal(result, turned(x.float(), ids, spec).to(dtype))
+
+
+# --- angles -----------------------------------------------------------------------------------------------------------
+
+POSITIONS = (0, 1, 5, -7, 1000, 99_991, 10**6, 123_456_789, 2**31 - 1, -(2**31))
+
+
+def worst_error(positions, cos, sin, spec):
+    """The largest error of cos and sin [S, P] at positions [S]."""
+    with mpmath.workdps(40):
+        angles = [[mpmath.mpf(p) * mpmath.mpf(float(f)) for f in spec.inv_freq] for p in positions]
+        true_cos = np.array([[float(mpmath.cos(a)) for a in row] for row in angles])
+        true_sin = np.array([[float(mpmath.sin(a)) for a in row] for row in angles])
+    return max(np.abs(cos.double().numpy() - true_cos).max(), np.abs(sin.double().numpy() - true_sin).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float64])
+@pytest.mark.parametrize("change", [lambda rope: rope, lambda rope: rope.to(torch.bfloat16), lambda rope: rope.half().double()])
+def test_angles_are_exact_at_every_position_whatever_the_module_is_cast_to(dtype, change):
+    spec = RotarySpec.rope(64, theta=1e6)
+    rope = change(RotaryEmbedding(spec))
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            cos, sin = rope(torch.tensor([POSITIONS], dtype=dtype))
+        assert cos.dtype == sin.dtype == torch.float32
+        assert worst_error(POSITIONS, cos, sin, spec) < 1e-6
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=8))
+def test_angles_are_exact_at_any_position(positions):
+    spec = RotarySpec.rope(16, theta=1e4)
+    assert worst_error(positions, *RotaryEmbedding(spec)(torch.tensor([positions])), spec) < 1e-6
+
+
+def test_fractional_positions():
+    spec, positions = RotarySpec.rope(16), [0.25, 1.1, 5.9, 1e5 + 1 / 3]
+    assert worst_error(positions, *RotaryEmbedding(spec)(torch.tensor([positions], dtype=torch.float64)), spec) < 1e-6
+
+
+def test_hf_angles_are_the_float32_product_bit_for_bit():
+    config, module = upstream_case("qwen2_vl")
+    spec = RotarySpec.from_config(config)
+    module.inv_freq = torch.tensor(spec.inv_freq)  # torch's own powers differ from correct rounding in a bit, here and there
+    ids = some_ids(0, 3, 2, 50, most=10**6)
+    cos, sin = RotaryEmbedding(spec, angles="hf")(ids)
+    upstream_cos, upstream_sin = module(torch.zeros(1), ids)
+    assert torch.equal(cos, upstream_cos[..., : cos.shape[-1]])
+    assert torch.equal(sin, upstream_sin[..., : sin.shape[-1]])
+
+
+def test_float32_angles_are_as_wrong_as_the_readme_says():
+    spec = RotarySpec.mrope(128, theta=1e6, sections=(16, 24, 24))
+    at = {p: worst_error([p], *RotaryEmbedding(spec, angles="hf")(torch.full((3, 1), p)), spec) for p in (10**5, 10**6)}
+    assert 2e-3 < at[10**5] < 5e-3
+    assert 2e-2 < at[10**6] < 5e-2
+
+
+def test_the_module_survives_what_is_done_to_modules():
+    spec = SPECS["M-RoPE, contiguous"]
+    rope, ids = RotaryEmbedding(spec), some_ids(0, 3, 1, 9, most=10**6)
+    with torch.device("meta"):
+        empty = RotaryEmbedding(spec)
+    assert empty.turns.device.type == "meta"
+    for other in (
+        empty.to_empty(device="cpu"),
+        copy.deepcopy(rope),
+        pickle.loads(pickle.dumps(rope)),
+        rope.to(torch.float16),
+    ):
+        assert torch.equal(other(ids)[0], rope(ids)[0])
+        assert other.state_dict() == {}
+        assert list(other.parameters()) == []
+    assert repr(rope).startswith("RotaryEmbedding(RotarySpec(head_dim 16, 8 pairs")
+
+
+def test_one_graph_for_every_length():
+    rope = RotaryEmbedding(SPECS["M-RoPE, interleaved"])
+    compiled = torch.compile(rope.rotate, fullgraph=True, dynamic=True, backend="aot_eager")
+    for length in (7, 12, 33):
+        q, k, ids = normal(0, 1, 4, length, 16), normal(1, 1, 2, length, 16), some_ids(0, 3, 1, length)
+        for one, other in zip(compiled(q, k, ids), rope.rotate(q, k, ids), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+# --- transformers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "upstream"), [("qwen2_vl", qwen2_vl), ("qwen2_5_vl", qwen2_vl), ("qwen3_vl", qwen3_vl)])
+def test_rotated_q_and_k_equal_transformers(name, upstream):
+    config, module = upstream_case(name)
+    rope = RotaryEmbedding(RotarySpec.from_config(config))
+    q, k, ids = (
+        normal(0, 2, 4, 40, 16, dtype=torch.float32),
+        normal(1, 2, 2, 40, 16, dtype=torch.float32),
+        some_ids(0, 3, 2, 40),
+    )
+    expected = upstream.apply_rotary_pos_emb(q, k, *module(q, ids))
+    for ours, theirs in zip(rope.rotate(q, k, ids), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)  # their angles are float32, at positions up to 1000
+    for ours, theirs in zip(rope.rotate(q, k, ids % 8), upstream.apply_rotary_pos_emb(q, k, *module(q, ids % 8)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-6)
+
+
+def test_a_vision_tower_equals_transformers():
+    config = Qwen2VLConfig(vision_config={"embed_dim": 160, "num_heads": 2, "depth": 1})  # head_dim 80, as released
+    module = qwen2_vl.Qwen2VLVisionRotaryEmbedding(config.vision_config)
+    ids = torch.from_numpy(patch_position_ids([[1, 8, 6], [2, 4, 4]]))  # [2, P]
+    q, k = normal(0, ids.shape[1], 2, 80, dtype=torch.float32), normal(1, ids.shape[1], 2, 80, dtype=torch.float32)
+    rope = RotaryEmbedding(RotarySpec.axial(80, axes="hw"))
+    cos, sin = module(q, ids.T)
+    for ours, theirs in zip(
+        rope.rotate(q, k, ids, heads=-2), qwen2_vl.apply_rotary_pos_emb_vision(q, k, cos, sin), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-6)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+X = torch.zeros(2, 4, 3, 16)
+HALF = torch.zeros(2, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: RotaryEmbedding(SPECS["1D"], angles="fp32"), r"angles must be one of \('exact', 'hf'\), got 'fp32'"),
+        (lambda: RotaryEmbedding(SPECS["M-RoPE, contiguous"])(torch.zeros(4, 2, 3)), r"must be \[3, B, S\] or \[3, T\] for the axes 'thw', got \[4, 2, 3\]: row 0 is the text row: pass position_ids\[1:\]"),
+        (lambda: RotaryEmbedding(SPECS["M-RoPE, contiguous"])(torch.zeros(2, 3)), r"got \[2, 3\]: they always lead with the axes"),
+        (lambda: RotaryEmbedding(SPECS["M-RoPE, contiguous"])(torch.zeros(2, 3, 5)), r"got \[2, 3, 5\]: they always lead with the axes"),
+        (lambda: RotaryEmbedding(SPECS["1D"])(torch.zeros(2, 3)), r"must be \[1, B, S\] or \[1, T\]"),
+        (lambda: rotate(X, HALF, HALF, pairing="interleaved"), r"pairing must be one of"),
+        (lambda: rotate(X, HALF, HALF, heads=1), r"heads must be -3 .* or -2 .*, got 1"),
+        (lambda: rotate(X, HALF, HALF, heads=-2), r"cos and sin are for \[2, 3\] tokens, but x \[2, 4, 3, 16\] with heads=-2 has \[2, 4\]"),
+        (lambda: rotate(X, HALF.repeat(1, 1, 2), HALF.repeat(1, 1, 2)), r"\[B, S, P\] \(or \[T, P\]\) with 2 P <= 16 for x .* got \[2, 3, 16\]"),
+        (lambda: rotate(X, HALF[0], HALF[0]), r"cos and sin must be"),
+        (lambda: rotate(X, HALF, HALF[:1]), r"cos and sin must be"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_right_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
