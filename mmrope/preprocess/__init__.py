@@ -1,0 +1,1 @@
+"""Files and words in, model inputs with position IDs out."""

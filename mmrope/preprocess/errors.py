@@ -1,0 +1,27 @@
+"""What is refused of strangers' files, and how it is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class MediaError(ValueError):
+    """A file that cannot be used: unreadable, damaged, of an unknown kind, or over a limit. The message names the file,
+    what is wrong, and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The largest media that are opened; beyond them a MediaError is raised before pixels are decoded.
+
+    Change one with `Processor(limits=Limits(max_image_pixels=150_000_000))`.
+    """
+
+    max_image_pixels: int = 64_000_000
+    """Of an image file or a video frame, before resizing. Pillow's own limit, PIL.Image.MAX_IMAGE_PIXELS, holds as well."""
+    max_aspect_ratio: float = 200.0
+    max_side: int = 8192
+    """Of an image or a frame after resizing, in pixels."""
+    max_video_seconds: float = 24 * 3600.0
+    max_visual_tokens: int = 128_000
+    """Of one image or video, after the spatial merge."""

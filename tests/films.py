@@ -1,0 +1,73 @@
+"""Small video files with known frames and times, made with PyAV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+MILLISECONDS = Fraction(1, 1000)
+
+
+def grey_of(n: int) -> int:
+    """The brightness of frame n, far enough from its neighbours' to survive coding."""
+    return 30 + n * 37 % 200
+
+
+def film(
+    path: Path,
+    times_ms: Sequence[int],
+    *,
+    codec: str = "libx264",
+    size: tuple[int, int] = (96, 64),
+    rotation: float | None = None,
+    keyframes: int = 12,
+) -> Path:
+    """A video whose frame n has brightness grey_of(n) and is shown at times_ms[n]; its top left corner is white."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.time_base = MILLISECONDS
+        stream.gop_size = keyframes
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        for n, time in enumerate(times_ms):
+            pixels = np.full((size[1], size[0], 3), grey_of(n), np.uint8)
+            pixels[: size[1] // 4, : size[0] // 4] = 255
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, MILLISECONDS
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def trimmed(source: Path, path: Path, seconds: float) -> Path:
+    """The same video, cut at `seconds` without encoding it again: what lies before is hidden by an edit list."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        shift = round(Fraction(str(seconds)) / stream.time_base)
+        for packet in old.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+                new.mux(packet)
+    return path
+
+
+def sound(path: Path) -> Path:
+    """A file with audio alone."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def numbers(frames: Sequence[np.ndarray]) -> list[int]:
+    """Which of 25 frames these are, by their brightness."""
+    return [min(range(25), key=lambda n: abs(grey_of(n) - float(frame[-8:, -8:].mean()))) for frame in frames]
