@@ -1,0 +1,1 @@
+"""A small vision-language model: a vision encoder (2D RoPE) and a causal decoder (M-RoPE)."""

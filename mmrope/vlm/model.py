@@ -1,0 +1,144 @@
+"""The model: tokens, pixels and position IDs in, logits out.
+
+pixels -> VisionEncoder --+
+                          v   (in place of the media tokens' embeddings)
+tokens -> embedding ------+--> Decoder (position_ids) --> logits
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmrope.vlm.config import VLMConfig
+from mmrope.vlm.decoder import Decoder, KVCache
+from mmrope.vlm.generate import generate
+from mmrope.vlm.vision import VisionEncoder
+
+CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class VLMOutput:
+    """What a forward pass returns."""
+
+    logits: Tensor
+    """[B, S, vocab_size]"""
+    loss: Tensor | None = None
+    """Mean cross-entropy of the labels, a scalar; None without labels."""
+
+
+class VLM(nn.Module):
+    """The vision-language model. `generate` writes text; `save_pretrained` and `from_pretrained` keep it."""
+
+    def __init__(self, config: VLMConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or VLMConfig()
+        self.embedding = nn.Embedding(config.decoder.vocab_size, config.decoder.hidden_size)  # read out by the same matrix
+        self.vision = VisionEncoder(config.vision, config.decoder.hidden_size)
+        self.decoder = Decoder(config.decoder)
+        nn.init.normal_(self.embedding.weight, std=0.02)  # small, since it is also the readout: the first guess is even
+
+    def forward(
+        self,
+        *,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache: KVCache | None = None,
+        next_position: Tensor | None = None,
+        second_per_grid_ts: Tensor | None = None,
+        video_timestamps: list[Tensor] | None = None,
+    ) -> VLMOutput:
+        """Logits of every token; the arguments are a Processor's output.
+
+        Args:
+            input_ids: [B, S].
+            position_ids: [3, B, S]. There is no default: a model that invents positions is wrong without a word.
+            attention_mask: [B, T], nonzero at real tokens; T = S plus what the cache holds.
+            mm_token_type_ids: [B, S], 1 at image tokens, 2 at video tokens; needed with pixels.
+            pixel_values, image_grid_thw: [patches, patch_dim], [images, 3].
+            pixel_values_videos, video_grid_thw: the same of videos.
+            labels: [B, S] tokens to learn, -100 where nothing is to be learned; token s is predicted from those before it.
+            cache: keys and values of earlier tokens; extended.
+            next_position, second_per_grid_ts, video_timestamps: the rest of a Processor's output; not needed here.
+
+        Raises:
+            ValueError: media tokens and pixels that do not belong together.
+        """
+        x = self.embedding(input_ids)  # [B, S, hidden]
+        for kind, pixels, grid in ((1, pixel_values, image_grid_thw), (2, pixel_values_videos, video_grid_thw)):
+            if pixels is not None:
+                x = self._with_media(x, kind, pixels, grid, mm_token_type_ids)
+        hidden = self.decoder(x, position_ids, attention_mask, cache)  # [B, S, hidden]
+        logits = F.linear(hidden, self.embedding.weight)  # [B, S, vocab]
+        return VLMOutput(logits, None if labels is None else next_token_loss(logits, labels))
+
+    def _with_media(self, x: Tensor, kind: int, pixels: Tensor, grid: Tensor | None, types: Tensor | None) -> Tensor:
+        """x with the embeddings of images (kind 1) or videos (2) in their tokens' places."""
+        name = {1: "image", 2: "video"}[kind]
+        if grid is None or types is None:
+            raise ValueError(
+                f"{name} pixels need their grids ({name}_grid_thw) and mm_token_type_ids; pass all that the processor returned"
+            )
+        media = self.vision(pixels, grid)  # [tokens, hidden]
+        places = types == kind
+        if int(places.sum()) != len(media):
+            raise ValueError(
+                f"{int(places.sum())} {name} tokens, but the pixels make {len(media)}; "
+                "was the row truncated, or are pixels missing?"
+            )
+        return x.masked_scatter(places[..., None], media.to(x.dtype))  # [B, S, hidden]
+
+    def generate(self, **inputs: Any) -> Tensor:
+        """New tokens [B, n] after a Processor's output; see `mmrope.vlm.generate.generate` for the options."""
+        return generate(self, **inputs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    # --- files ------------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` and `model.safetensors`."""
+        from safetensors.torch import save_file
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / CONFIG_NAME).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, Path(folder) / WEIGHTS_NAME, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, device: Any = None, dtype: torch.dtype | None = None) -> VLM:
+        """The model that `save_pretrained` wrote, in evaluation mode."""
+        from safetensors.torch import load_file
+
+        config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+        for path in (config, weights):
+            if not path.is_file():
+                raise ValueError(f"no {path.name} in {folder}: a model is saved with save_pretrained")
+        model = cls(VLMConfig.from_dict(json.loads(config.read_text(encoding="utf-8"))))
+        model.load_state_dict(load_file(weights))
+        return model.to(device=device, dtype=dtype).eval()
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of predicting each label from the tokens before it; labels of -100 do not count.
+
+    logits [B, S, vocab], labels [B, S]; a scalar, in float32.
+    """
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)

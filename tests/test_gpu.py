@@ -1,0 +1,61 @@
+"""What only a GPU can show. `make gpu` runs these, and fails where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmrope import VLM, Processor, RotaryEmbedding, RotarySpec, position_ids, segments_from_inputs
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def inputs(samples):
+    content = [{"type": "image", "image": samples / "cat.jpg"}, {"type": "video", "video": samples / "clip.mp4"}]
+    processor = Processor(image_pixels=(56 * 56, 16 * 28 * 28), video_pixels=(4 * 28 * 28, 9 * 28 * 28))
+    return processor([[{"role": "user", "content": content}], [{"role": "user", "content": "Hi"}]])
+
+
+@torch.no_grad()
+def test_angles_are_as_exact_as_on_the_cpu():
+    spec = RotarySpec.mrope(128, theta=1e6, sections=(16, 24, 24))
+    ids = torch.randint(0, 2**31 - 1, (3, 2, 500))
+    for one, other in zip(RotaryEmbedding(spec)(ids), RotaryEmbedding(spec).cuda().bfloat16()(ids.cuda()), strict=True):
+        torch.testing.assert_close(other.cpu(), one, rtol=0, atol=1e-6)
+
+
+def test_inputs_on_the_gpu_are_copied_only_when_told_to(inputs):
+    with pytest.raises(ValueError, match=r"input_ids is on cuda:0: .* pass sync=True"):
+        segments_from_inputs(inputs.to("cuda"), "qwen2_5_vl")
+    rows = segments_from_inputs(inputs.to("cuda"), "qwen2_5_vl", sync=True)
+    assert torch.equal(position_ids(rows, "qwen2_5_vl").torch("cuda")["position_ids"].cpu(), inputs["position_ids"])
+
+
+@torch.no_grad()
+def test_the_model_is_the_same_as_on_the_cpu(inputs):
+    torch.manual_seed(0)
+    model = VLM().eval()
+    expected, tokens = model(**inputs).logits, model.generate(**inputs, max_new_tokens=8)
+    model, moved = model.cuda(), inputs.to("cuda")
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(model(**moved).logits.cpu()[real], expected[real], rtol=0, atol=1e-3)
+    assert torch.equal(model.generate(**moved, max_new_tokens=8).cpu(), tokens)
+    half = model.bfloat16()(**moved).logits.float().cpu()
+    assert (half - expected)[real].abs().mean() < 0.02
+
+
+def test_a_training_step_in_bfloat16(inputs):
+    torch.manual_seed(0)
+    model, moved = VLM().cuda().bfloat16(), inputs.to("cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    labels = moved["input_ids"].masked_fill(moved["attention_mask"] == 0, -100)
+    losses = []
+    for _ in range(10):
+        loss = model(**moved, labels=labels).loss
+        assert loss is not None
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5

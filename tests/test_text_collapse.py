@@ -1,0 +1,67 @@
+"""Text alone: M-RoPE is 1D RoPE, bit for bit: its ids, its angles, its rotations and the model's logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmrope import FAMILIES, VLM, Processor, RotaryEmbedding, RotarySpec, Segment, VLMConfig, position_ids
+from mmrope.vlm.config import DecoderConfig
+
+LENGTH = 300
+
+
+def spec_of(row, head_dim=128):
+    """The rotary embedding of a family's released checkpoints."""
+    rotary_dim = int(head_dim * row.rotary_fraction)
+    return RotarySpec.mrope(
+        head_dim,
+        theta=row.theta,
+        sections=row.sections,
+        layout=row.layout,
+        axes=row.axes,
+        rotary_dim=rotary_dim,
+        pairing=row.pairing,
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ids_angles_and_rotations(name):
+    row = FAMILIES[name]
+    spec = spec_of(row)
+    flat_spec = RotarySpec.rope(spec.head_dim, theta=row.theta, rotary_dim=spec.rotary_dim, pairing=row.pairing)
+    ids = position_ids([Segment.text(LENGTH)], row).torch()["position_ids"]  # [A, 1, S]
+    flat = torch.arange(LENGTH)[None, None]  # [1, 1, S]
+    assert torch.equal(ids, flat.expand_as(ids))
+    q, k = torch.randn(1, 4, LENGTH, spec.head_dim), torch.randn(1, 2, LENGTH, spec.head_dim)
+    for angles in ("exact", "hf"):
+        rope, rope_1d = RotaryEmbedding(spec, angles=angles), RotaryEmbedding(flat_spec, angles=angles)
+        for one, other in zip(
+            (*rope(ids), *rope.rotate(q, k, ids)), (*rope_1d(flat), *rope_1d.rotate(q, k, flat)), strict=True
+        ):
+            assert torch.equal(one, other)
+
+
+@given(st.permutations("t" * 4 + "h" * 7 + "w" * 5), st.integers(-(2**31), 2**31 - 1))
+def test_any_allocation_at_any_position(axis, position):
+    letters = "".join(axis)
+    mrope, rope = RotaryEmbedding(RotarySpec.mrope(32, axis=letters)), RotaryEmbedding(RotarySpec.rope(32))
+    same = torch.full((3, 1, 1), position)
+    assert all(torch.equal(a, b) for a, b in zip(mrope(same), rope(same[:1]), strict=True))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "interleaved"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_models_logits(layout, dtype):
+    torch.manual_seed(0)
+    model = VLM(VLMConfig(decoder=DecoderConfig(layout=layout))).to(dtype).eval()
+    inputs = Processor()([[{"role": "user", "content": "Where is each token?"}], [{"role": "user", "content": "Here"}]])
+    ids = inputs["position_ids"]
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        model.decoder.rotary = RotaryEmbedding(RotarySpec.rope(model.config.decoder.head_dim, theta=model.config.decoder.theta))
+        flat = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)[None]  # [1, B, S]
+        assert torch.equal(ids, flat.expand_as(ids))
+        assert torch.equal(model(**{**inputs, "position_ids": flat}).logits, logits)
