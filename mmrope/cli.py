@@ -1,0 +1,157 @@
+"""The command line: `mmrope ids`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from mmrope.positions import Positions, explain, family, position_ids
+from mmrope.positions.compare import placed
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The position layer of multimodal transformers.",
+)
+
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"}
+VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv"}
+
+
+class _InOrder(TyperCommand):
+    """Keeps --image and --video in their places among the texts and files, by making them positional with a mark that no
+    argument of a shell can contain."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(self._marked(args)))
+
+    @staticmethod
+    def _marked(args: list[str]) -> Iterator[str]:
+        rest = iter(args)
+        for arg in rest:
+            option, _, value = arg.partition("=")
+            if option not in ("--image", "--video"):
+                yield arg
+            elif value or (value := next(rest, "")):
+                yield f"\0{option[2:]} {value}"
+            else:
+                yield arg  # without a value: the parser says so
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps `ids` a command of its own while it is the only one."""
+
+
+@app.command(cls=_InOrder)
+def ids(
+    parts: Annotated[list[str], typer.Argument(help="Texts, image files and video files, in their order.", show_default=False)],
+    image: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HxW", help="An image of H x W tokens, without a file; in its place among the parts."),
+    ] = None,
+    video: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TxHxW@FPSfps", help="A video of T x H x W tokens, sampled at FPS frames a second."),
+    ] = None,
+    family_name: Annotated[
+        str, typer.Option("--family", help="A family, or a family and revision such as qwen2_5_vl@transformers-5.23.")
+    ] = "qwen2_5_vl",
+    fps: Annotated[float, typer.Option(help="Frames a second to sample video files at.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the ids of every token.")] = False,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw every token's ids into this file (png, svg, pdf).", show_default=False)
+    ] = None,
+) -> None:
+    """Show where each token of a mixed input sits: t, h and w ids, segment by segment.
+
+    Sizes are in tokens of the language model (patches after the merge); text counts one token a byte.
+    """
+    try:
+        content = [_content(part) for part in parts]
+        made = _parts(content, family_name, fps)
+        positions = position_ids([part.segment for part in made], family_name)
+        labels = [_label(part.label) for part in made]
+        if figure is not None:
+            from mmrope.pictures import plot_ids, save
+
+            save(plot_ids(positions), figure)
+    except ValueError as error:
+        typer.echo(f"mmrope ids: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(json.dumps(_as_dict(positions, labels)) if as_json else explain(positions, labels=[labels]))
+    if figure is not None:
+        typer.echo(f"wrote {figure}", err=True)
+
+
+def _content(part: str) -> dict[str, Any]:
+    """A part of the command line as an item of a message."""
+    if part.startswith("\0"):
+        kind, _, size = part[1:].partition(" ")
+        return _size(kind, size)
+    path = Path(part)
+    suffix = path.suffix.lower()
+    kind = "image" if suffix in IMAGES else "video" if suffix in VIDEOS else None
+    if kind is None and path.is_file():
+        raise ValueError(f"{part} is a file, but not of a known kind ({' '.join(sorted(IMAGES | VIDEOS))})")
+    if kind is None or (" " in part and not path.exists()):  # "Look at photo.jpg" is a sentence
+        return {"type": "text", "text": part}
+    return {"type": kind, kind: part}
+
+
+def _size(kind: str, size: str) -> dict[str, Any]:
+    if kind == "image":
+        match = re.fullmatch(r"(\d+)x(\d+)", size)
+        if not match:
+            raise ValueError(f"--image takes the size in tokens, as in 16x24, got {size!r}")
+        return {"type": "image", "grid": tuple(map(int, match.groups()))}
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)@(\d+(?:\.\d+)?)fps", size)
+    if not match:
+        raise ValueError(f"--video takes the size in tokens and the sampled frames a second, as in 8x16x24@2fps, got {size!r}")
+    t, h, w, fps = match.groups()
+    return {"type": "video", "grid": (int(t), int(h), int(w)), "fps": float(fps)}
+
+
+def _parts(content: Iterable[dict[str, Any]], family_name: str, fps: float) -> list[Any]:
+    from mmrope.preprocess.patches import PatchConfig
+    from mmrope.preprocess.processor import Processor
+
+    row = family(family_name)
+    return Processor(family=row, fps=fps, patches=PatchConfig(merge_size=row.spatial_merge)).parts(content)
+
+
+def _label(text: str, most: int = 44) -> str:
+    text = text.replace("\n", "⏎")
+    return text if len(text) <= most else f"{text[: most - 12]} … {text[-9:]}"
+
+
+def _as_dict(positions: Positions, labels: list[str]) -> dict[str, Any]:
+    items = placed(positions)
+    return {
+        "family": str(positions.family),
+        "source": positions.family.source,
+        "axes": positions.family.axes,
+        "tokens": positions.ids.shape[-1],
+        "next": int(positions.next[0]),
+        "segments": [
+            {
+                "kind": item.segment.kind,
+                "label": label,
+                "start": item.start,
+                "length": item.segment.length,
+                "grid": item.segment.grid,
+                "seconds_per_grid": item.segment.seconds_per_grid,
+                "ids": item.ids,
+                "next": item.next,
+            }
+            for item, label in zip(items, labels, strict=True)
+        ],
+        "position_ids": positions.ids[:, 0].tolist(),
+    }
