@@ -1,0 +1,83 @@
+"""The README's code runs, and what it shows is what comes out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+import upstream
+from conftest import ROOT
+
+import mmrope
+from mmrope.preprocess.image import load_image
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+
+
+def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples):
+    """One session, as a reader would type it; the processor, messages and model that it is given are transformers' own."""
+    monkeypatch.chdir(ROOT)
+    processor = upstream.processor("qwen2_5_vl", image_pixels=(56 * 56, 20 * 28 * 28), video_pixels=(4 * 28 * 28, 20 * 28 * 28))
+    content = [{"type": "image", "image": load_image(samples / "cat.jpg")}, {"type": "text", "text": "What is it?"}]
+    names = {"processor": processor, "messages": [{"role": "user", "content": content}], "model": upstream.model()}
+    code = [body for language, body in BLOCKS if language == "python"]
+    assert len(code) == 4
+    exec(code[0], names)
+    shown = capsys.readouterr().out
+    table = next(body for language, body in BLOCKS if language == "")
+    assert shown.startswith(table)
+    assert shown.rstrip().endswith("[17 18 19]")
+    by_hand = names["positions"]
+    exec(code[1], names)
+    with torch.no_grad():
+        assert torch.equal(names["output"].logits, names["model"](**names["inputs"]).logits)  # no video: the rules agree
+    exec(code[2], names)
+    assert names["inputs"]["position_ids"].shape[0] == 3
+    exec(code[3], {**names, "positions": by_hand})
+
+
+def test_commands_run(tmp_path):
+    commands = [
+        line for language, body in BLOCKS if language == "sh" for line in body.splitlines() if line.startswith("mmrope")
+    ]
+    assert len(commands) == 2
+    (tmp_path / "out").mkdir()
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    for command in commands:
+        program = [sys.executable, "-c", "from mmrope.cli import app; app()"]
+        done = subprocess.run([*program, *shlex.split(command)[1:]], capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "ids.png").exists()
+
+
+def test_make_has_the_targets_that_are_named():
+    text = README + (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / ".ci" / "run").read_text()
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make (\w+)`|^make (\w+)", text, re.MULTILINE))
+    assert {a or b for a, b in named} <= targets
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_family_is_in_the_table():
+    for row in mmrope.FAMILIES.values():
+        assert f"| `{row.name}` |" in README
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([^)#:]+)\)|`((?:samples|scripts|tests|mmrope|docs)/[\w/.]*)`", README))
+def test_what_is_linked_exists(path):
+    assert (ROOT / (path[0] or path[1])).exists()
+
+
+def test_the_message_that_is_quoted():
+    types = [[1] * 4 + [0] * 13 + [1] * 16 + [0] * 8]
+    inputs = {"input_ids": types, "mm_token_type_ids": types, "image_grid_thw": [[1, 4, 4], [1, 8, 12]]}
+    with pytest.raises(
+        ValueError,
+        match=re.escape("row 0: the 16 image tokens at 17..32 do not fit their grids: image 1 needs 24 tokens"),
+    ):
+        mmrope.segments_from_inputs(inputs, "qwen2_vl")

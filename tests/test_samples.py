@@ -1,0 +1,74 @@
+"""The scripts that people start from, run as people run them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from mmrope.preprocess.image import load_image
+from mmrope.preprocess.video import open_video
+
+SCRIPTS = sorted(path.name for path in (ROOT / "samples").glob("*.py"))
+
+
+def run(*command, cwd):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_runs_on_the_cpu_from_anywhere(script, tmp_path):
+    assert run(ROOT / "samples" / script, "--device", "cpu", cwd=tmp_path)
+
+
+def test_there_are_the_scripts_that_the_readme_names():
+    assert SCRIPTS == ["image_ids.py", "mixed_batch.py", "video_ids.py"]
+
+
+def test_the_demo_keeps_its_promises(tmp_path):
+    shown = run(ROOT / "scripts" / "demo.py", "--device", "cpu", "--out", tmp_path / "out", cwd=tmp_path)
+    for promise in (
+        "cat.jpg",
+        "clip.mp4",
+        "qwen2_5_vl                    video t 10..24, text after it from 25: 0 text tokens inside the video's time",
+        "qwen2_5_vl@transformers-5.23  video t 10..24, text after it from 18: 7 text tokens inside the video's time",
+        "RANDOM WEIGHTS, not trained",
+        "largest difference in ids          over 73 tokens: 0\n",
+        "largest difference in cos and sin  over 73 tokens: 0\n",
+        "largest difference in logits       over 73 tokens: 0\n",
+    ):
+        assert promise in shown
+    for name in ("ids.png", "rules.png"):
+        assert load_image(tmp_path / "out" / name).width > 1000
+
+
+def test_the_files_are_what_their_readme_says(samples):
+    assert load_image(samples / "cat.jpg").size == (448, 298)
+    assert load_image(samples / "coffee.jpg").size == (448, 299)
+    clip = open_video(samples / "clip.mp4")
+    assert (clip.width, clip.height, len(clip.pts), clip.duration) == (224, 168, 64, 8)
+
+
+def test_the_files_are_made_by_the_script(samples, tmp_path):
+    """Pixel by pixel: encoders may write other bytes in other versions."""
+    import numpy as np
+
+    run(ROOT / "scripts" / "make_samples.py", tmp_path, cwd=tmp_path)
+    for name in ("cat.jpg", "coffee.jpg"):
+        one, other = (np.asarray(load_image(folder / name)).astype(int) for folder in (samples, tmp_path))
+        assert np.abs(one - other).mean() < 2
+    old, new = (open_video(folder / "clip.mp4") for folder in (samples, tmp_path))
+    assert (old.seconds == new.seconds).all()
+    for one, other in zip(old.decode(range(0, 64, 8)).frames, new.decode(range(0, 64, 8)).frames, strict=True):
+        assert np.abs(one.astype(int) - other.astype(int)).mean() < 4
