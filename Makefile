@@ -28,7 +28,7 @@ test: .venv/dev check  ## every test, after `make check`
 check: .venv/dev  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 gpu: .venv/dev  ## the tests that need a GPU; fails without one
 	MMROPE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
@@ -40,7 +40,7 @@ samples: .venv/dev  ## make the photographs and the video in samples anew
 	$(BIN)/python scripts/make_samples.py
 
 constraints: .venv/dev  ## pin the newest versions
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --no-header --no-annotate --upgrade --output-file constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --prerelease disallow --no-header --no-annotate --upgrade --output-file constraints.txt
 
 clean:
 	rm -rf .venv out

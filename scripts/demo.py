@@ -138,7 +138,7 @@ def main() -> None:
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     demo = Demo(device, options.out)
     steps: list[Callable[[], Any]] = [demo.ids, demo.picture, demo.rules, demo.model, demo.collapse]
-    with tqdm(steps, bar_format="{n_fmt}/{total_fmt} steps, {elapsed} {bar:30}", leave=False) as bar:
+    with tqdm(steps, bar_format="{n_fmt}/{total_fmt} steps, {elapsed} {bar:30}", leave=False, disable=None) as bar:
         for n, step in enumerate(bar, 1):
             tqdm.write(f"\n{n}. {step.__doc__}")
             step()
