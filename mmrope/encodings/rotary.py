@@ -14,6 +14,7 @@ from mmrope.encodings.spec import RotarySpec
 from mmrope.positions.families import Pairing
 
 Angles = Literal["exact", "hf"]
+PAIRINGS = get_args(Pairing)  # looked up here: torch.compile before 2.7 stops at get_args
 
 
 class RotaryEmbedding(nn.Module):
@@ -113,8 +114,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, pairing: Pairing = "half", he
         pairing: which channels form a pair: "half" p and p + P, "adjacent" 2 p and 2 p + 1.
         heads: the dimension of x that holds the heads, -3 or -2.
     """
-    if pairing not in get_args(Pairing):
-        raise ValueError(f"pairing must be one of {get_args(Pairing)}, got {pairing!r}")
+    if pairing not in PAIRINGS:
+        raise ValueError(f"pairing must be one of {PAIRINGS}, got {pairing!r}")
     pairs = cos.shape[-1]
     _check_shapes(x, cos, sin, heads)
     working = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -213,9 +213,9 @@ def _pyav_frames(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
     shape = (video.height, video.width, 3)
     try:
         with av.open(_file(video.source)) as container:
-            stream = _video_stream(container, video.name)
-            stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
+            # no frame threads: when a damaged file makes one of them log while the decoder is freed, each waits for the
+            # other (the log callback for the GIL, the decoder for its threads); seen with PyAV 15.1
+            for frame in container.decode(_video_stream(container, video.name)):
                 if not pending:
                     return
                 if frame.pts != pending[0]:

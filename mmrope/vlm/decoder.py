@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
-from mmrope.vlm.config import DecoderConfig
+from mmrope.vlm.config import NORM_EPS, DecoderConfig
 
 
 class KVCache:
@@ -40,7 +40,7 @@ class Decoder(nn.Module):
         self.config = config
         self.rotary = RotaryEmbedding(config.rotary)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=NORM_EPS)
 
     def forward(
         self, x: Tensor, position_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None
@@ -87,7 +87,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         d, head, wide = config.hidden_size, config.head_dim, config.intermediate_size
         self.head_dim = head
-        self.norm1, self.norm2 = nn.RMSNorm(d), nn.RMSNorm(d)
+        self.norm1, self.norm2 = nn.RMSNorm(d, eps=NORM_EPS), nn.RMSNorm(d, eps=NORM_EPS)
         self.q = nn.Linear(d, config.num_heads * head, bias=False)
         self.k = nn.Linear(d, config.num_kv_heads * head, bias=False)
         self.v = nn.Linear(d, config.num_kv_heads * head, bias=False)
