@@ -86,7 +86,11 @@ def ids(
     except ValueError as error:
         typer.echo(f"mmrope ids: {error}", err=True)
         raise typer.Exit(2) from None
-    typer.echo(json.dumps(_as_dict(positions, labels)) if as_json else explain(positions, labels=[labels]))
+    if as_json:
+        typer.echo(json.dumps(_as_dict(positions, labels)))
+    else:
+        typer.echo(explain(positions, labels=[labels]))
+        typer.echo(f"\ntext counts a token a byte{_cut_note(made)}")
     if figure is not None:
         typer.echo(f"wrote {figure}", err=True)
 
@@ -125,6 +129,11 @@ def _parts(content: Iterable[dict[str, Any]], family_name: str, fps: float) -> l
 
     row = family(family_name)
     return Processor(family=row, fps=fps, patches=PatchConfig(merge_size=row.spatial_merge)).parts(content)
+
+
+def _cut_note(parts: Iterable[Any]) -> str:
+    files = any(part.media and part.media.name for part in parts)
+    return "; files are cut into 14 x 14 pixel patches, as by Qwen2-VL's processor" if files else ""
 
 
 def _label(text: str, most: int = 44) -> str:

@@ -221,10 +221,16 @@ def test_the_order_of_float32_operations_is_part_of_the_rule():
             r"dtype=int64 and out of int32 disagree",
         ),
         (
-            [Segment.video(t=2, h=1, w=1, seconds_per_grid=2e9)],
+            [Segment.video(t=2, h=1, w=1, times=[0, 2e9])],
             "qwen2_5_vl",
             {"dtype": "int32"},
             r"position id 4,000,000,000 does not fit int32",
+        ),
+        (
+            [Segment.video(t=2**31 - 1, h=1, w=1, seconds_per_grid=1e9)],
+            family("qwen2_5_vl", ids_per_second=1e3),
+            {},
+            r"time ids go beyond int64",
         ),
         ("text", "qwen2_vl", {}, r"rows must be a list of Segments or a list of such lists, got str"),
         ([[Segment.text(1)], Segment.text(1)], "qwen2_vl", {}, r"item 0 is \[Segment.text\(1\)\]"),
@@ -237,7 +243,7 @@ def test_what_cannot_be_right_is_refused(rows, name, options, message):
 
 
 def test_ids_past_the_end_must_fit_too():
-    row = [Segment.video(t=2, h=1, w=1, seconds_per_grid=(2**31 - 200) / 2)]
+    row = [Segment.video(t=2, h=1, w=1, times=[0, (2**31 - 200) / 2])]
     assert position_ids(row, "qwen2_5_vl", stop=10, dtype="int32").ids.max() < 2**31
     with pytest.raises(ValueError, match="does not fit int32"):
         position_ids(row, "qwen2_5_vl", start=2, stop=300, dtype="int32")

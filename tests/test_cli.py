@@ -31,6 +31,8 @@ def test_sizes_alone():
         "389..390   text   2                       29..30  29..30  29..30  31    <|vision_end|><|vision_start|>",
         "391..3462  video  8 x 16 x 24, 1 s apart  31..45  31..46  31..54  55",
         "3463       text   1                       55      55      55      56    <|vision_end|>",
+        "",
+        "text counts a token a byte",
     ]
 
 
@@ -92,6 +94,7 @@ def test_files_that_are_nowhere_in_the_repository(tmp_path):
         assert "my photo.png" in done.stdout
         assert ("frame" if name == "qwen3_vl" else "video") in done.stdout
         assert "<|vision_end|>and compare." in done.stdout
+        assert done.stdout.endswith("files are cut into 14 x 14 pixel patches, as by Qwen2-VL's processor\n")
         assert done.stderr.strip() == "wrote ids.png"
         with Image.open(tmp_path / "ids.png") as figure:
             assert figure.size > (1000, 300)
@@ -103,7 +106,7 @@ def test_files_that_are_nowhere_in_the_repository(tmp_path):
     [
         (["ids", "a", "nothing.jpg"], "mmrope ids: nothing.jpg: no such file"),
         (["ids", "a", "--image", "4"], "mmrope ids: --image takes the size in tokens, as in 16x24, got '4'"),
-        (["ids", "a", "--image", "0x3"], "mmrope ids: patch grid 0 is 1 x 0 x 6"),
+        (["ids", "a", "--image", "0x3"], "mmrope ids: grid is the size in tokens (h, w), got"),
         (
             ["ids", "a", "--video", "2x2x2"],
             "mmrope ids: --video takes the size in tokens and the sampled frames a second, as in 8x16x24@2fps",

@@ -26,7 +26,6 @@ from mmrope import (
     segments_from_inputs,
 )
 from mmrope.preprocess import text
-from mmrope.preprocess.processor import rows_of
 from mmrope.preprocess.video import open_video
 
 SMALL = {"image_pixels": (56 * 56, 60 * 28 * 28), "video_pixels": (4 * 28 * 28, 20 * 28 * 28)}
@@ -137,7 +136,7 @@ def test_sizes_alone_give_the_positions_of_files(h, w, t, fps):
             [said("a"), {"type": "video", "grid": (t, h, w), "fps": fps}, {"type": "image", "grid": (h, w)}]
         )
         real = processor.parts([said("a"), {"type": "video", "video": frames, "fps": fps}, {"type": "image", "grid": (h, w)}])
-        assert rows_of(stated) == rows_of(real)
+        assert [part.segment for part in stated] == [part.segment for part in real]
         assert [part.label for part in stated][0::2] == [part.label for part in real][0::2]
 
 
@@ -254,7 +253,13 @@ def test_settings_survive_saving(tmp_path):
         ("Hi", r"messages must be a list of .* got str"),
         ([], r"messages must hold at least one conversation"),
         ([[]], r"a conversation needs at least one message"),
-        ([{"role": "user"}], r"a message has 'role' and 'content', got keys \['role'\]"),
+        ([{"role": "user"}], r"a message is a dict with 'role' and 'content', got keys \['role'\]"),
+        ([[{"role": "user", "content": "Hi"}], "Hi"], r"a message is a dict with 'role' and 'content', got 'H'"),
+        (user("Hi"), r"content has the types text, image and video, got None in 'Hi'"),
+        (user({"type": "text", "text": 3}), r"text must be a string, got"),
+        (user({"type": "image", "grid": (2, 2, 2)}), r"grid is the size in tokens \(h, w\), got"),
+        (user({"type": "video", "grid": (2, 2), "fps": 1}), r"grid is the size in tokens \(t, h, w\), got"),
+        (user({"type": "video", "grid": (2, 2, 2), "fps": 0}), r"a video grid needs fps, .* as a positive number"),
         ([{"role": "user", "content": "Hi", "name": "Ann"}], r"got keys \['content', 'name', 'role'\]"),
         (user({"type": "audio", "audio": "a.wav"}), r"content has the types text, image and video, got 'audio'"),
         (user({"type": "image", "text": "a"}), r"content of type 'image' takes grid or image, got"),
@@ -305,5 +310,5 @@ def test_inputs_move_together(mixed):
 
 def test_parts_are_one_segment_each():
     parts = Processor().parts([said("a"), said("b"), {"type": "image", "grid": (2, 3)}, said("")])
-    assert rows_of(parts) == [Segment.text(3), Segment.image(h=2, w=3), Segment.text(1)]
+    assert [part.segment for part in parts] == [Segment.text(3), Segment.image(h=2, w=3), Segment.text(1)]
     assert all(len(part.tokens) == part.segment.length for part in parts)

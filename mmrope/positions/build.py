@@ -116,6 +116,8 @@ ADVANCES: dict[Advance, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarra
 
 
 def _floor(x: np.ndarray) -> np.ndarray:
+    if not (x < 2**62).all():
+        raise ValueError("a video's time ids go beyond int64: its seconds x ids per second x temporal grids are too large")
     return np.floor(x).astype(np.int64)
 
 

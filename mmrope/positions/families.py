@@ -205,7 +205,7 @@ def family(name: str | Family, **facts: Any) -> Family:
                 f"{row}: {fact!r} is not a checkpoint's fact ({', '.join(FACTS)}); "
                 "to change the rule itself use dataclasses.replace"
             )
-    return dataclasses.replace(row, **facts)
+    return dataclasses.replace(row, **facts) if facts else row
 
 
 def family_from_config(config: Any, revision: str | None = None) -> Family:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmrope.positions.families import Family
 from mmrope.positions.families import family as find_family
-from mmrope.positions.segments import FRAME, IMAGE, PAD, TEXT, VIDEO, Row
+from mmrope.positions.segments import FRAME, IMAGE, MAX_SECONDS, PAD, TEXT, VIDEO, Row
 
 _PADDING, _TEXT, _IMAGE, _VIDEO = -1, 0, 1, 2  # token types as mm_token_type_ids has them, and padding
 
@@ -94,11 +94,10 @@ def _token_types(host: Mapping[str, np.ndarray], inputs: Mapping[str, Any]) -> n
     for key in ("mm_token_type_ids", "attention_mask"):
         if key in host and host[key].shape != shape:
             raise ValueError(f"{key} has shape {host[key].shape}, input_ids {shape}: they must be the same")
-    types = types.astype(np.int8, copy=True)
     if types.size and not 0 <= types.min() <= types.max() <= _VIDEO:
-        raise ValueError(
-            f"mm_token_type_ids holds {sorted(set(types.ravel().tolist()))}; known are 0 (text), 1 (image) and 2 (video)"
-        )
+        found = sorted(set(types.ravel().tolist()))
+        raise ValueError(f"mm_token_type_ids holds {found}; known are 0 (text), 1 (image) and 2 (video)")
+    types = types.astype(np.int8, copy=True)
     if "attention_mask" in host:
         types[~host["attention_mask"].astype(bool)] = _PADDING
     return types
@@ -173,8 +172,8 @@ def _seconds(values: np.ndarray, videos: int) -> np.ndarray:
         raise ValueError(
             f"second_per_grid_ts has {len(seconds)} value(s) for {videos} video(s) of video_grid_thw: one each is needed"
         )
-    if not (np.isfinite(seconds) & (seconds > 0)).all():
-        raise ValueError(f"second_per_grid_ts must be positive seconds, got {seconds.tolist()}")
+    if not ((seconds > 0) & (seconds <= MAX_SECONDS)).all():
+        raise ValueError(f"second_per_grid_ts must be positive seconds (at most {MAX_SECONDS:g}), got {seconds.tolist()}")
     return seconds
 
 

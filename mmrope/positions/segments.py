@@ -20,6 +20,7 @@ KINDS = ("pad", "text", "image", "frame", "video")
 PAD, TEXT, IMAGE, FRAME, VIDEO = range(len(KINDS))
 
 MAX_TOKENS = 2**31 - 1  # of one segment: keeps every sum of a row far inside int64
+MAX_SECONDS = 1e9  # from one temporal grid to the next: stays finite in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,9 @@ class Segment:
             raise ValueError(f"{what}: give seconds_per_grid (evenly spaced grids) or times (one for each grid), not both")
         if self.seconds_per_grid is not None:
             seconds = float(self.seconds_per_grid)
-            if not (math.isfinite(seconds) and seconds > 0):
+            if not 0 < seconds <= MAX_SECONDS:
                 raise ValueError(
-                    f"{what}: seconds_per_grid must be a positive number of seconds, got {self.seconds_per_grid!r}"
+                    f"{what}: seconds_per_grid must be a positive number of seconds (at most {MAX_SECONDS:g}), got {seconds}"
                 )
             object.__setattr__(self, "seconds_per_grid", seconds)
         if self.times is not None:

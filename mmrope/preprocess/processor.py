@@ -18,7 +18,7 @@ import numpy as np
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import FACTS, Family
 from mmrope.positions.families import family as find_family
-from mmrope.positions.segments import Row, Segment
+from mmrope.positions.segments import Segment
 from mmrope.preprocess import text
 from mmrope.preprocess.errors import Limits, MediaError
 from mmrope.preprocess.patches import PatchConfig, patchify, resize, smart_resize
@@ -171,9 +171,9 @@ class Processor:
             raise ValueError("a conversation needs at least one message")
         items: list[Part] = []
         for message in messages:
-            unknown = set(message) - {"role", "content"}
-            if unknown or "role" not in message or "content" not in message:
-                raise ValueError(f"a message has 'role' and 'content', got keys {sorted(message)}")
+            if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+                got = f"keys {sorted(message)}" if isinstance(message, Mapping) else repr(message)
+                raise ValueError(f"a message is a dict with 'role' and 'content', got {got}")
             items.append(_text_part([text.IM_START, *text.encode(f"{message['role']}\n")]))
             items.extend(self.parts(message["content"]))
             items.append(_text_part([text.IM_END, *text.encode("\n")]))
@@ -186,7 +186,7 @@ class Processor:
         their pixels are resized in `__call__`."""
         items: list[Part] = []
         for item in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            kind = item.get("type")
+            kind = item.get("type") if isinstance(item, Mapping) else None
             if kind not in ("text", "image", "video"):
                 raise ValueError(f"content has the types text, image and video, got {kind!r} in {_brief(item)}")
             known = {"text": {"text"}, "image": {"image", "grid"}, "video": {"video", "grid", "fps"}}[kind]
@@ -198,16 +198,16 @@ class Processor:
         return _join_texts(items)
 
     def _text(self, item: Mapping[str, Any]) -> list[Part]:
+        if not isinstance(item["text"], str):
+            raise ValueError(f"text must be a string, got {_brief(item)}")
         return [_text_part(text.encode(item["text"]))]
 
     def _image(self, item: Mapping[str, Any]) -> list[Part]:
         if "grid" in item:
-            media = _Media((1, *self._patch_grid(*item["grid"])), "", None)
+            media = _Media((1, *self._patch_grid(item, "hw")), "", None)
         else:
-            from mmrope.preprocess.image import (
-                load_image,
-                source_name,
-            )  # Pillow and FFmpeg are loaded once there is a file
+            # Pillow and FFmpeg are loaded once there is a file
+            from mmrope.preprocess.image import load_image, source_name
 
             image = load_image(item["image"], background=self.background, limits=self.limits)
             grid = (1, *self._resized_grid(image.height, image.width, self.image_pixels, 1))
@@ -236,13 +236,14 @@ class Processor:
         """A video's patch grid and times: those at which it is looked at, filled up to whole temporal patches."""
         patch = self.patches.temporal_patch_size
         if "grid" in item:
-            t, h, w = item["grid"]
-            if item.get("fps") is None:
-                raise ValueError(f"a video grid needs fps, the frames sampled per second: got {_brief(item)}")
+            grid = self._patch_grid(item, "thw")
+            if not item.get("fps", 0) > 0:
+                raise ValueError(
+                    f"a video grid needs fps, the frames sampled per second, as a positive number: got {_brief(item)}"
+                )
             step = 1 / Fraction(str(item["fps"]))
-            times = [k * step for k in range(t * patch)]
-            media = _Media((t, *self._patch_grid(h, w)), "", None, seconds_per_grid=_seconds_per_grid(step, patch))
-            return media, times
+            times = [k * step for k in range(grid[0] * patch)]
+            return _Media(grid, "", None, seconds_per_grid=_seconds_per_grid(step, patch)), times
         from mmrope.preprocess.video import open_video
 
         video = open_video(item["video"], fps=item.get("fps"), limits=self.limits)
@@ -253,8 +254,12 @@ class Processor:
         times += times[-1:] * (-len(times) % patch)
         return _Media(grid, video.name, video, indices, video.seconds[indices], _seconds_per_grid(step, patch)), times
 
-    def _patch_grid(self, h: int, w: int) -> tuple[int, int]:
-        return h * self.patches.merge_size, w * self.patches.merge_size
+    def _patch_grid(self, item: Mapping[str, Any], axes: str) -> tuple[Any, ...]:
+        """A grid that is stated in tokens, in patches."""
+        grid = tuple(item["grid"])
+        if len(grid) != len(axes) or not all(isinstance(n, int) and n > 0 for n in grid):
+            raise ValueError(f"grid is the size in tokens ({', '.join(axes)}), got {_brief(item)}")
+        return (*grid[:-2], grid[-2] * self.patches.merge_size, grid[-1] * self.patches.merge_size)
 
     def _resized_grid(self, height: int, width: int, pixels: tuple[int, int], frames: int) -> tuple[int, int]:
         """Patches (h, w) of an image or a frame after resizing."""
@@ -358,12 +363,9 @@ def _seconds_per_grid(step: Fraction, temporal_patch_size: int) -> float:
     return float(np.float32(float(step * temporal_patch_size)))
 
 
-def _brief(item: Mapping[str, Any]) -> str:
+def _brief(item: Any) -> str:
+    if not isinstance(item, Mapping):
+        return repr(item)
     return str(
         {key: value if isinstance(value, (str, int, float, tuple)) else type(value).__name__ for key, value in item.items()}
     )
-
-
-def rows_of(parts: Iterable[Part]) -> Row:
-    """The row of segments of parts, for `position_ids`."""
-    return Row.of(part.segment for part in parts)
