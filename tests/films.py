@@ -25,13 +25,17 @@ def film(
     size: tuple[int, int] = (96, 64),
     rotation: float | None = None,
     keyframes: int = 12,
+    pix_fmt: str = "yuv420p",
+    max_b_frames: int | None = None,
 ) -> Path:
     """A video whose frame n has brightness grey_of(n) and is shown at times_ms[n]; its top left corner is white."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = MILLISECONDS
         stream.gop_size = keyframes
+        if max_b_frames is not None:
+            stream.max_b_frames = max_b_frames
         if rotation is not None:
             stream.set_display_rotation(rotation)
         for n, time in enumerate(times_ms):

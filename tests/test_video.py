@@ -60,6 +60,52 @@ def test_both_backends_give_the_same_pixels(samples):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("keyframes", [7, 20, 250])
+@pytest.mark.parametrize(
+    ("ending", "codec", "backend"),
+    [
+        ("mp4", "libx264", "decord"),
+        ("mov", "libx265", "pyav"),
+        ("mkv", "libx264", "decord"),
+        ("webm", "libvpx-vp9", "decord"),
+        # decord 0.6 returns other frames from these, or none, under the right times
+        ("ts", "libx264", "pyav"),
+        ("mp4", "mpeg4", "pyav"),
+        ("mkv", "mpeg4", "pyav"),
+        ("avi", "mjpeg", "pyav"),
+    ],
+)
+def test_the_chosen_backend_gives_the_frames_that_pyav_gives(tmp_path, ending, codec, backend, keyframes):
+    """decord is believed only where its pixels, too, are right: looked at sparsely, and with long gaps between keyframes."""
+    options = {"pix_fmt": "yuvj420p"} if codec == "mjpeg" else {"max_b_frames": 2} if codec == "mpeg4" else {}
+    path = film(tmp_path / f"film.{ending}", [40 * n for n in range(100)], codec=codec, keyframes=keyframes, **options)
+    video = open_video(path)
+    wanted = [0, 13, 14, 40, 41, 77, 99]
+    decoded = video.decode(wanted)
+    if codec == "libx265" and keyframes == 250:
+        backend = "decord"  # a single group of pictures has no frames before its keyframe
+    assert decoded.backend == backend, decoded.reason
+    for one, other in zip(decoded.frames, video.decode(wanted, backend="pyav").frames, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_film_that_starts_between_keyframes(tmp_path):
+    """decord shifts every frame of it; PyAV says which one is missing."""
+    whole, cut = film(tmp_path / "whole.mkv", EVEN), tmp_path / "cut.mkv"
+    with av.open(str(whole)) as old, av.open(str(cut), "w") as new:
+        copy = new.add_stream_from_template(old.streams.video[0])
+        for packet in list(old.demux(old.streams.video[0]))[3:]:
+            if packet.dts is not None:
+                packet.stream = copy
+                new.mux(packet)
+    video = open_video(cut)
+    decoded = video.decode([len(video.pts) - 1])
+    assert (decoded.backend, decoded.reason) == ("pyav", "the film starts between keyframes, where decord returns other frames")
+    assert numbers(list(decoded.frames)) == [24]
+    with pytest.raises(MediaError, match=r"the frame at 0.000 s cannot be decoded"):
+        list(video.decode([0]).frames)
+
+
 def test_an_edit_list_hides_frames_and_decord_is_not_believed(tmp_path):
     """decord counts the hidden frames and repeats others (MEDIA.md); the packets know which are shown."""
     whole = film(tmp_path / "whole.mp4", EVEN)

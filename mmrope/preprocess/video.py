@@ -22,7 +22,10 @@ from mmrope.preprocess.image import source_name
 
 Backend = Literal["auto", "decord", "pyav"]
 
-_DECORD_CODECS = {"h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"}  # tried; its FFmpeg 4 lacks AV1
+# Where decord's frames were found to be PyAV's, bit for bit, whatever the keyframes. Elsewhere it returns other frames under
+# right times and without a word: all of MPEG-TS, and MPEG-4 part 2 with B-frames; its FFmpeg 4 lacks AV1.
+_DECORD_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+_DECORD_CODECS = {"h264", "hevc", "vp8", "vp9"}
 _ROUNDING = Fraction(1, 2000)  # seconds; Matroska rounds stamps to milliseconds, so a frame may be stamped late by half of one
 _MAX_DISAGREEMENT = 1e-3  # seconds between decord's time of a frame and the packet's
 
@@ -33,6 +36,8 @@ class Video:
 
     source: Any = field(repr=False)
     name: str
+    container: str
+    """FFmpeg's name of the container format."""
     codec: str
     width: int
     """As shown, after rotation, in pixels."""
@@ -45,6 +50,8 @@ class Video:
     """Seconds per tick."""
     duration: Fraction
     """Seconds from the first frame to the end of the last."""
+    irregular: str = ""
+    """What makes its keyframes bad places to start decoding from, if anything."""
 
     @property
     def seconds(self) -> np.ndarray:
@@ -146,7 +153,7 @@ def _from_array(frames: np.ndarray, fps: float | None) -> Video:
         raise MediaError(f"an array of frames has no clock: say its frames a second, fps=, as a positive number (got {fps!r})")
     count, height, width, _ = frames.shape
     tick = 1 / Fraction(str(fps))
-    return Video(frames, "array of frames", "raw", width, height, 0, np.arange(count), tick, count * tick)
+    return Video(frames, "array of frames", "array", "raw", width, height, 0, np.arange(count), tick, count * tick)
 
 
 # --- probing ----------------------------------------------------------------------------------------------------------
@@ -167,8 +174,9 @@ def _probe(source: Any, name: str) -> Video:
     try:
         with av.open(_file(source)) as container:
             stream = _video_stream(container, name)
-            codec, rate, time_base = stream.codec.canonical_name, stream.average_rate, stream.time_base
-            stamps, last_duration = _stamps(container, stream, name)
+            form, codec = container.format.name, stream.codec.canonical_name
+            rate, time_base = stream.average_rate, stream.time_base
+            stamps, last_duration, irregular = _stamps(container, stream, name)
         with av.open(_file(source)) as container:
             first = next(container.decode(_video_stream(container, name)), None)
     except FileNotFoundError:
@@ -183,21 +191,33 @@ def _probe(source: Any, name: str) -> Video:
     size = (first.width, first.height) if rotation in (0, 180) else (first.height, first.width)
     last_duration = last_duration or (round(1 / rate / time_base) if rate else 0)
     duration = (stamps[-1] - stamps[0] + last_duration) * time_base
-    return Video(source, name, codec, *size, rotation, np.array(stamps, dtype=np.int64), time_base, duration)
+    if first.pts != stamps[0]:
+        irregular = "the film starts between keyframes"
+    pts = np.array(stamps, dtype=np.int64)
+    return Video(source, name, form, codec, *size, rotation, pts, time_base, duration, irregular)
 
 
-def _stamps(container: Any, stream: Any, name: str) -> tuple[list[int], int]:
-    """The presentation times of all frames, sorted, and the duration of the last, in ticks: read from the packets.
+def _stamps(container: Any, stream: Any, name: str) -> tuple[list[int], int, str]:
+    """The presentation times of all frames, sorted, and the duration of the last, in ticks: read from the packets; and what
+    is irregular about the keyframes.
 
     Packets that an edit list cuts off are marked discard and are not shown.
     """
-    shown = {p.pts: p.duration for p in container.demux(stream) if p.size and not p.is_discard}
+    shown: dict[int | None, int] = {}
+    keyframe, irregular = None, ""
+    for packet in container.demux(stream):
+        if packet.size and not packet.is_discard:
+            shown[packet.pts] = packet.duration
+            if packet.is_keyframe:
+                keyframe = packet.pts
+            elif keyframe is not None and packet.pts is not None and packet.pts < keyframe:
+                irregular = "some frames follow a keyframe but are shown before it (open groups of pictures)"
     if not shown:
         raise MediaError(f"{name} has a video stream without packets; is the file cut off?")
     if None in shown:
         raise MediaError(f"{name} ({container.format.name}) does not say when its frames are shown; convert it to mp4 or mkv")
     stamps = sorted(shown)
-    return stamps, shown[stamps[-1]] or 0
+    return stamps, shown[stamps[-1]] or 0, irregular
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -245,14 +265,16 @@ def _open_decord(video: Video) -> tuple[Any, str]:
         import decord
     except ImportError as error:
         return None, f"decord is not installed ({error})"
-    if video.codec not in _DECORD_CODECS:
-        return None, f"decord is not known to decode {video.codec}"
+    if video.container not in _DECORD_CONTAINERS or video.codec not in _DECORD_CODECS:
+        return None, f"decord is not known to decode {video.codec} in {video.container} rightly"
+    if video.irregular:
+        return None, f"{video.irregular}, where decord returns other frames"
     try:
         # fault_tol: decord otherwise repeats stale frames in place of those it cannot decode, without a word
         reader = decord.VideoReader(_file(video.source), ctx=decord.cpu(0), num_threads=1, fault_tol=1)
         stamps = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
         height, width = reader[0].shape[:2]
-    except (RuntimeError, decord.DECORDError) as error:  # DECORDError is a RuntimeError in some builds, not in others
+    except _decord_errors() as error:
         return None, f"decord cannot open it: {str(error).splitlines()[0][:120]}"
     if len(stamps) != len(video.pts):
         return None, f"decord counts {len(stamps)} frames, the packets {len(video.pts)}"
@@ -264,12 +286,17 @@ def _open_decord(video: Video) -> tuple[Any, str]:
     return reader, ""
 
 
-def _decord_frames(video: Video, reader: Any, wanted: np.ndarray, chunk: int = 16) -> Iterator[np.ndarray]:
-    """The frames with these indices, a few at a time: memory does not grow with their number."""
+def _decord_errors() -> tuple[type[Exception], ...]:
+    """What decord raises: its errors derive from RuntimeError in some builds, and straight from Exception in others."""
     import decord
 
+    return RuntimeError, decord.DECORDError, decord.DECORDLimitReachedError
+
+
+def _decord_frames(video: Video, reader: Any, wanted: np.ndarray, chunk: int = 16) -> Iterator[np.ndarray]:
+    """The frames with these indices, a few at a time: memory does not grow with their number."""
     for begin in range(0, len(wanted), chunk):
         try:
             yield from reader.get_batch(wanted[begin : begin + chunk]).asnumpy()
-        except (RuntimeError, decord.DECORDError) as error:
+        except _decord_errors() as error:
             raise MediaError(f"{video.name} is damaged: decord says {str(error).splitlines()[0][:200]}") from error
