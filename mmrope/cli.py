@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from mmrope.positions import Positions, explain, family, position_ids
 from mmrope.positions.compare import placed
+from mmrope.preprocess.patches import PRESETS
 
 app = typer.Typer(
     add_completion=False,
@@ -78,19 +79,19 @@ def ids(
         content = [_content(part) for part in parts]
         made = _parts(content, family_name, fps)
         positions = position_ids([part.segment for part in made], family_name)
-        labels = [_label(part.label) for part in made]
+        labels = [part.label for part in made]
         if figure is not None:
             from mmrope.pictures import plot_ids, save
 
             save(plot_ids(positions), figure)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         typer.echo(f"mmrope ids: {error}", err=True)
         raise typer.Exit(2) from None
     if as_json:
         typer.echo(json.dumps(_as_dict(positions, labels)))
     else:
-        typer.echo(explain(positions, labels=[labels]))
-        typer.echo(f"\ntext counts a token a byte{_cut_note(made)}")
+        typer.echo(explain(positions, labels=[[_short(label) for label in labels]]))
+        typer.echo(f"\ntext counts a token a byte{_cut_note(made, family_name)}")
     if figure is not None:
         typer.echo(f"wrote {figure}", err=True)
 
@@ -103,11 +104,19 @@ def _content(part: str) -> dict[str, Any]:
     path = Path(part)
     suffix = path.suffix.lower()
     kind = "image" if suffix in IMAGES else "video" if suffix in VIDEOS else None
-    if kind is None and path.is_file():
+    there = _is_there(path)
+    if kind is None and there:
         raise ValueError(f"{part} is a file, but not of a known kind ({' '.join(sorted(IMAGES | VIDEOS))})")
-    if kind is None or (" " in part and not path.exists()):  # "Look at photo.jpg" is a sentence
+    if kind is None or (" " in part and not there):  # "Look at photo.jpg" is a sentence
         return {"type": "text", "text": part}
     return {"type": kind, kind: part}
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long for a name: a text
+        return False
 
 
 def _size(kind: str, size: str) -> dict[str, Any]:
@@ -124,19 +133,20 @@ def _size(kind: str, size: str) -> dict[str, Any]:
 
 
 def _parts(content: Iterable[dict[str, Any]], family_name: str, fps: float) -> list[Any]:
-    from mmrope.preprocess.patches import PatchConfig
     from mmrope.preprocess.processor import Processor
 
-    row = family(family_name)
-    return Processor(family=row, fps=fps, patches=PatchConfig(merge_size=row.spatial_merge)).parts(content)
+    return Processor(family=family_name, fps=fps).parts(content)
 
 
-def _cut_note(parts: Iterable[Any]) -> str:
-    files = any(part.media and part.media.name for part in parts)
-    return "; files are cut into 14 x 14 pixel patches, as by Qwen2-VL's processor" if files else ""
+def _cut_note(parts: Iterable[Any], family_name: str) -> str:
+    if not any(part.media and part.media.name for part in parts):
+        return ""
+    name = family(family_name).name
+    side = PRESETS[name].patch_size
+    return f"; files are cut into {side} x {side} pixel patches, as by {name}'s processor"
 
 
-def _label(text: str, most: int = 44) -> str:
+def _short(text: str, most: int = 44) -> str:
     text = text.replace("\n", "⏎")
     return text if len(text) <= most else f"{text[: most - 12]} … {text[-9:]}"
 

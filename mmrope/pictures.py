@@ -96,7 +96,8 @@ def overlapping_text(positions: Positions, row: int = 0) -> list[int]:
 
 
 def save(figure_or_axes: Any, path: str | Path) -> None:
-    """Writes a figure to a file, by its ending (png, svg, pdf)."""
+    """Writes a figure to a file, by its ending (png, svg, pdf), in a folder that is made if need be."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure = getattr(figure_or_axes, "figure", figure_or_axes)
     figure.savefig(path, dpi=130)
     _pyplot().close(figure)

@@ -53,8 +53,10 @@ model = mmrope.VLM().to(device).eval()
 tokens = model.generate(**inputs.to(device), max_new_tokens=8)
 print(f"{list(tokens.shape)} new tokens on {device}, from ids {positions.next.tolist()} on (random weights)")
 
-# A training step: labels are the tokens themselves, but for padding.
-labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+# A training step: labels are the tokens themselves, but for padding and for what stands for pixels. (Who trains on answers
+# alone masks the questions, too.)
+not_text = (inputs["attention_mask"] == 0) | (inputs["mm_token_type_ids"] != 0)
+labels = inputs["input_ids"].masked_fill(not_text, -100)
 loss = model.train()(**inputs.to(device), labels=labels.to(device)).loss
 loss.backward()
 print(f"loss {loss.item():.3f} (chance is {torch.tensor(model.config.decoder.vocab_size).log().item():.3f})")

@@ -86,24 +86,38 @@ def test_files_that_are_nowhere_in_the_repository(tmp_path):
             "--family",
             name,
             "--figure",
-            "ids.png",
+            "new/ids.png",
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
-        assert "image  4 x 6" in done.stdout
+        assert ("image  7 x 10" if name == "qwen3_vl" else "image  4 x 6") in done.stdout  # Qwen3-VL looks at more pixels
         assert "my photo.png" in done.stdout
         assert ("frame" if name == "qwen3_vl" else "video") in done.stdout
         assert "<|vision_end|>and compare." in done.stdout
-        assert done.stdout.endswith("files are cut into 14 x 14 pixel patches, as by Qwen2-VL's processor\n")
-        assert done.stderr.strip() == "wrote ids.png"
-        with Image.open(tmp_path / "ids.png") as figure:
+        side = 16 if name == "qwen3_vl" else 14
+        assert done.stdout.endswith(f"files are cut into {side} x {side} pixel patches, as by {name}'s processor\n")
+        assert done.stderr.strip() == "wrote new/ids.png"
+        with Image.open(tmp_path / "new" / "ids.png") as figure:
             assert figure.size > (1000, 300)
-        (tmp_path / "ids.png").unlink()
+        (tmp_path / "new" / "ids.png").unlink()
+
+
+def test_long_texts_are_texts():
+    words = "Please describe this. " * 300
+    done = mmrope("ids", words)
+    assert done.returncode == 0, done.stderr
+    assert f"text  {len(words)} " in done.stdout
+    assert json.loads(mmrope("ids", words, "--json").stdout)["segments"][0]["label"] == words
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["ids", "a", "--image", "30000x30000"],
+            "mmrope ids: grid 30000x30000 states 900,000,000 tokens, the limit is 128,000",
+        ),
+        (["ids", "a", "--figure", "/proc/none/ids.png"], "mmrope ids: [Errno"),
         (["ids", "a", "nothing.jpg"], "mmrope ids: nothing.jpg: no such file"),
         (["ids", "a", "--image", "4"], "mmrope ids: --image takes the size in tokens, as in 16x24, got '4'"),
         (["ids", "a", "--image", "0x3"], "mmrope ids: grid is the size in tokens (h, w), got"),

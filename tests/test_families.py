@@ -41,8 +41,9 @@ def test_facts_belong_to_checkpoints_and_rules_do_not_change_by_them():
         family("qwen2_5_vl", ids_per_second=-1)
     with pytest.raises(ValueError, match=r"advance must be one of .* got 'sideways'"):
         dataclasses.replace(family("qwen2_vl"), advance="sideways")
-    with pytest.raises(ValueError, match=r"spatial_merge must be at least 1"):
-        family("qwen2_vl", spatial_merge=0)
+    for wrong in (0, "2", 2.0):
+        with pytest.raises(ValueError, match=r"spatial_merge must be a whole number of patches, at least 1, got"):
+            family("qwen2_vl", spatial_merge=wrong)
 
 
 def test_patch_grids_become_token_grids():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 
@@ -11,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
-from transformers import Qwen2VLImageProcessor
+from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as upstream_resize
 
 from mmrope import Limits, MediaError, PatchConfig, Processor
 from mmrope.preprocess.image import load_image
-from mmrope.preprocess.patches import patchify, resize, smart_resize
+from mmrope.preprocess.patches import PRESETS, frame_size, patchify, resize, smart_resize
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
@@ -152,6 +153,29 @@ def test_sizes_are_those_of_transformers(height, width):
             smart_resize(height, width, **QWEN)
     else:
         assert smart_resize(height, width, **QWEN) == expected
+
+
+VIDEO_PROCESSORS = {
+    "qwen2_vl": Qwen2VLVideoProcessor(cap_pixels_per_frame=True),
+    "qwen3_vl": Qwen3VLVideoProcessor(size={"shortest_edge": 4096, "longest_edge": 25165824}, cap_pixels_per_frame=True),
+}
+
+
+@pytest.mark.parametrize("name", VIDEO_PROCESSORS)
+@given(frames=st.integers(2, 768), height=st.integers(16, 3000), width=st.integers(16, 3000))
+def test_frame_sizes_are_those_of_transformers(name, frames, height, width):
+    """The more frames, the smaller each: with the budget of qwen-vl-utils that released checkpoints were used with."""
+    processor, config = VIDEO_PROCESSORS[name], PRESETS[name]
+    video = torch.empty(1, frames, 3, height, width, dtype=torch.uint8, device="meta")
+    options = {"factor": config.factor, "temporal_factor": 2, "cap_pixels_per_frame": True}
+    try:
+        resized = processor.resize(video, processor.size, None, **options)
+    except ValueError:
+        with pytest.raises(MediaError, match=r"more elongated than 200:1"):
+            frame_size(height, width, frames, config)
+    else:
+        assert frame_size(height, width, frames, config, Limits(max_side=10**6)) == tuple(resized.shape[-2:])
+        assert frames // 2 * math.prod(resized.shape[-2:]) // config.factor**2 <= 128_000
 
 
 @given(st.integers(20, 3000), st.integers(20, 3000))

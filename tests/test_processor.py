@@ -26,8 +26,10 @@ from mmrope import (
     segments_from_inputs,
 )
 from mmrope.preprocess import text
+from mmrope.preprocess.patches import PRESETS
 from mmrope.preprocess.video import open_video
 
+LARGE = {"image_pixels": (900 * 32 * 32, 1000 * 32 * 32)}
 SMALL = {"image_pixels": (56 * 56, 60 * 28 * 28), "video_pixels": (4 * 28 * 28, 20 * 28 * 28)}
 
 
@@ -54,10 +56,12 @@ def mixed(samples):
 # --- against Hugging Face's processor ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
-def test_keys_shapes_and_values_are_those_of_the_upstream_processor(name, mixed, samples):
-    ours = Processor(family=name, **SMALL)(mixed)
-    upstream_processor = upstream.processor(name, **SMALL)
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("qwen2_vl", SMALL), ("qwen2_5_vl", SMALL), ("qwen3_vl", {}), ("qwen2_vl", {}), ("qwen3_vl", LARGE)]
+)
+def test_keys_shapes_and_values_are_those_of_the_upstream_processor(name, sizes, mixed, samples):
+    ours = Processor(family=name, **sizes)(mixed)
+    upstream_processor = upstream.processor(name, **sizes)
     prompts = [upstream_processor.apply_chat_template(m, add_generation_prompt=True, tokenize=False) for m in mixed]
     video = open_video(samples / "clip.mp4")
     frames = np.stack(list(video.decode(range(0, 64, 4)).frames))  # two a second
@@ -129,13 +133,16 @@ def test_a_batch_is_its_conversations_one_by_one(side, mixed):
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.sampled_from((0.5, 1.0, 2.0, 24.0, 29.97)))
 def test_sizes_alone_give_the_positions_of_files(h, w, t, fps):
     """A video stated as a grid, and an array of frames of that size sampled at that rate."""
-    frames = np.zeros((2 * t, 28 * h, 28 * w, 3), np.uint8)
     for name in ("qwen2_5_vl", "qwen3_vl"):
-        processor = Processor(family=name, fps=fps, min_frames=1, video_pixels=(1, 10**9))
+        side = PRESETS[name].factor
+        frames = np.zeros((2 * t, side * h, side * w, 3), np.uint8)
+        processor = Processor(family=name, fps=fps, min_frames=1, image_pixels=(1, 10**9), video_pixels=(1, 10**9))
         stated = processor.parts(
             [said("a"), {"type": "video", "grid": (t, h, w), "fps": fps}, {"type": "image", "grid": (h, w)}]
         )
-        real = processor.parts([said("a"), {"type": "video", "video": frames, "fps": fps}, {"type": "image", "grid": (h, w)}])
+        real = processor.parts(
+            [said("a"), {"type": "video", "video": frames, "fps": fps}, {"type": "image", "image": frames[0]}]
+        )
         assert [part.segment for part in stated] == [part.segment for part in real]
         assert [part.label for part in stated][0::2] == [part.label for part in real][0::2]
 
@@ -279,6 +286,23 @@ def test_what_cannot_be_right_is_refused(messages, message):
         Processor()(messages)
 
 
+def test_a_family_whose_pixels_are_not_known_here_is_refused():
+    other = dataclasses.replace(family("qwen2_vl"), name="other_vl")
+    with pytest.raises(
+        ValueError, match=r"how other_vl cuts pixels into patches is not known here \(known: qwen2_vl, .*say it"
+    ):
+        Processor(family=other)(user({"type": "image", "image": np.zeros((56, 56, 3), np.uint8)}))
+    inputs = Processor(family=other, patches=PatchConfig())(user({"type": "image", "image": np.zeros((56, 56, 3), np.uint8)}))
+    assert inputs["image_grid_thw"].tolist() == [[1, 4, 4]]
+
+
+def test_long_films_make_smaller_frames_not_more_tokens_than_allowed():
+    """1280 x 720, 200 s: 400 frames share the budget, as by qwen-vl-utils."""
+    film = np.broadcast_to(np.zeros((1, 1, 1, 1), np.uint8), (400, 720, 1280, 3))
+    [_, part, _] = Processor().parts([{"type": "video", "video": film, "fps": 2.0}])
+    assert part.segment == Segment.video(t=200, h=18, w=32, seconds_per_grid=1.0)
+
+
 def test_too_many_tokens_are_refused_before_pixels_are_made():
     frames = np.zeros((4, 28, 28, 3), np.uint8)
     with pytest.raises(
@@ -295,6 +319,7 @@ def test_too_many_tokens_are_refused_before_pixels_are_made():
         ({"padding_side": "middle"}, r"padding_side must be 'left' or 'right', got 'middle'"),
         ({"family": "qwen"}, r"unknown family 'qwen'"),
         ({"patches": PatchConfig(merge_size=4)}, r"qwen2_5_vl merges 2 x 2 patches, but patches.merge_size is 4"),
+        ({"family": family("qwen2_vl", spatial_merge=3)}, r"qwen2_vl merges 3 x 3 patches, but patches.merge_size is 2"),
     ],
 )
 def test_settings_that_cannot_be_right_are_refused(options, message):

@@ -46,7 +46,6 @@ def test_commands_run(tmp_path):
         line for language, body in BLOCKS if language == "sh" for line in body.splitlines() if line.startswith("mmrope")
     ]
     assert len(commands) == 2
-    (tmp_path / "out").mkdir()
     (tmp_path / "samples").symlink_to(ROOT / "samples")
     for command in commands:
         program = [sys.executable, "-c", "from mmrope.cli import app; app()"]

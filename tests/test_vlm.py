@@ -333,6 +333,14 @@ def test_bfloat16(model, processor, conversations):
             lambda i: i | {"position_ids": i["position_ids"][:1]},
             r"position_ids must be \[3, B, S\] .* got \[1, 4, \d+\]",
         ),
+        (
+            lambda i: {**i, "pixel_values": None},
+            r"the row has image tokens, but no pixels were given; pass all that the processor returned",
+        ),
+        (
+            lambda i: {**i, "position_ids": i["position_ids"][:, :1]},
+            r"position_ids must be \[axes, 4, \d+\] for these 4 rows of \d+ tokens, got \[3, 1, \d+\]: every row has its own",
+        ),
     ],
 )
 def test_inputs_that_do_not_belong_together_are_refused(model, processor, conversations, change, message):
@@ -363,6 +371,12 @@ def test_positions_have_no_default(model, processor, conversations):
 def test_generation_options_are_checked(model, conversations, side, options, message):
     with pytest.raises(ValueError, match=message):
         model.generate(**Processor(padding_side=side, **SIZES)(conversations), **options)
+
+
+def test_generation_needs_each_rows_next_position(model, processor, conversations):
+    inputs = processor(conversations)
+    with pytest.raises(ValueError, match=r"next_position must be \[4\], one id a row, got \[1\]"):
+        model.generate(**{**inputs, "next_position": inputs["next_position"][:1]})
 
 
 def test_heads_must_share_keys_evenly():

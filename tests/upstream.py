@@ -14,6 +14,8 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 from mmrope.preprocess.text import IMAGE_PAD, SPECIAL_TOKENS, VIDEO_PAD, VISION_END, VISION_START, VOCAB_SIZE
@@ -42,12 +44,26 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def processor(name: str, **sizes: Any) -> Any:
-    """Qwen2-VL's or Qwen2.5-VL's processor; sizes: image_pixels, video_pixels as (fewest, most)."""
-    make = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[name]
+    """Qwen2-VL's, Qwen2.5-VL's or Qwen3-VL's processor with the constants of its released checkpoints; sizes:
+    image_pixels, and video_pixels of a frame, as (fewest, most)."""
+    make = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor, "qwen3_vl": Qwen3VLProcessor}[name]
     size = {kind: {"shortest_edge": least, "longest_edge": most} for kind, (least, most) in sizes.items()}
-    images = Qwen2VLImageProcessor(size=size.get("image_pixels"))
-    videos = Qwen2VLVideoProcessor(size=size.get("video_pixels"), cap_pixels_per_frame=False)
-    return make(image_processor=images, tokenizer=byte_tokenizer(), video_processor=videos, chat_template=CHAT_TEMPLATE)
+    if name == "qwen3_vl":
+        half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        released = {"image_pixels": {"shortest_edge": 65536, "longest_edge": 16777216}}
+        images = Qwen2VLImageProcessor(patch_size=16, size={**released, **size}["image_pixels"], **half)
+        videos = Qwen3VLVideoProcessor(
+            size={"shortest_edge": 4096, "longest_edge": 25165824}, do_sample_frames=False, cap_pixels_per_frame=True
+        )
+    else:
+        images = Qwen2VLImageProcessor(size=size.get("image_pixels"))
+        videos = Qwen2VLVideoProcessor(size=size.get("video_pixels"), cap_pixels_per_frame=True)
+    template = CHAT_TEMPLATE
+    if name == "qwen3_vl":
+        # its processor writes the markers around each frame itself; the checkpoints' template also has a pair around the
+        # video, which transformers 4.57 takes away and 5.23 leaves standing
+        template = template.replace("{% else %}<|vis", "{% elif item.type == 'video' %}<|video_pad|>{% else %}<|vis")
+    return make(image_processor=images, tokenizer=byte_tokenizer(), video_processor=videos, chat_template=template)
 
 
 def model(**rope: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmrope.positions.families import Advance, Family, Time
 from mmrope.positions.families import family as find_family
-from mmrope.positions.segments import FRAME, PAD, TEXT, VIDEO, Row, Segment
+from mmrope.positions.segments import FRAME, PAD, TEXT, VIDEO, Row, Segment, whole_grids
 
 Rows = Row | Sequence[Segment] | Sequence[Row] | Sequence[Sequence[Segment]]
 """One row, or a list of rows."""
@@ -320,7 +320,9 @@ def patch_position_ids(
     """
     if axes not in ("hw", "thw") or order not in ("raster", "blocks"):
         raise ValueError(f"axes must be 'hw' or 'thw' and order 'raster' or 'blocks', got axes={axes!r}, order={order!r}")
-    grids = np.asarray(grid_thw, dtype=np.int64).reshape(-1, 3)
+    grids = whole_grids(grid_thw, "grid_thw")
+    if merge < 1:
+        raise ValueError(f"merge must be at least 1, got {merge}")
     m = merge if order == "blocks" else 1
     parts = [np.empty((len(axes), 0), dtype=np.int64)]
     for n, (t, h, w) in enumerate(grids.tolist()):

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.positions.segments import Segment
+from mmrope.positions.segments import Segment, whole_grids
 
 Time = Literal["index", "constant", "seconds", "seconds_rate_first"]
 Advance = Literal["max", "spatial"]
@@ -74,8 +74,8 @@ class Family:
         for field, allowed in (("time", Time), ("advance", Advance), ("layout", Layout), ("pairing", Pairing)):
             if getattr(self, field) not in get_args(allowed):
                 raise ValueError(f"{self}: {field} must be one of {get_args(allowed)}, got {getattr(self, field)!r}")
-        if self.spatial_merge < 1:
-            raise ValueError(f"{self}: spatial_merge must be at least 1, got {self.spatial_merge!r}")
+        if not isinstance(self.spatial_merge, int) or self.spatial_merge < 1:
+            raise ValueError(f"{self}: spatial_merge must be a whole number of patches, at least 1, got {self.spatial_merge!r}")
         if self.uses_seconds != (self.ids_per_second is not None):
             raise ValueError(
                 f"{self}: ids_per_second belongs to the families whose time is in seconds "
@@ -114,10 +114,7 @@ class Family:
 
     def token_grids(self, patch_grids: Any, what: str = "patch grid") -> np.ndarray:
         """Token grids [n, 3] of patch grids [n, 3]: h and w divided by the spatial merge, which must divide them."""
-        grids, m = np.asarray(patch_grids), self.spatial_merge
-        if grids.ndim != 2 or grids.shape[1] != 3 or (grids.size and grids.dtype.kind not in "iu"):
-            raise ValueError(f"{self}: {what}s must be whole numbers [n, 3] (t, h, w), got {grids.dtype} {grids.shape}")
-        grids = grids.astype(np.int64)
+        grids, m = whole_grids(patch_grids, f"{self}: {what}s"), self.spatial_merge
         bad = (grids < 1).any(axis=1) | (grids[:, 1:] % m != 0).any(axis=1)
         if bad.any():
             i = int(np.argmax(bad))

@@ -66,6 +66,10 @@ def _host(value: Any, key: str, sync: bool) -> np.ndarray:
                 "before .to(device), or pass sync=True to copy"
             )
         value = value.cpu()
+    if str(getattr(value, "dtype", "")) in ("torch.bfloat16", "torch.float16"):
+        raise ValueError(
+            f"{key} is {value.dtype}, in which 0.7 is no longer 0.7: pass what the processor returned, before .to(dtype)"
+        )
     try:
         return np.asarray(value)
     except ValueError:
@@ -99,7 +103,13 @@ def _token_types(host: Mapping[str, np.ndarray], inputs: Mapping[str, Any]) -> n
         raise ValueError(f"mm_token_type_ids holds {found}; known are 0 (text), 1 (image) and 2 (video)")
     types = types.astype(np.int8, copy=True)
     if "attention_mask" in host:
-        types[~host["attention_mask"].astype(bool)] = _PADDING
+        mask = host["attention_mask"]
+        if mask.dtype != bool and not ((mask == 0) | (mask == 1)).all():
+            raise ValueError(
+                "attention_mask must be 1 at real tokens and 0 at padding; packed sequences (1, 1, 2, 2, ...) and additive "
+                "masks (0, -inf) say something else: give rows one by one, each with its own mask"
+            )
+        types[~mask.astype(bool)] = _PADDING
     return types
 
 

@@ -129,6 +129,16 @@ def _count(value: Any, what: str, least: int) -> int:
     return count
 
 
+def whole_grids(value: Any, what: str) -> np.ndarray:
+    """Grids (t, h, w) as [n, 3] int64; n may be 0."""
+    grids = np.asarray(value)
+    if not grids.size:
+        return np.zeros((0, 3), dtype=np.int64)
+    if grids.ndim != 2 or grids.shape[1] != 3 or grids.dtype.kind not in "iu":
+        raise ValueError(f"{what} must be whole numbers [n, 3] (t, h, w), got {grids.dtype} {list(grids.shape)}")
+    return grids.astype(np.int64)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Row(Sequence[Segment]):
     """A row of segments by column: the form that `segments_from_inputs` returns and the builder reads.

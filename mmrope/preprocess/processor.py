@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,7 +22,7 @@ from mmrope.positions.families import family as find_family
 from mmrope.positions.segments import Segment
 from mmrope.preprocess import text
 from mmrope.preprocess.errors import Limits, MediaError
-from mmrope.preprocess.patches import PatchConfig, patchify, resize, smart_resize
+from mmrope.preprocess.patches import PRESETS, PatchConfig, frame_size, image_size, patchify, resize
 
 if TYPE_CHECKING:
     from mmrope.preprocess.video import Backend
@@ -80,11 +81,12 @@ class Processor:
     """
 
     family: Family | str = "qwen2_5_vl"
-    patches: PatchConfig = PatchConfig()
-    image_pixels: tuple[int, int] = (56 * 56, 28 * 28 * 1280)
-    """Fewest and most pixels of a resized image."""
-    video_pixels: tuple[int, int] = (128 * 28 * 28, 768 * 28 * 28)
-    """Fewest and most pixels of a resized video frame."""
+    patches: PatchConfig | None = None
+    """How pixels become patches; None for the family's own way (mmrope.preprocess.patches.PRESETS)."""
+    image_pixels: tuple[int, int] | None = None
+    """Fewest and most pixels of a resized image; None for those of `patches`."""
+    video_pixels: tuple[int, int] | None = None
+    """Fewest and most pixels of a resized video frame; None for those of `patches`."""
     fps: float = 2.0
     """Frames looked at per second of video."""
     min_frames: int = 4
@@ -99,15 +101,28 @@ class Processor:
         object.__setattr__(self, "family", find_family(self.family))
         if self.padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {self.padding_side!r}")
-        if self._family.spatial_merge != self.patches.merge_size:
+        config = self.patches or PRESETS.get(self._family.name)
+        if config and self._family.spatial_merge != config.merge_size:
             raise ValueError(
                 f"{self.family} merges {self._family.spatial_merge} x {self._family.spatial_merge} patches, "
-                f"but patches.merge_size is {self.patches.merge_size}: they must agree"
+                f"but patches.merge_size is {config.merge_size}: they must agree"
             )
 
     @property
     def _family(self) -> Family:
         return find_family(self.family)
+
+    @property
+    def _patches(self) -> PatchConfig:
+        """The patch settings with this processor's own pixel bounds."""
+        config = self.patches or PRESETS.get(self._family.name)
+        if config is None:
+            raise ValueError(
+                f"how {self.family} cuts pixels into patches is not known here (known: {', '.join(PRESETS)}); "
+                "say it with patches=PatchConfig(...)"
+            )
+        own = {"image_pixels": self.image_pixels, "video_pixels": self.video_pixels}
+        return dataclasses.replace(config, **{key: value for key, value in own.items() if value is not None})
 
     # --- messages to inputs -----------------------------------------------------------------------------------------------
 
@@ -210,7 +225,8 @@ class Processor:
             from mmrope.preprocess.image import load_image, source_name
 
             image = load_image(item["image"], background=self.background, limits=self.limits)
-            grid = (1, *self._resized_grid(image.height, image.width, self.image_pixels, 1))
+            size = image_size(image.height, image.width, self._patches, self.limits)
+            grid = self._checked_grid(1, size)
             media = _Media(grid, source_name(item["image"]), image)
         segment = self._family.image(media.patch_grid)
         part = Part(segment, [text.IMAGE_PAD] * segment.length, media)
@@ -219,14 +235,14 @@ class Processor:
     def _video(self, item: Mapping[str, Any]) -> list[Part]:
         media, times = self._measure_video(item)
         t, h, w = self._family.token_grids([media.patch_grid])[0].tolist()
-        start, end = _text_part([text.VISION_START]), _text_part([text.VISION_END])
+        patch, start, end = self._patches.temporal_patch_size, _text_part([text.VISION_START]), _text_part([text.VISION_END])
         if not self._family.split_frames:
             segment = self._family.video(media.patch_grid, seconds_per_grid=media.seconds_per_grid)
             return [start, Part(segment, [text.VIDEO_PAD] * segment.length, media), end]
         parts: list[Part] = []
         for i in range(t):
             # the time stamp of a temporal patch is the mean of its first and last frame's (Qwen3-VL's processor)
-            stamp = (times[i * self.patches.temporal_patch_size] + times[(i + 1) * self.patches.temporal_patch_size - 1]) / 2
+            stamp = (times[i * patch] + times[(i + 1) * patch - 1]) / 2
             frame = Segment.frame(h=h, w=w)
             parts += [_text_part(text.encode(f"<{float(stamp):.1f} seconds>")), start]
             parts += [Part(frame, [text.VIDEO_PAD] * frame.length, media if i == 0 else None), end]
@@ -234,7 +250,7 @@ class Processor:
 
     def _measure_video(self, item: Mapping[str, Any]) -> tuple[_Media, list[Fraction]]:
         """A video's patch grid and times: those at which it is looked at, filled up to whole temporal patches."""
-        patch = self.patches.temporal_patch_size
+        patch = self._patches.temporal_patch_size
         if "grid" in item:
             grid = self._patch_grid(item, "thw")
             if not item.get("fps", 0) > 0:
@@ -250,7 +266,7 @@ class Processor:
         times = video.sample(fps=self.fps, min_frames=self.min_frames, max_frames=self.max_frames)
         indices = video.frames_at(times)
         step = times[1] - times[0] if len(times) > 1 else 1 / Fraction(str(self.fps))
-        grid = (-(-len(times) // patch), *self._resized_grid(video.height, video.width, self.video_pixels, len(times)))
+        grid = self._checked_grid(len(times), frame_size(video.height, video.width, len(times), self._patches, self.limits))
         times += times[-1:] * (-len(times) % patch)
         return _Media(grid, video.name, video, indices, video.seconds[indices], _seconds_per_grid(step, patch)), times
 
@@ -259,42 +275,37 @@ class Processor:
         grid = tuple(item["grid"])
         if len(grid) != len(axes) or not all(isinstance(n, int) and n > 0 for n in grid):
             raise ValueError(f"grid is the size in tokens ({', '.join(axes)}), got {_brief(item)}")
-        return (*grid[:-2], grid[-2] * self.patches.merge_size, grid[-1] * self.patches.merge_size)
+        self._check_tokens(math.prod(grid), f"grid {'x'.join(map(str, grid))} states")
+        return (*grid[:-2], grid[-2] * self._family.spatial_merge, grid[-1] * self._family.spatial_merge)
 
-    def _resized_grid(self, height: int, width: int, pixels: tuple[int, int], frames: int) -> tuple[int, int]:
-        """Patches (h, w) of an image or a frame after resizing."""
-        p = self.patches
-        h, w = smart_resize(
-            height,
-            width,
-            factor=p.patch_size * p.merge_size,
-            min_pixels=pixels[0],
-            max_pixels=pixels[1],
-            limits=self.limits,
-        )
-        grid = h // p.patch_size, w // p.patch_size
-        tokens = -(-frames // p.temporal_patch_size) * grid[0] * grid[1] // p.merge_size**2
+    def _checked_grid(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
+        """The patch grid of frames of this size in pixels (height, width)."""
+        p = self._patches
+        grid = -(-frames // p.temporal_patch_size), size[0] // p.patch_size, size[1] // p.patch_size
+        tokens = math.prod(grid) // p.merge_size**2
+        self._check_tokens(tokens, f"{frames} frame(s) of {size[1]} x {size[0]} pixels make")
+        return grid
+
+    def _check_tokens(self, tokens: int, what: str) -> None:
         if tokens > self.limits.max_visual_tokens:
             raise MediaError(
-                f"{frames} frame(s) of {w} x {h} pixels make {tokens:,} tokens, "
-                f"the limit is {self.limits.max_visual_tokens:,}; "
+                f"{what} {tokens:,} tokens, the limit is {self.limits.max_visual_tokens:,}; "
                 "lower fps, max_frames, image_pixels or video_pixels, or raise Limits(max_visual_tokens=...)"
             )
-        return grid
 
     # --- pixels -----------------------------------------------------------------------------------------------------------
 
     def _image_patches(self, image: _Media) -> Any:
         frame = resize(np.asarray(_source(image))[None], self._size(image))  # [1, 3, height, width]
-        return patchify([frame] * self.patches.temporal_patch_size, self.patches)  # [P, patch_dim]
+        return patchify([frame] * self._patches.temporal_patch_size, self._patches)  # [P, patch_dim]
 
     def _video_patches(self, video: _Media) -> Any:
         frames = _source(video).decode(video.indices, backend=self.video_backend).frames
-        return patchify((resize(frame[None], self._size(video)) for frame in frames), self.patches)  # [P, patch_dim]
+        return patchify((resize(frame[None], self._size(video)) for frame in frames), self._patches)  # [P, patch_dim]
 
     def _size(self, media: _Media) -> tuple[int, int]:
         _, h, w = media.patch_grid
-        return h * self.patches.patch_size, w * self.patches.patch_size
+        return h * self._patches.patch_size, w * self._patches.patch_size
 
     def _pad(self, parts: list[Part], length: int) -> list[Part]:
         missing = length - sum(part.segment.length for part in parts)
@@ -309,7 +320,11 @@ class Processor:
         """Writes the settings to `processor_config.json` in a folder. Limits are the machine's and are not saved."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "limits"}
         facts = {fact: getattr(self._family, fact) for fact in FACTS if getattr(self._family, fact) is not None}
-        settings |= {"family": self._family.key, "family_facts": facts, "patches": dataclasses.asdict(self.patches)}
+        settings |= {
+            "family": self._family.key,
+            "family_facts": facts,
+            "patches": self.patches and dataclasses.asdict(self.patches),
+        }
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -321,7 +336,7 @@ class Processor:
             raise ValueError(f"no {CONFIG_NAME} in {folder}: a processor is saved with save_pretrained")
         settings = json.loads(path.read_text(encoding="utf-8"), object_hook=_with_tuples)
         settings["family"] = find_family(settings["family"], **settings.pop("family_facts"))
-        settings["patches"] = PatchConfig(**settings["patches"])
+        settings["patches"] = settings["patches"] and PatchConfig(**settings["patches"])
         return cls(**{**settings, **changes})
 
 

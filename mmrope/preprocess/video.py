@@ -203,21 +203,24 @@ def _stamps(container: Any, stream: Any, name: str) -> tuple[list[int], int, str
 
     Packets that an edit list cuts off are marked discard and are not shown.
     """
-    shown: dict[int | None, int] = {}
+    shown: dict[int, int] = {}
     keyframe, irregular = None, ""
     for packet in container.demux(stream):
-        if packet.size and not packet.is_discard:
-            shown[packet.pts] = packet.duration
-            if packet.is_keyframe:
-                keyframe = packet.pts
-            elif keyframe is not None and packet.pts is not None and packet.pts < keyframe:
-                irregular = "some frames follow a keyframe but are shown before it (open groups of pictures)"
+        if not packet.size or packet.is_discard:
+            continue
+        if packet.pts is None:
+            raise MediaError(
+                f"{name} ({container.format.name}) does not say when its frames are shown; convert it to mp4 or mkv"
+            )
+        shown[packet.pts] = packet.duration or 0
+        if packet.is_keyframe:
+            keyframe = packet.pts
+        elif keyframe is not None and packet.pts < keyframe:
+            irregular = "some frames follow a keyframe but are shown before it (open groups of pictures)"
     if not shown:
         raise MediaError(f"{name} has a video stream without packets; is the file cut off?")
-    if None in shown:
-        raise MediaError(f"{name} ({container.format.name}) does not say when its frames are shown; convert it to mp4 or mkv")
     stamps = sorted(shown)
-    return stamps, shown[stamps[-1]] or 0, irregular
+    return stamps, shown[stamps[-1]], irregular
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------

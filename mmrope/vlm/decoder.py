@@ -57,6 +57,11 @@ class Decoder(nn.Module):
             [B, S, hidden].
         """
         past = cache.length if cache else 0
+        if position_ids.shape[1:] != x.shape[:2]:
+            raise ValueError(
+                f"position_ids must be [axes, {x.shape[0]}, {x.shape[1]}] for these {x.shape[0]} rows of {x.shape[1]} tokens, "
+                f"got {list(position_ids.shape)}: every row has its own"
+            )
         cos, sin = self.rotary(position_ids)  # [B, S, P]
         mask = causal_mask(x.shape[1], past, attention_mask, x.device)
         for layer, block in enumerate(self.blocks):

@@ -51,6 +51,8 @@ def generate(
             f"need max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, got {max_new_tokens=}, {temperature=}, {top_p=}"
         )
     batch, length = input_ids.shape
+    if next_position.shape != (batch,):
+        raise ValueError(f"next_position must be [{batch}], one id a row, got {list(next_position.shape)}")
     weight = model.embedding.weight
     cache = KVCache(model.config.decoder, batch, length + max_new_tokens, device=weight.device, dtype=weight.dtype)
     mask = attention_mask.new_ones(batch, length + max_new_tokens)  # [B, T]

@@ -82,6 +82,9 @@ class VLM(nn.Module):
         for kind, pixels, grid in ((1, pixel_values, image_grid_thw), (2, pixel_values_videos, video_grid_thw)):
             if pixels is not None:
                 x = self._with_media(x, kind, pixels, grid, mm_token_type_ids)
+            elif mm_token_type_ids is not None and bool((mm_token_type_ids == kind).any()):
+                name = {1: "image", 2: "video"}[kind]
+                raise ValueError(f"the row has {name} tokens, but no pixels were given; pass all that the processor returned")
         hidden = self.decoder(x, position_ids, attention_mask, cache)  # [B, S, hidden]
         logits = F.linear(hidden, self.embedding.weight)  # [B, S, vocab]
         return VLMOutput(logits, None if labels is None else next_token_loss(logits, labels))
