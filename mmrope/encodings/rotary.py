@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrope.encodings.spec import RotarySpec
-from mmrope.positions.families import Pairing
+from mmrope.positions.rules import Pairing
 
 Angles = Literal["exact", "hf"]
 PAIRINGS = get_args(Pairing)  # looked up here: torch.compile before 2.7 stops at get_args

@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.positions.families import Layout, Pairing, config_dict, family_from_config
+from mmrope.positions.families import config_dict, family_from_config
+from mmrope.positions.rules import Layout, Pairing
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,11 @@
 
 from mmrope.positions.build import Positions, patch_position_ids, position_ids
 from mmrope.positions.compare import explain
-from mmrope.positions.families import FAMILIES, Family, family, family_from_config
+from mmrope.positions.families import FAMILIES, family, family_from_config
+from mmrope.positions.rules import Family, TokenIds
 from mmrope.positions.inputs import segments_from_inputs
 from mmrope.positions.segments import Row, Segment
+from mmrope.positions.timing import VideoTiming
 
 __all__ = [
     "FAMILIES",
@@ -12,6 +14,8 @@ __all__ = [
     "Positions",
     "Row",
     "Segment",
+    "TokenIds",
+    "VideoTiming",
     "explain",
     "family",
     "family_from_config",

@@ -1,21 +1,35 @@
 """Rows of segments to position IDs.
 
-A row is planned first, all segments at once: how far each moves the next id, hence where each begins. Then the ids of
+A batch is planned first, all segments at once: how far each moves the next id, hence where each begins. Then the ids of
 the asked slice are written, whole segments at a time. Nothing here loops over tokens.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from mmrope.positions.families import Advance, Family, Time
 from mmrope.positions.families import family as find_family
-from mmrope.positions.segments import FRAME, PAD, TEXT, VIDEO, Row, Segment, whole_grids
+from mmrope.positions.rules import Family
+from mmrope.positions.segments import (
+    AUDIO,
+    AUDIO_IN_VIDEO,
+    FRAME,
+    IMAGE,
+    KINDS,
+    PAD,
+    TEXT,
+    VIDEO,
+    Row,
+    Segment,
+    whole_grids,
+)
 
 Rows = Row | Sequence[Segment] | Sequence[Row] | Sequence[Sequence[Segment]]
 """One row, or a list of rows."""
@@ -30,18 +44,20 @@ class Positions:
     mask: np.ndarray
     """[B, S] bool, True at real tokens."""
     next: np.ndarray
-    """[B] int64, the id that text after the row takes: decoding goes on there."""
+    """[B] the id that text after the row takes: decoding goes on there. int64; float32 where ids are fractional."""
     family: Family
     rows: tuple[Row, ...]
     start: int = 0
     """The token of the rows that the first column belongs to."""
 
     def torch(self, device: Any = None) -> dict[str, Any]:
-        """`position_ids` [A, B, S], `attention_mask` [B, S] and `next_position` [B] as int64 tensors on `device`."""
+        """`position_ids` [A, B, S], `attention_mask` [B, S] and `next_position` [B] as tensors on `device`: int64, and
+        float32 where ids are fractional."""
         import torch
 
-        arrays = {"position_ids": self.ids, "attention_mask": self.mask, "next_position": self.next}
-        return {name: torch.as_tensor(array).to(device=device, dtype=torch.int64) for name, array in arrays.items()}
+        dtype = torch.float32 if self.family.fractional else torch.int64
+        arrays = {"position_ids": (self.ids, dtype), "attention_mask": (self.mask, torch.int64), "next_position": (self.next, dtype)}
+        return {name: torch.as_tensor(array).to(device=device, dtype=kind) for name, (array, kind) in arrays.items()}
 
     def __repr__(self) -> str:
         axes, batch, length = self.ids.shape
@@ -69,8 +85,8 @@ def position_ids(
         start, stop: the slice of tokens to compute, as of a list of `range(length)`; any slice equals the same slice of
             the whole. `stop` may pass the end: text goes on there at `next`, so that n decoding steps are
             `start=length, stop=length + n`.
-        dtype: int64 (default) or int32.
-        out: an array [A, B, stop - start] to write into, int64 or int32.
+        dtype: int64 (default) or int32; float32 (default) or float64 for families whose ids are fractional.
+        out: an array [A, B, stop - start] to write into, of such a dtype.
 
     Returns:
         Positions, with `ids` [A, B, stop - start], `mask` [B, stop - start] and `next` [B]. The last does not depend on
@@ -82,167 +98,364 @@ def position_ids(
     """
     family = find_family(family)
     batch = _batch(rows)
-    plans = [plan(row, family, f"row {b}, " if len(batch) > 1 else "") for b, row in enumerate(batch)]
-    length = _common_length(plans)
+    p = plan(batch, family)
+    length = _common_length(p.lengths)
     start, stop = _slice(start, stop, length)
-    ids = _output(out, dtype, (len(family.axes), len(batch), stop - start))
-    largest = max(p.largest(stop) for p in plans)
-    if largest > np.iinfo(ids.dtype).max:
-        raise ValueError(f"position id {largest:,} does not fit {ids.dtype}; ask for int64 (dtype=, or the dtype of out)")
+    ids = _output(out, dtype, (len(family.axes), len(batch), stop - start), family)
+    if ids.dtype == np.int32:
+        largest = p.largest(stop)
+        if largest > np.iinfo(np.int32).max:
+            raise ValueError(f"position id {largest:,} does not fit int32; ask for int64 (dtype=, or the dtype of out)")
     mask = np.ones(ids.shape[1:], dtype=bool)  # [B, S]
-    for b, p in enumerate(plans):
-        _write(ids[:, b], mask[b], p, family, start, stop)
-    return Positions(ids, mask, np.array([p.next for p in plans], dtype=np.int64), family, tuple(batch), start)
+    for b in range(len(batch)):
+        _write(ids[:, b], mask[b], p, b, start, stop)
+    return Positions(ids, mask, np.array(p.next, dtype=family.dtype), family, tuple(batch), start)
 
 
-# --- the rules that a family's row names ------------------------------------------------------------------------------
-
-TIME_STEPS: dict[Time, Callable[[np.ndarray, np.ndarray, np.float32], np.ndarray]] = {
-    "index": lambda i, seconds, rate: i,
-    "constant": lambda i, seconds, rate: np.zeros_like(i),
-    # the order of the float32 operations decides at integer boundaries (0.7 s, 0.3 s, ...), so it is part of the rule
-    "seconds": lambda i, seconds, rate: _floor((i.astype(np.float32) * seconds.astype(np.float32)) * rate),
-    "seconds_rate_first": lambda i, seconds, rate: _floor(
-        i.astype(np.float32) * (seconds * np.float64(rate)).astype(np.float32)
-    ),
-}
-"""(index i of a temporal grid, seconds per grid, ids per second) -> the ids that grid i lies after grid 0."""
-
-ADVANCES: dict[Advance, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    "max": lambda last_step, h, w: np.maximum(last_step, np.maximum(h, w) - 1) + 1,
-    "spatial": lambda last_step, h, w: np.maximum(h, w),
-}
-"""(step of the last temporal grid, h, w) -> the ids from the start of a vision block to the text after it."""
-
-
-def _floor(x: np.ndarray) -> np.ndarray:
-    if not (x < 2**62).all():
-        raise ValueError("a video's time ids go beyond int64: its seconds x ids per second x temporal grids are too large")
-    return np.floor(x).astype(np.int64)
-
-
-def _video_steps(family: Family, i: np.ndarray, seconds: float, times: tuple[float, ...] | None) -> np.ndarray:
-    """Steps of the temporal grids `i` of one video."""
-    rate = np.float32(family.ids_per_second or 0)
-    if times is None or not family.uses_seconds:
-        return TIME_STEPS[family.time](i, np.array(seconds), rate)
-    since_first = np.array(times, dtype=np.float64)[i] - times[0]
-    return _floor(since_first.astype(np.float32) * rate)
-
-
-# --- planning a row ---------------------------------------------------------------------------------------------------
+# --- planning ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Where each segment of a row begins, as tokens and as ids: n segments, and an entry more for the end."""
+    """Where each segment of a batch begins, as tokens and as ids. Segments are counted through: those of row b are
+    `cuts[b] : cuts[b + 1]`."""
 
-    row: Row
+    rows: Sequence[Row]
+    family: Family
+    kind: np.ndarray  # [n]
+    grid: np.ndarray  # [n, 3]
+    seconds: np.ndarray  # [n]
+    cuts: list[int]  # [B + 1]
     offset: np.ndarray
-    """[n + 1] int64, the token that a segment begins at; the last entry is the row's length."""
+    """[n] int64, the token of its row that a segment begins at."""
     first: np.ndarray
-    """[n + 1] int64, the id that a segment begins at; the last entry is `next`."""
+    """[n] the id that a segment begins at: int64, or float64 that holds the float32 of fractional families."""
     extent: np.ndarray
-    """[3, n] int64, the largest step on t, h, w: a segment's ids on axis a are first .. first + extent[a]."""
+    """[n] the largest step that counts for where text goes on."""
+    lengths: list[int]
+    """[B] tokens of each row."""
+    next: list[Any]
+    """[B] the id that text after each row takes."""
+    ordinal: np.ndarray | None
+    """[n] the media before each segment; None where no axis counts them."""
+    special: dict[int, Segment]
+    tables: dict[int, np.ndarray]
+    """The ids [A, tokens] of segments that a function places."""
 
-    @property
-    def length(self) -> int:
-        return int(self.offset[-1])
-
-    @property
-    def next(self) -> int:
-        return int(self.first[-1])
+    @functools.cached_property
+    def plain(self) -> bool:
+        """Whether images and single grids lie as Qwen2-VL's do: t, h and w counted from the id where they begin."""
+        f = self.family
+        return f.axes == "thw" and f.origin == "next" and not (f.center or f.couple)
 
     def largest(self, stop: int) -> int:
-        """The largest id among the tokens before `stop`, which may pass the end."""
-        inside = self.first[:-1] + self.extent.max(axis=0)
-        past = self.next + max(0, stop - self.length) - 1
-        return max(int(inside.max(initial=0)), past, 0)
+        """No id among the tokens before `stop`, which may pass the end, is larger, and one of them or of a whole grid is it."""
+        h, w = self.grid[:, 1], self.grid[:, 2]
+        inside = int((self.first + np.maximum(self.extent, np.maximum(h, w) - 1)).max(initial=0))
+        past = [int(n) + max(0, stop - length) - 1 for n, length in zip(self.next, self.lengths, strict=True)]
+        return max(inside, *past, *(int(table.max(initial=0)) for table in self.tables.values()), 0)
 
 
-def plan(row: Row, family: Family, where: str = "") -> Plan:
-    """Plans a row by the family's rules. `where` names the row in errors."""
-    kind, (t, h, w) = row.kind, row.grid.T
-    _check(row, family, where)
-    is_text, is_pad = kind == TEXT, kind == PAD
-    rate = np.float32(family.ids_per_second or 0)
-    last_step = np.where(kind == VIDEO, TIME_STEPS[family.time](t - 1, np.nan_to_num(row.seconds), rate), 0)
-    for i, times in row.times:
-        last_step[i] = _video_steps(family, np.array([len(times) - 1]), 0.0, times)[0]
-    advance = np.where(is_text, w, np.where(is_pad, 0, ADVANCES[family.advance](last_step, h, w)))
-    text_extent = np.maximum(w - 1, 0)
-    extent = np.stack(
-        [np.where(is_pad, 0, np.where(is_text, text_extent, vision)) for vision in (last_step, h - 1, w - 1)]
-    )  # [3, n]
-    return Plan(row, _running_total(t * h * w), _running_total(advance), extent)
+def plan(rows: Sequence[Row], family: Family) -> Plan:
+    """Plans a batch by the family's rules."""
+    kind, grid, seconds, special, cuts = _joined(rows)
+    counts = np.bincount(kind, minlength=len(KINDS)).tolist()
+    _check(rows, kind, seconds, special, cuts, counts, family)
+    t, h, w = grid.T
+    tokens = t * h * w
+    extent: np.ndarray = np.maximum(h, w) - 1  # of text, whose grid is (1, 1, n), n - 1
+    if counts[VIDEO] and family.advance in ("max", "time"):
+        last_step = _last_steps(kind, t, seconds, special, family)
+        extent = np.maximum(extent, last_step) if family.advance == "max" else np.where(kind == VIDEO, last_step, extent)
+    if family.advance == "time":
+        extent = np.where((kind == IMAGE) | (kind == FRAME), 0, extent)
+    elif family.advance == "tokens":
+        extent = tokens - 1 if family.stride == 1 else np.where(kind > TEXT, np.ceil(tokens * (family.stride or 0)), tokens) - 1
+    offset, lengths = _starts(tokens, cuts)
+    tables: dict[int, np.ndarray] = {}
+    if family.fractional or any(counts[KINDS.index(name)] for name in ("custom", *family.place)):
+        first, following = _one_by_one(rows, family, kind, extent, tokens, special, cuts, tables)
+    else:
+        advance = extent + 1
+        if counts[PAD] or not tokens.all():
+            advance[(kind == PAD) | (tokens == 0)] = 0
+        first, following = _starts(advance, cuts)
+    ordinal = _ordinals(kind, cuts, family) if "i" in family.axes else None
+    return Plan(
+        rows, family, kind, grid, seconds, cuts, offset, first, extent, lengths, following, ordinal, special, tables
+    )  # fmt: skip
 
 
-def _running_total(n: np.ndarray) -> np.ndarray:
+def _joined(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, Segment], list[int]]:
+    """The columns of all rows, one after the other: kind, grid, seconds; special segments; where the rows begin and end."""
+    if len(rows) == 1:
+        [row] = rows
+        return row.kind, row.grid, row.seconds, dict(row.special), [0, len(row.kind)]
+    cuts = [0, *itertools.accumulate(len(row.kind) for row in rows)]
+    special = {cut + i: segment for cut, row in zip(cuts, rows, strict=False) for i, segment in row.special}
+    kind, grid, seconds = (np.concatenate(c) for c in zip(*((r.kind, r.grid, r.seconds) for r in rows), strict=True))
+    return kind, grid, seconds, special, cuts
+
+
+def _last_steps(
+    kind: np.ndarray, t: np.ndarray, seconds: np.ndarray, special: dict[int, Segment], family: Family
+) -> np.ndarray:
+    """[n] the time step of each video's last temporal grid, 0 for the rest."""
+    videos = np.flatnonzero(kind == VIDEO)
+    between = np.where(np.isnan(seconds[videos]), 1.0, seconds[videos])  # those that state times come below
+    steps = family.steps(t[videos] - 1, between)
+    last_step = np.zeros(len(kind), dtype=steps.dtype)
+    last_step[videos] = steps
+    for i, segment in special.items():
+        if kind[i] == VIDEO:
+            last_step[i] = family.steps(t[i] - 1, None, segment.times)
+    return last_step
+
+
+def _starts(n: np.ndarray, cuts: list[int]) -> tuple[np.ndarray, list[Any]]:
+    """Running totals of n that begin anew with each row: [n] before each segment, and [B] of each row."""
     total = np.zeros(len(n) + 1, dtype=np.int64)
     np.cumsum(n, out=total[1:])
-    return total
+    if len(cuts) == 2:
+        return total[:-1], [int(total[-1])]
+    ends = total[cuts]
+    return total[:-1] - np.repeat(ends[:-1], np.diff(cuts)), np.diff(ends).tolist()
 
 
-def _check(row: Row, family: Family, where: str) -> None:
+def _one_by_one(
+    rows: Sequence[Row],
+    family: Family,
+    kind: np.ndarray,
+    extent: np.ndarray,
+    tokens: np.ndarray,
+    special: dict[int, Segment],
+    cuts: list[int],
+    tables: dict[int, np.ndarray],
+) -> tuple[np.ndarray, list[Any]]:
+    """Where segments begin, where each has to wait for the one before: for functions that place, whose ids go to `tables`, and
+    for sums that are rounded to float32 at every step, as upstream rounds them."""
+    number = np.dtype(family.dtype).type
+    first = np.zeros(len(kind), dtype=np.float64 if family.fractional else np.int64)
+    following = []
+    for b, row in enumerate(rows):
+        at = number(0)
+        for i in range(cuts[b], cuts[b + 1]):
+            first[i] = at
+            name = KINDS[kind[i]]
+            if name == "custom":
+                tables[i] = _custom(special[i], at, family)
+                at = at + number(special[i].advance)
+            elif name in family.place:
+                tables[i], after = family.place[name](row[i - cuts[b]], at, family)
+                at = number(after)
+            elif name == "text":
+                at = at + number(tokens[i])
+            elif name != "pad":
+                at = at + number(extent[i]) + number(1)  # the largest id, and one more
+        following.append(at.item())
+    return first, following
+
+
+def _custom(segment: Segment, start: Any, family: Family) -> np.ndarray:
+    table = np.array(segment.ids)
+    table = table if table.size else table.astype(np.int64)
+    if len(table) != len(family.axes):
+        raise ValueError(f"{segment!r} has ids on {len(table)} axes, but {family} has {len(family.axes)} ({family.axes})")
+    if not family.fractional and (table.dtype.kind == "f" or segment.advance != int(segment.advance)):
+        raise ValueError(f"{segment!r} has fractional ids, but those of {family} are whole numbers")
+    return table + start
+
+
+def _ordinals(kind: np.ndarray, cuts: list[int], family: Family) -> np.ndarray:
+    """[n] the media before each segment, in its row or in the batch."""
+    is_media = (kind == IMAGE) | (kind == FRAME) | (kind == VIDEO)
+    return _starts(is_media, [0, len(kind)] if family.ordinal == "batch" else cuts)[0]
+
+
+_INSTEAD = {
+    "video": "splits videos into frames: list text (the time stamp) and Segment.frame alternately, one frame per temporal grid",
+    "frame": "places videos whole: use Segment.video, or Segment.image for a picture on its own",
+}
+
+
+def _check(
+    rows: Sequence[Row],
+    kind: np.ndarray,
+    seconds: np.ndarray,
+    special: dict[int, Segment],
+    cuts: list[int],
+    counts: list[int],
+    family: Family,
+) -> None:
     """Refuses segments that the family does not place."""
-    for kind, refused, instead in (
-        (
-            VIDEO,
-            family.split_frames,
-            "list text (the time stamp) and Segment.frame alternately, one frame per temporal grid",
-        ),
-        (FRAME, not family.split_frames, "use Segment.video, or Segment.image for a picture on its own"),
-    ):
-        if refused and (row.kind == kind).any():
-            i = int(np.argmax(row.kind == kind))
-            splits = "splits videos into frames" if family.split_frames else "places videos whole"
-            raise ValueError(f"{where}segment {i} is {row[i]!r}, but {family} {splits}: {instead}")
-    if family.uses_seconds:
-        untimed = (row.kind == VIDEO) & np.isnan(row.seconds)
-        untimed[[i for i, _ in row.times]] = False
+
+    def refuse(i: int, why: str) -> None:
+        b = int(np.searchsorted(cuts, i, side="right")) - 1
+        where = f"row {b}, " if len(rows) > 1 else ""
+        raise ValueError(f"{where}segment {i - cuts[b]} is {rows[b][i - cuts[b]]!r}, but {family} {why}")
+
+    for k, name in enumerate(KINDS):
+        if counts[k] and name not in ("pad", "text", "custom", *family.media):
+            other = {"video": "frame", "frame": "video"}.get(name)
+            why = _INSTEAD[name] if other in family.media else f"places {', '.join(family.media)} and no {name}"
+            refuse(int(np.argmax(kind == k)), why)
+    if family.stride is None:
+        unknown = kind > TEXT if "p" in family.axes else kind == VIDEO
+        if unknown.any():
+            refuse(int(np.argmax(unknown)), f"leaves its stride to the user: family({family.key!r}, stride=...)")
+    if family.uses_seconds and (counts[VIDEO] or counts[AUDIO_IN_VIDEO]):
+        untimed = ((kind == VIDEO) | (kind == AUDIO_IN_VIDEO)) & np.isnan(seconds)
+        untimed[[i for i, segment in special.items() if segment.times is not None]] = False
         if untimed.any():
-            i = int(np.argmax(untimed))
-            raise ValueError(
-                f"{where}segment {i} is {row[i]!r}, but {family} places videos by time: state seconds_per_grid "
-                "(temporal patch size / frames sampled per second) or times=[...]; there is no default"
+            refuse(
+                int(np.argmax(untimed)),
+                "places videos by time: state seconds_per_grid (temporal patch size / frames sampled per second) or "
+                "times=[...]; there is no default",
             )
 
 
 # --- writing ids ------------------------------------------------------------------------------------------------------
 
 
-def _write(ids: np.ndarray, mask: np.ndarray, plan: Plan, family: Family, start: int, stop: int) -> None:
-    """Writes the tokens start .. stop of a planned row: ids [A, stop - start], mask [stop - start]."""
-    offset, first = plan.offset, plan.first
-    begin = int(np.searchsorted(offset, start, side="right")) - 1
-    end = int(np.searchsorted(offset, stop, side="left"))
-    times = dict(plan.row.times)
-    for i in range(begin, min(end, len(plan.row))):
-        lo, hi = max(start, int(offset[i])), min(stop, int(offset[i + 1]))
-        to, p = slice(lo - start, hi - start), int(first[i])
-        lo, hi = lo - int(offset[i]), hi - int(offset[i])  # tokens of this segment
-        kind = plan.row.kind[i]
-        if kind == TEXT:
-            ids[:, to] = np.arange(p + lo, p + hi)
-        elif kind == PAD:
-            ids[:, to] = family.pad_value
-            mask[to] = False
+def _write(ids: np.ndarray, mask: np.ndarray, p: Plan, b: int, start: int, stop: int) -> None:
+    """Writes the tokens start .. stop of row b of a plan: ids [A, stop - start], mask [stop - start]."""
+    begin, end, length = p.cuts[b], p.cuts[b + 1], p.lengths[b]
+    if start < length:
+        if start > 0:
+            begin += int(np.searchsorted(p.offset[begin:end], start, side="right")) - 1
+        if stop < length:
+            end = begin + int(np.searchsorted(p.offset[begin:end], stop, side="left"))
+        heads, counts = _series(p, begin, end)
+        numbers = range(begin, end) if isinstance(heads, slice) else heads.tolist()
+        columns = (p.kind[heads], p.grid[heads], p.offset[heads], p.first[heads])
+        for i, count, kind, (t, h, w), offset, first in zip(numbers, counts, *(c.tolist() for c in columns), strict=False):
+            n, at = t * h * w, offset - start
+            if count > 1:
+                last = i + 2 * count - 2
+                if at >= 0 and p.offset[last] + n <= stop:
+                    _write_series(ids, p, i, count, start)
+                else:  # cut by the slice
+                    for j in range(i, last + 1, 2):
+                        _write_part(ids, mask, p, j, start, stop)
+            elif at < 0 or offset + n > stop:
+                _write_part(ids, mask, p, i, start, stop)
+            elif kind == TEXT or kind == AUDIO:
+                ids[:, at : at + n] = _counting(first, n, ids)
+            elif kind == PAD:
+                ids[:, at : at + n] = p.family.pad_value
+                mask[at : at + n] = False
+            elif i in p.tables:
+                ids[:, at : at + n] = p.tables[i]
+            else:
+                _write_grids(ids[:, at : at + n].reshape(len(ids), t, h, w), p, i, first, 0)  # a view: splits the last dimension
+    if stop > length:
+        lo = max(start, length)
+        ids[:, lo - start :] = np.arange(lo - length, stop - length) + p.next[b]
+
+
+def _series(p: Plan, begin: int, end: int) -> tuple[Any, Iterable[int]]:
+    """The heads of series, and how many each has: every other segment for as long as they are alike and equally far apart. The
+    frames of a video and the time stamps between them are two such series; elsewhere each segment is a series of its own."""
+    if end - begin < 16 or p.tables or p.ordinal is not None:
+        return slice(begin, end), itertools.repeat(1)
+    kind, grid, offset = p.kind[begin:end], p.grid[begin:end], p.offset[begin:end]
+    distance = offset[2:] - offset[:-2]
+    alike = (kind[2:] == kind[:-2]) & (grid[2:] == grid[:-2]).all(axis=1) & (kind[2:] != PAD) & (kind[2:] != VIDEO)
+    alike[2:] &= ~alike[:-2] | (distance[2:] == distance[:-2])
+    heads, counts = [], []
+    for parity in (0, 1):
+        follows = alike[parity::2]  # whether segment parity + 2, parity + 4, ... goes on with a series
+        at = np.append(0, np.flatnonzero(~follows) + 1)
+        heads.append(begin + parity + 2 * at)
+        counts.append(np.diff(at, append=len(follows) + 1))
+    return np.concatenate(heads), np.concatenate(counts).tolist()
+
+
+def _write_part(ids: np.ndarray, mask: np.ndarray, p: Plan, i: int, start: int, stop: int) -> None:
+    """Writes the tokens of segment i that are in the slice start .. stop of its row, by way of whole temporal grids."""
+    (t, h, w), offset, first = p.grid[i].tolist(), int(p.offset[i]) - start, p.first[i].item()
+    lo, hi = max(0, -offset), min(t * h * w, stop - start - offset)  # of the segment's tokens
+    to, kind = ids[:, offset + lo : offset + hi], p.kind[i]
+    if kind == TEXT or kind == AUDIO:
+        to[:] = _counting(first, hi, ids)[lo:]
+    elif kind == PAD:
+        to[:] = p.family.pad_value
+        mask[offset + lo : offset + hi] = False
+    elif i in p.tables:
+        to[:] = p.tables[i][:, lo:hi]
+    else:
+        t0, t1 = lo // (h * w), -(-hi // (h * w))  # the temporal grids that the slice touches
+        whole = np.empty((len(ids), t1 - t0, h, w), dtype=ids.dtype)
+        _write_grids(whole, p, i, first, t0)
+        to[:] = whole.reshape(len(ids), -1)[:, lo - t0 * h * w : hi - t0 * h * w]
+
+
+def _write_series(ids: np.ndarray, p: Plan, head: int, count: int, start: int) -> None:
+    """Writes the segments head, head + 2, ...: `count` of them, alike and equally far apart, all inside the slice."""
+    _, h, w = p.grid[head].tolist()
+    n, offset, distance = h * w, int(p.offset[head]) - start, int(p.offset[head + 2] - p.offset[head])
+    first = p.first[head : head + 2 * count : 2].astype(_working(ids))
+    end = offset + distance * (count - 1)  # the last has no whole distance after it, so it is written alone
+    parts = ids[:, offset:end].reshape(len(ids), count - 1, distance)[..., :n], ids[:, None, end : end + n]
+    for to, at in zip(parts, (first[:-1], first[-1:]), strict=True):
+        if p.kind[head] == TEXT or p.kind[head] == AUDIO:
+            to[:] = at[:, None] + np.arange(n, dtype=first.dtype)
         else:
-            _t, h, w = plan.row.grid[i].tolist()
-            t0, t1 = lo // (h * w), -(-hi // (h * w))  # the temporal grids that the slice touches
-            i_t = np.arange(t0, t1)
-            steps = _video_steps(family, i_t, plan.row.seconds[i], times.get(i)) if kind == VIDEO else i_t
-            whole = hi - lo == (t1 - t0) * h * w
-            block = ids[:, to] if whole else np.empty((3, (t1 - t0) * h * w), dtype=ids.dtype)
-            grid = block.reshape(3, t1 - t0, h, w)  # a view: only the last axis is split
-            grid[0] = (p + steps)[:, None, None]
-            grid[1] = p + np.arange(h)[:, None]
-            grid[2] = p + np.arange(w)
-            if not whole:
-                ids[:, to] = block[:, lo - t0 * h * w : hi - t0 * h * w]
-    if stop > plan.length:
-        lo = max(start, plan.length)
-        ids[:, lo - start :] = np.arange(lo, stop) + (plan.next - plan.length)
+            _write_grids(to.reshape(len(ids), len(at), h, w), p, head, at[:, None, None], 0)
+
+
+def _write_grids(to: np.ndarray, p: Plan, i: int, first: Any, t0: int) -> None:
+    """Writes temporal grids t0, t0 + 1, ... of segment i into `to` [A, grids, h, w], or one grid each of several segments like
+    it, whose first ids are `first` [segments, 1, 1]."""
+    family, (n, h, w), dtype = p.family, to.shape[1:], _working(to)
+    if n == 1 and t0 == 0 and isinstance(first, int) and p.plain:  # the usual image: the same as below, in a third of the time
+        line = np.arange(first, first + max(h, w), dtype=dtype)
+        to[0], to[1], to[2] = first, line[:h, None], line[:w]
+        return
+    time, origin = first, first if family.origin == "next" else 0
+    if p.kind[i] == VIDEO:
+        special = p.special.get(i)
+        step = family.steps(np.arange(t0, t0 + n), p.seconds[i], special and special.times)[:, None, None]
+        time = first + step
+        origin = origin + step if family.couple else origin
+    for a, axis in enumerate(family.axes):
+        if axis == "t":
+            to[a] = time
+        elif axis == "h" or axis == "w":
+            size = h if axis == "h" else w
+            base = origin - (size - 1) // 2 if family.center else origin
+            if isinstance(base, int):
+                line = np.arange(base, base + size, dtype=dtype)
+                line = line[:, None] if axis == "h" else line
+                to[a] = line if n == 1 else np.array(np.broadcast_to(line, (h, w)), order="C")  # many copies of a whole grid go faster
+            else:
+                line = np.arange(size, dtype=dtype)
+                to[a] = base + (line[:, None] if axis == "h" else line)
+        elif axis == "p":
+            to[a] = _in_order(first, t0 * h * w, to[a], family)
+        else:
+            assert p.ordinal is not None, axis
+            to[a] = p.ordinal[i]
+
+
+def _in_order(first: Any, begin: int, to: np.ndarray, family: Family) -> np.ndarray:
+    """The ids of vision tokens, from the `begin`th on, that are counted one after the other: like `to`, or one grid of it."""
+    _, h, w = to.shape
+    n = to.size if np.ndim(first) == 0 else h * w
+    if family.stride == 1:
+        return first + np.arange(begin, begin + n).reshape(-1, h, w)
+    # the first is a stride after the last id of the text, not a whole one
+    return (first - 1) + (family.stride or 0) * np.arange(begin + 1, begin + n + 1).reshape(-1, h, w)
+
+
+def _counting(first: Any, n: int, ids: np.ndarray) -> np.ndarray:
+    """first, first + 1, ..., n of them; fractions are rounded once, when they are stored in `ids`."""
+    return np.arange(first, first + n, dtype=ids.dtype) if isinstance(first, int) else first + np.arange(n)
+
+
+def _working(ids: np.ndarray) -> Any:
+    """What ids are computed in: their own integers, or float64, whose sums are rounded once, when they are stored."""
+    return ids.dtype if ids.dtype.kind == "i" else np.float64
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -260,8 +473,7 @@ def _batch(rows: Rows) -> list[Row]:
     return [Row.of(items)]
 
 
-def _common_length(plans: list[Plan]) -> int:
-    lengths = [p.length for p in plans]
+def _common_length(lengths: list[int]) -> int:
     if len(set(lengths)) > 1:
         raise ValueError(
             f"rows have {', '.join(map(str, lengths))} tokens; a batch needs rows of equal length: "
@@ -280,10 +492,10 @@ def _slice(start: int, stop: int | None, length: int) -> tuple[int, int]:
     return start, stop
 
 
-def _output(out: np.ndarray | None, dtype: Any, shape: tuple[int, int, int]) -> np.ndarray:
+def _output(out: np.ndarray | None, dtype: Any, shape: tuple[int, int, int], family: Family) -> np.ndarray:
     wanted = None if dtype is None else np.dtype(dtype)
     if out is None:
-        wanted = np.dtype(np.int64) if wanted is None else wanted
+        wanted = np.dtype(family.dtype) if wanted is None else wanted
     elif not isinstance(out, np.ndarray) or out.shape != shape:
         raise ValueError(
             f"out must be a numpy array of shape {shape} (axes, rows, tokens), got {getattr(out, 'shape', type(out))}"
@@ -292,7 +504,9 @@ def _output(out: np.ndarray | None, dtype: Any, shape: tuple[int, int, int]) -> 
         raise ValueError(f"dtype={wanted} and out of {out.dtype} disagree; leave one of them out")
     else:
         wanted = out.dtype
-    if wanted not in (np.int64, np.int32):
+    if family.fractional and wanted not in (np.float32, np.float64):
+        raise ValueError(f"{family} has fractional position ids: they are float32 or float64, not {wanted}")
+    if not family.fractional and wanted not in (np.int64, np.int32):
         raise ValueError(f"position ids are int64 or int32, not {wanted}")
     return np.empty(shape, dtype=wanted) if out is None else out
 

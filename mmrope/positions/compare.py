@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmrope.positions.build import Positions, plan
+from mmrope.positions.build import Positions, plan, position_ids
 from mmrope.positions.segments import Segment
 
 
@@ -16,22 +16,29 @@ class Placed:
     segment: Segment
     start: int
     """Its first token in the row."""
-    ids: dict[str, tuple[int, int]]
+    ids: dict[str, tuple[float, float]]
     """For each axis the smallest and the largest id; empty for padding and for empty text."""
-    next: int
+    next: float
     """The id that text after it starts at."""
 
 
 def placed(positions: Positions, row: int = 0) -> list[Placed]:
     """Each segment of a row, with its ids, whatever slice of the row `positions` covers."""
-    p = plan(positions.rows[row], positions.family)
+    family, segments = positions.family, positions.rows[row]
+    p = plan([segments], family)
+    ids = positions.ids[:, row] if _is_whole(positions, p.lengths[0]) else position_ids(segments, family).ids[:, 0]
+    following = [*p.first[1:].tolist(), p.next[0]]
     items = []
-    for i, segment in enumerate(p.row):
-        first, last = int(p.first[i]), p.extent[:, i].tolist()
+    for segment, start, after in zip(segments, p.offset.tolist(), following, strict=True):
+        mine = ids[:, start : start + segment.length]
         has_ids = segment.kind != "pad" and segment.length > 0
-        ids = {axis: (first, first + step) for axis, step in zip(positions.family.axes, last, strict=True)}
-        items.append(Placed(segment, int(p.offset[i]), ids if has_ids else {}, int(p.first[i + 1])))
+        bounds = zip(mine.min(axis=1).tolist(), mine.max(axis=1).tolist(), strict=True) if has_ids else ()
+        items.append(Placed(segment, start, dict(zip(family.axes, bounds, strict=False)), after))
     return items
+
+
+def _is_whole(positions: Positions, length: int) -> bool:
+    return positions.start == 0 and positions.ids.shape[-1] >= length
 
 
 def explain(positions: Positions, *, labels: Sequence[Sequence[str]] | None = None) -> str:
@@ -54,21 +61,34 @@ def explain(positions: Positions, *, labels: Sequence[Sequence[str]] | None = No
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         length = sum(item.segment.length for item in items)
         title = f"row {b}, " if len(positions.rows) > 1 else ""
-        table = [f"{title}{positions.family}: {length} tokens, text goes on at {int(positions.next[b])}"]
+        table = [f"{title}{positions.family}: {length} tokens, text goes on at {_number(positions.next[b])}"]
         table += ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         tables.append("\n".join(table))
     return "\n\n".join(tables)
 
 
 def _cells(item: Placed, axes: str) -> tuple[str, ...]:
-    (t, h, w), kind = item.segment.grid, item.segment.kind
     tokens = _range(item.start, item.start + item.segment.length - 1) if item.segment.length else "-"
-    grid = {"image": f"{h} x {w}", "frame": f"{h} x {w}", "video": f"{t} x {h} x {w}"}.get(kind, str(w))
-    if item.segment.seconds_per_grid is not None:
-        grid += f", {item.segment.seconds_per_grid:g} s apart"
     ids = [_range(*item.ids[axis]) if axis in item.ids else "-" for axis in axes]
-    return (tokens, kind, grid, *ids, str(item.next))
+    return (tokens, item.segment.kind.replace("_", " "), _size(item.segment), *ids, _number(item.next))
 
 
-def _range(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}..{last}"
+def _size(segment: Segment) -> str:
+    """The token grid of a segment, and what else there is to it."""
+    (t, h, w), kind = segment.grid, segment.kind
+    size = f"{h} x {w}" if kind in ("image", "frame", "canvas") else str(w)
+    if kind in ("video", "audio_in_video"):
+        size = f"{t} x {h} x {w}"
+    if segment.seconds_per_grid is not None:
+        size += f", {segment.seconds_per_grid:g} s apart"
+    if kind == "audio_in_video":
+        size += f", sound {segment.audio_tokens}"
+    return size + (f", {len(segment.slices)} crops" if segment.slices else "")
+
+
+def _range(first: float, last: float) -> str:
+    return _number(first) if first == last else f"{_number(first)}..{_number(last)}"
+
+
+def _number(x: float) -> str:
+    return str(int(x)) if x == int(x) else f"{x:.2f}"

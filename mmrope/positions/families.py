@@ -10,135 +10,40 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import numpy as np
-
-from mmrope.positions.segments import Segment, whole_grids
-
-Time = Literal["index", "constant", "seconds", "seconds_rate_first"]
-Advance = Literal["max", "spatial"]
-Layout = Literal["contiguous", "interleaved"]
-Pairing = Literal["half", "adjacent"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """A row of the table: where a family of models puts its tokens, and which axis turns which frequency.
-
-    Change a fact with `family(name, ids_per_second=4)`, anything else with `dataclasses.replace`.
-    """
-
-    name: str
-    revision: str = ""
-    """Whose rule it is; empty for the reference."""
-    source: str
-    """Where the rule stands: paper section, or file and version."""
-
-    # where is each token
-    axes: str = "thw"
-    dtype: str = "int64"
-    pad_value: int = 0
-    """What padding tokens carry."""
-    spatial_merge: int = 2
-    """Patches per token along h and along w."""
-    split_frames: bool = False
-    """A video is a list of frames with text time stamps between them, and each frame is placed like an image."""
-    time: Time = "index"
-    """The step of temporal grid i: "index" i; "constant" 0; "seconds" floor((i * seconds) * ids_per_second), and
-    "seconds_rate_first" floor(i * (ids_per_second * seconds)), both in float32 in this order."""
-    ids_per_second: float | None = None
-    """Ids a second, for the families whose time is in seconds (`tokens_per_second` of a config)."""
-    advance: Advance = "max"
-    """Where text goes on after vision that starts at p: "max" the largest id of the block on any axis + 1; "spatial"
-    p + max(h, w), whatever the length of the video."""
-
-    # how the model feels it
-    layout: Layout
-    """How the axes share the pairs: "contiguous" t..t h..h w..w, "interleaved" t h w t h w ... then t."""
-    sections: tuple[int, ...]
-    """Pairs per axis, of the released checkpoints."""
-    theta: float
-    pairing: Pairing = "half"
-    rotary_fraction: float = 1.0
-
-    # a checkpoint's token ids, from its config
-    image_token_id: int | None = None
-    video_token_id: int | None = None
-
-    def __post_init__(self) -> None:
-        for field, allowed in (("time", Time), ("advance", Advance), ("layout", Layout), ("pairing", Pairing)):
-            if getattr(self, field) not in get_args(allowed):
-                raise ValueError(f"{self}: {field} must be one of {get_args(allowed)}, got {getattr(self, field)!r}")
-        if not isinstance(self.spatial_merge, int) or self.spatial_merge < 1:
-            raise ValueError(f"{self}: spatial_merge must be a whole number of patches, at least 1, got {self.spatial_merge!r}")
-        if self.uses_seconds != (self.ids_per_second is not None):
-            raise ValueError(
-                f"{self}: ids_per_second belongs to the families whose time is in seconds "
-                f"(time={self.time!r}, ids_per_second={self.ids_per_second!r})"
-            )
-        if self.ids_per_second is not None and not (math.isfinite(self.ids_per_second) and self.ids_per_second > 0):
-            raise ValueError(f"{self}: ids_per_second must be a positive number, got {self.ids_per_second!r}")
-
-    @property
-    def uses_seconds(self) -> bool:
-        """Whether a video's ids depend on its seconds, so that it must state them."""
-        return self.time in ("seconds", "seconds_rate_first")
-
-    @property
-    def key(self) -> str:
-        """The name with its revision, as `family` takes it."""
-        return f"{self.name}@{self.revision}" if self.revision else self.name
-
-    def image(self, patch_grid: Sequence[int]) -> Segment:
-        """The segment of an image, from its patch grid (a row of `image_grid_thw`, [3])."""
-        t, h, w = self.token_grids([patch_grid])[0].tolist()
-        if t != 1:
-            raise ValueError(f"{self}: an image has one temporal grid, got patch grid {tuple(patch_grid)}; use Family.video")
-        return Segment.image(h=h, w=w)
-
-    def video(
-        self, patch_grid: Sequence[int], *, seconds_per_grid: float | None = None, times: Sequence[float] | None = None
-    ) -> Segment:
-        """The segment of a video, from its patch grid (a row of `video_grid_thw`, [3])."""
-        t, h, w = self.token_grids([patch_grid])[0].tolist()
-        if self.split_frames:
-            raise ValueError(
-                f"{self} splits videos: list text (the time stamp) and Segment.frame(h={h}, w={w}) alternately, {t} times"
-            )
-        return Segment.video(t=t, h=h, w=w, seconds_per_grid=seconds_per_grid, times=times)
-
-    def token_grids(self, patch_grids: Any, what: str = "patch grid") -> np.ndarray:
-        """Token grids [n, 3] of patch grids [n, 3]: h and w divided by the spatial merge, which must divide them."""
-        grids, m = whole_grids(patch_grids, f"{self}: {what}s"), self.spatial_merge
-        bad = (grids < 1).any(axis=1) | (grids[:, 1:] % m != 0).any(axis=1)
-        if bad.any():
-            i = int(np.argmax(bad))
-            t, h, w = grids[i].tolist()
-            raise ValueError(
-                f"{what} {i} is {t} x {h} x {w}, but {self} merges {m} x {m} patches to a token: h and w must be positive "
-                f"multiples of {m}. Was it made with another merge size, or is it a token grid already?"
-            )
-        return grids // [1, m, m]
-
-    def __str__(self) -> str:
-        return self.key
-
-
-# --- the table -----------------------------------------------------------------------------------------------------
+from mmrope.positions import placements
+from mmrope.positions.rules import Family, TokenIds
 
 _QWEN_TRAINING = "QwenLM/Qwen3-VL at commit 9658872, qwen-vl-finetune/qwenvl/data/rope2d.py"
+_QWEN_CONFIG = {
+    "spatial_merge": "vision_config.spatial_merge_size",
+    "frames_per_grid": "vision_config.temporal_patch_size?",
+    "token_ids.image": "image_token_id?",
+    "token_ids.video": "video_token_id?",
+    "token_ids.vision_start": "vision_start_token_id?",
+}
+_GLM_CONFIG = {
+    "spatial_merge": "vision_config.spatial_merge_size",
+    "frames_per_grid": "vision_config.temporal_patch_size?",
+    "token_ids.image": "image_token_id?",
+    "token_ids.video_start": "video_start_token_id?",
+    "token_ids.video_end": "video_end_token_id?",
+}
+
+
+def _transformers(version: str, name: str) -> str:
+    return f"transformers {version}, models/{name}/modeling_{name}.py, get_rope_index"
+
 
 _QWEN2_VL = Family(
     name="qwen2_vl",
     source=f"Qwen2-VL paper (arXiv 2409.12191), section 2.1; {_QWEN_TRAINING}, get_rope_index_2",
-    layout="contiguous",
     sections=(16, 24, 24),
     theta=1e6,
+    config=_QWEN_CONFIG,
 )
 _QWEN2_5_VL = dataclasses.replace(
     _QWEN2_VL,
@@ -146,44 +51,320 @@ _QWEN2_5_VL = dataclasses.replace(
     source=f"Qwen2.5-VL paper (arXiv 2502.13923), section 2.1.2; {_QWEN_TRAINING}, get_rope_index_25",
     time="seconds",
     ids_per_second=2.0,
+    config={**_QWEN_CONFIG, "ids_per_second": "vision_config.tokens_per_second"},
 )
-_QWEN3_VL = Family(
+_QWEN3_VL = dataclasses.replace(
+    _QWEN2_VL,
     name="qwen3_vl",
     source=f"{_QWEN_TRAINING}, get_rope_index_3",
-    split_frames=True,
+    media=("image", "frame"),
     layout="interleaved",
     sections=(24, 20, 20),
     theta=5e6,
 )
+_GLM4V = Family(
+    name="glm4v",
+    source=_transformers("4.57.1", "glm4v"),
+    media=("image", "frame"),
+    sections=(8, 12, 12),
+    pairing="adjacent",
+    rotary_fraction=0.5,
+    config=_GLM_CONFIG,
+)
+_QWEN2_5_OMNI = dataclasses.replace(
+    _QWEN2_VL,
+    name="qwen2_5_omni",
+    source=_transformers("4.57.1", "qwen2_5_omni"),
+    media=("image", "video", "audio", "audio_in_video"),
+    time="seconds",
+    ids_per_second=25.0,
+    seconds_per_chunk=2.0,
+    place={"audio_in_video": placements.audio_in_video_by_chunk},
+    audio_tokens=placements.qwen2_5_omni_audio_tokens,
+    config={
+        "spatial_merge": "thinker_config.vision_config.spatial_merge_size|vision_config.spatial_merge_size",
+        "ids_per_second": "thinker_config.position_id_per_seconds|position_id_per_seconds",
+        "seconds_per_chunk": "thinker_config.seconds_per_chunk|seconds_per_chunk",
+        "token_ids.image": "thinker_config.image_token_index|image_token_index?",
+        "token_ids.video": "thinker_config.video_token_index|video_token_index?",
+        "token_ids.audio": "thinker_config.audio_token_index|audio_token_index?",
+        "token_ids.vision_start": "thinker_config.vision_start_token_id|vision_start_token_id?",
+        "token_ids.audio_start": "thinker_config.audio_start_token_id|audio_start_token_id?",
+    },
+)
+_QWEN3_OMNI = dataclasses.replace(
+    _QWEN2_5_OMNI,
+    name="qwen3_omni_moe",
+    source=f"{_transformers('4.57.1', 'qwen3_omni_moe')}; sound in video in the order of processing_qwen3_omni_moe.py",
+    dtype="float32",
+    time="fractional_seconds",
+    ids_per_second=13.0,
+    seconds_per_chunk=None,
+    place={"audio_in_video": placements.audio_in_video_by_time},
+    audio_tokens=placements.qwen3_omni_audio_tokens,
+    layout="interleaved",
+    sections=(24, 20, 20),
+    config={
+        "spatial_merge": "thinker_config.vision_config.spatial_merge_size|vision_config.spatial_merge_size",
+        "ids_per_second": "thinker_config.position_id_per_seconds|position_id_per_seconds",
+        "token_ids.image": "thinker_config.image_token_id|image_token_id?",
+        "token_ids.video": "thinker_config.video_token_id|video_token_id?",
+        "token_ids.audio": "thinker_config.audio_token_id|audio_token_id?",
+        "token_ids.vision_start": "thinker_config.vision_start_token_id|vision_start_token_id?",
+        "token_ids.audio_start": "thinker_config.audio_start_token_id|audio_start_token_id?",
+    },
+)
+_VIDEOROPE = dataclasses.replace(
+    _QWEN2_VL,
+    name="videorope",
+    source="VideoRoPE (arXiv 2502.05173), as in its code, Wiselnn570/VideoRoPE at commit 7712ca3, "
+    "videorope-transformer/modeling_videorope.py, get_t_scale_rope_index (the paper's Eq. 7 centres on w / 2, h / 2 and lets "
+    "text go on at start + 2 t)",
+    stride=2,
+    center=True,
+    couple=True,
+    advance="time",
+    layout="alternating",
+    config={},
+)
 
-
-def _transformers_5_23(row: Family, **changes: Any) -> Family:
-    source = f"transformers 5.23.0, models/{row.name}/modeling_{row.name}.py, get_rope_index"
-    return dataclasses.replace(row, revision="transformers-5.23", source=source, advance="spatial", **changes)
-
-
-FAMILIES: dict[str, Family] = {
-    row.key: row
-    for row in (
-        _QWEN2_VL,
-        _transformers_5_23(_QWEN2_VL),
-        _QWEN2_5_VL,
-        _transformers_5_23(_QWEN2_5_VL, time="seconds_rate_first"),
+_REFERENCES = (
+    Family(
+        name="rope",
+        source="RoFormer (arXiv 2104.09864), section 3.2: every token counts one",
+        axes="p",
+        media=("image", "frame", "video", "audio"),
+        advance="tokens",
+    ),
+    _QWEN2_VL,
+    _QWEN2_5_VL,
+    _QWEN3_VL,
+    dataclasses.replace(_QWEN3_VL, name="qwen3_vl_moe"),
+    *(
+        dataclasses.replace(
+            _QWEN3_VL,
+            name=name,
+            source=_transformers("5.23.0", name),
+            sections=(11, 11, 10),
+            theta=1e4,
+            rotary_fraction=0.25,
+        )
+        for name in ("qwen3_5", "qwen3_5_moe", "qwen4_exp")
+    ),
+    _QWEN2_5_OMNI,
+    _QWEN3_OMNI,
+    _GLM4V,
+    dataclasses.replace(_GLM4V, name="glm46v", source=_transformers("5.23.0", "glm46v")),
+    dataclasses.replace(_GLM4V, name="glm4v_moe", source=_transformers("4.57.1", "glm4v_moe"), pairing="half"),
+    dataclasses.replace(_GLM4V, name="glm_ocr", source=_transformers("5.23.0", "glm_ocr")),
+    Family(
+        name="glm_image",
+        source=_transformers("5.23.0", "glm_image"),
+        media=("image",),
+        spatial_merge=1,
+        sections=(8, 12, 12),
+        config={
+            "token_ids.image": "image_token_id?",
+            "token_ids.image_start": "image_start_token_id?",
+            "token_ids.image_end": "image_end_token_id?",
+        },
+    ),
+    Family(
+        name="ernie4_5_vl_moe",
+        source="PaddlePaddle/ERNIE at commit 40c348d, data_processor/steps/image_modification/processor.py, get_rope_index",
+        temporal_merge=2,
+        frames_per_grid=1,
+        layout="alternating",
+        sections=(20, 22, 22),
+        section_order="hwt",
+        theta=5e5,
+        pairing="adjacent",
+        config={
+            "spatial_merge": "vision_config.spatial_merge_size|spatial_conv_size",
+            "temporal_merge": "vision_config.temporal_merge_size|temporal_conv_size",
+            "token_ids.image": "image_token_id|im_patch_id?",
+            "token_ids.video": "video_token_id?",
+        },
+    ),
+    Family(
+        name="paddleocr_vl",
+        source="PaddlePaddle/PaddleX at commit 2e5291e, paddlex/inference/models/doc_vlm/modeling/paddleocr_vl/"
+        "_paddleocr_vl.py, get_rope_index",
+        time="seconds",
+        ids_per_second=2.0,
+        sections=(16, 24, 24),
+        theta=5e5,
+        config={**_QWEN_CONFIG, "ids_per_second": "vision_config.tokens_per_second?"},
+    ),
+    Family(
+        name="hunyuan_vl",
+        source="Tencent-Hunyuan/HunyuanOCR at commit b8759d6, train/data_processor.py: transformers' get_rope_index, a sample at "
+        "a time",
+        axes="pwhi",
+        media=("image",),
+        row_token=True,
+        markers=2,
+        origin="zero",
+        advance="tokens",
+        sections=(16, 16, 16, 16),
+        config={"spatial_merge": "vision_config.spatial_merge_size", "token_ids.image": "image_token_id?"},
+    ),
+    Family(
+        name="minicpmv4_7",
+        source=_transformers("5.23.0", "minicpmv4_7"),
+        media=("canvas",),
+        spatial_merge=4,
+        place={"canvas": placements.canvas},
+        layout="interleaved",
+        sections=(11, 11, 10),
+        rotary_fraction=0.25,
+        config={
+            "spatial_merge": "downsample_mode",
+            **{
+                f"token_ids.{name}": f"{name}_id?"
+                for name in ("image_start", "image_end", "slice_start", "slice_end", "newline")
+            },
+            "token_ids.image": "image_token_id?",
+            "token_ids.video": "video_token_id?",
+        },
+    ),
+    dataclasses.replace(_QWEN3_VL, name="cohere_compass", source=_transformers("5.23.0", "cohere_compass")),
+    dataclasses.replace(_QWEN3_VL, name="cosmos3_omni", source=_transformers("5.23.0", "cosmos3_omni")),
+    dataclasses.replace(_QWEN3_VL, name="cosmos3_edge", source=_transformers("5.23.0", "cosmos3_edge"), theta=1e8),
+    Family(
+        name="neomme",
+        source="transformers 5.23.0, models/neomme/processing_neomme.py, _build_position_ids",
+        axes="hw",
+        media=("image",),
+        spatial_merge=1,
+        row_token=True,
+        layout="interleaved",
+        sections=(16, 16),
+        theta=1e6,
+        rotary_fraction=0.25,
+        config={"token_ids.image": "image_token_id?"},
+    ),
+    _VIDEOROPE,
+    dataclasses.replace(
+        _VIDEOROPE,
+        name="hope",
+        source="HoPE (arXiv 2505.20444), hrlics/HoPE at commit 85b76c0, modeling_hope.py, get_dynamic_rope_index; the stride is "
+        "drawn from 0.5 to 1.5 in training and chosen by the user afterwards (0.75 for retrieval, 1.5 for understanding)",
+        dtype="float32",
+        stride=None,
+    ),
+    dataclasses.replace(
         _QWEN3_VL,
-        _transformers_5_23(_QWEN3_VL),
-    )
+        name="mrope_i",
+        source="MRoPE-I (arXiv 2510.23095), JJJYmmm/Multimodal-RoPEs at commit cd413b9, multimodal_ropes/pos_design/mrope_i.py "
+        "with spatial_reset",
+        origin="zero",
+        config={},
+    ),
+    Family(
+        name="v2pe",
+        source="V2PE (arXiv 2412.09616), OpenGVLab/V2PE at commit f96f189, internvl/model/internvl_chat/"
+        "modeling_internvl_chat.py, get_rope_pos_id (v2pe_fix); the stride, 1, 1/2, ... 1/256, is chosen by the user",
+        axes="p",
+        dtype="float32",
+        media=("image", "frame", "video"),
+        stride=None,
+        advance="tokens",
+        theta=1e6,
+    ),
+    Family(
+        name="vrope",
+        source="VRoPE (arXiv 2502.11664), johncaged/VRoPE at commit 6a7adbc, vrope.py (where time takes no channels of its own)",
+        axes="abcd",
+        place={"image": placements.vrope, "video": placements.vrope},
+        layout="interleaved",
+        sections=(16, 16, 16, 16),
+    ),
+    dataclasses.replace(
+        _QWEN2_5_VL,
+        name="circle_rope",
+        source="Circle-RoPE (arXiv 2505.16416), lose4578/CircleRoPE at commit 063fb2c, code/circle_rope.py and config.json "
+        "(radius 10, alpha 0.5, centred); its other layers take qwen2_5_vl's ids",
+        dtype="float32",
+        media=("image",),
+        time="index",
+        ids_per_second=None,
+        place={"image": placements.circle},
+        config={},
+    ),
+)
+
+
+_SPATIAL = {"advance": "spatial"}
+_BY_CHUNK = {"audio_in_video": placements.get_rope_index_by_chunk}
+_BY_TIME = {"audio_in_video": placements.get_rope_index_by_time}
+_NO_SOUND_IN_VIDEO = {"media": ("image", "video", "audio"), "place": {}}
+_REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
+    # what each upstream does otherwise; {} where its ids are the reference's
+    "transformers-5.23": {
+        "qwen2_vl": _SPATIAL,
+        "qwen2_5_vl": {**_SPATIAL, "time": "seconds_rate_first"},
+        **{
+            name: _SPATIAL  # of single frames the same as "max"
+            for name in (
+                *("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
+                *("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "cohere_compass", "cosmos3_omni", "cosmos3_edge"),
+            )
+        },
+        "qwen2_5_omni": {"pad_value": 1, "place": _BY_CHUNK},
+        "qwen3_omni_moe": {"place": _BY_TIME},
+        "glm_image": {**_SPATIAL, "pad_value": 1},
+        "ernie4_5_vl_moe": _SPATIAL,
+        "paddleocr_vl": {**_SPATIAL, "time": "index", "ids_per_second": None},
+        "hunyuan_vl": {"ordinal": "batch"},
+        "minicpmv4_7": {},
+        "neomme": {},
+    },
+    "transformers-4.57": {
+        "qwen2_5_vl": {"pad_value": 1, "time": "whole_seconds"},
+        "qwen2_5_omni": {"pad_value": 1, "place": _BY_CHUNK},
+        "qwen3_omni_moe": {"place": _BY_TIME},
+        **{name: {"pad_value": 1} for name in ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe")},
+    },
+    # only where its rule differs from the reference; how it counts sound in video depends on its own placeholders
+    "vllm-0.33": {
+        "qwen2_5_vl": {"time": "seconds_float64"},
+        "paddleocr_vl": {"time": "seconds_float64"},
+        "qwen2_5_omni": {"time": "seconds_float64", **_NO_SOUND_IN_VIDEO},
+        "qwen3_omni_moe": {"time": "seconds_float64", "dtype": "int64", **_NO_SOUND_IN_VIDEO},
+    },
 }
+_SOURCES = {
+    "transformers-5.23": "transformers 5.23.0, models/{0}/modeling_{0}.py, get_rope_index",
+    "transformers-4.57": "transformers 4.57.1, models/{0}/modeling_{0}.py, get_rope_index",
+    "vllm-0.33": "vllm 0.33.0, model_executor/models, get_mrope_input_positions of {0}",
+}
+
+
+def _with_revisions(row: Family) -> list[Family]:
+    """A reference and what upstreams compute for it: a revision is here once that upstream has been run."""
+    found = [row]
+    for revision, rows in _REVISIONS.items():
+        if row.name in rows:
+            changes = {"source": _SOURCES[revision].format(row.name), **rows[row.name]}
+            found.append(dataclasses.replace(row, revision=revision, **changes))
+    return found
+
+
+FAMILIES: dict[str, Family] = {row.key: row for reference in _REFERENCES for row in _with_revisions(reference)}
 """Every family and revision, by name."""
 
-FACTS = ("spatial_merge", "ids_per_second", "image_token_id", "video_token_id")
+FACTS = (
+    *("spatial_merge", "temporal_merge", "frames_per_grid", "ids_per_second", "seconds_per_chunk", "stride", "token_ids"),
+)
 """The fields of a Family that belong to a checkpoint rather than to the rule."""
 
 
 def family(name: str | Family, **facts: Any) -> Family:
     """The row `name` ("qwen2_5_vl", or "qwen2_5_vl@transformers-5.23" for an upstream's rule), with a checkpoint's own facts.
 
-    Facts are `spatial_merge`, `ids_per_second`, `image_token_id`, `video_token_id`. For a checkpoint at hand,
-    `family_from_config` reads them.
+    Facts are `spatial_merge`, `temporal_merge`, `frames_per_grid`, `ids_per_second`, `seconds_per_chunk`, `stride` and
+    `token_ids`. For a checkpoint at hand, `family_from_config` reads them.
 
     Raises:
         ValueError: unknown name, unknown fact, or a fact that this family does not have.
@@ -193,9 +374,7 @@ def family(name: str | Family, **facts: Any) -> Family:
     elif name in FAMILIES:
         row = FAMILIES[name]
     else:
-        near = difflib.get_close_matches(str(name), FAMILIES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown family {name!r}.{hint} Known: {', '.join(FAMILIES)}")
+        raise ValueError(_unknown(str(name)))
     for fact in facts:
         if fact not in FACTS:
             raise ValueError(
@@ -205,41 +384,68 @@ def family(name: str | Family, **facts: Any) -> Family:
     return dataclasses.replace(row, **facts) if facts else row
 
 
+def _unknown(key: str) -> str:
+    name, _, revision = key.partition("@")
+    if name in FAMILIES:
+        has = [row.revision for row in FAMILIES.values() if row.name == name and row.revision]
+        return f"family {name} has no revision {revision!r}; it has {', '.join(has) or 'none'}, and the reference, {name!r}"
+    near = difflib.get_close_matches(key, FAMILIES, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown family {key!r}.{hint} Known: {', '.join(dict.fromkeys(row.name for row in FAMILIES.values()))}"
+
+
 def family_from_config(config: Any, revision: str | None = None) -> Family:
     """The family of a checkpoint, with the facts that its config states.
 
     Args:
-        config: a Hugging Face config object, its dict, or the path of a `config.json` or of the folder that holds it.
+        config: a Hugging Face config object, its dict, or the path of a `config.json` or of the folder that holds it. Of the
+            Omni models the whole config or the thinker's.
         revision: whose rule to use, for example "transformers-5.23"; None for the reference.
 
     Raises:
         ValueError: the model type is not in the table, or the config lacks a fact that the family needs.
     """
     config = config_dict(config)
-    name = config.get("model_type")
-    rows = {row.name for row in FAMILIES.values()}
+    stated = config.get("model_type")
+    name = str(stated).removesuffix("_thinker")
+    rows = {row.name for row in FAMILIES.values() if row.config}
     if name not in rows:
         raise ValueError(
-            f"config has model_type {name!r}; the families are {', '.join(sorted(rows))}. "
+            f"config has model_type {stated!r}; the families are {', '.join(sorted(rows))}. "
             "A full config is needed, not its text or vision part"
         )
     row = family(f"{name}@{revision}" if revision else name)
-    vision = config.get("vision_config") or {}
-    facts = {"spatial_merge": _fact(vision, row, "spatial_merge_size")}
-    if row.uses_seconds:
-        facts["ids_per_second"] = _fact(vision, row, "tokens_per_second")
-    for token in ("image_token_id", "video_token_id"):
-        facts[token] = config.get(token)
-    return family(row, **facts)
+    facts: dict[str, Any] = {}
+    tokens: dict[str, int] = {}
+    for fact, paths in row.config.items():
+        if fact == "ids_per_second" and not row.uses_seconds:
+            continue
+        value = _stated(config, paths, row)
+        if value is not None and fact.startswith("token_ids."):
+            tokens[fact.removeprefix("token_ids.")] = value
+        elif value is not None:
+            facts[fact] = _DOWNSAMPLING.get(value, value)
+    return family(row, **facts, token_ids=TokenIds(**tokens))
 
 
-def _fact(vision: Mapping[str, Any], row: Family, key: str) -> Any:
-    if vision.get(key) is None:
-        raise ValueError(
-            f"{row}: config has no vision_config.{key}. Class defaults differ between versions of transformers, "
-            "so mmrope does not guess: add it, or use mmrope.family() and state it"
-        )
-    return vision[key]
+_DOWNSAMPLING = {"16x": 4, "4x": 2}  # MiniCPM-V's downsample_mode, as patches merged along a side
+
+
+def _stated(config: Mapping[str, Any], paths: str, row: Family) -> Any:
+    """What the config says at the first of these paths that it has."""
+    optional = paths.endswith("?")
+    for path in paths.removesuffix("?").split("|"):
+        value: Any = config
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            return value
+    if optional:
+        return None
+    raise ValueError(
+        f"{row}: config has no {' and no '.join(paths.split('|'))}. Class defaults differ between versions of transformers, "
+        "so mmrope does not guess: add it, or use mmrope.family() and state it"
+    )
 
 
 def config_dict(config: Any) -> dict[str, Any]:

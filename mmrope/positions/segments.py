@@ -1,4 +1,4 @@
-"""What a sequence is made of: a row of segments, each text, an image, a frame, a video or padding.
+"""What a sequence is made of: a row of segments, each text, an image, a frame, a video, sound or padding.
 
 Positions are computed from segments, never from single tokens, so a sequence of 100,000 tokens is a handful of numbers.
 `Segment` is what people write and read; `Row` holds the same by column, which is what the builder reads.
@@ -15,9 +15,9 @@ from typing import Any, overload
 
 import numpy as np
 
-KINDS = ("pad", "text", "image", "frame", "video")
+KINDS = ("pad", "text", "image", "frame", "video", "audio", "audio_in_video", "canvas", "custom")
 """The kinds of segments; a row's `kind` column holds indices into this tuple."""
-PAD, TEXT, IMAGE, FRAME, VIDEO = range(len(KINDS))
+PAD, TEXT, IMAGE, FRAME, VIDEO, AUDIO, AUDIO_IN_VIDEO, CANVAS, CUSTOM = range(len(KINDS))
 
 MAX_TOKENS = 2**31 - 1  # of one segment: keeps every sum of a row far inside int64
 MAX_SECONDS = 1e9  # from one temporal grid to the next: stays finite in float32
@@ -25,7 +25,8 @@ MAX_SECONDS = 1e9  # from one temporal grid to the next: stays finite in float32
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of tokens that is placed as one: made by `text`, `image`, `frame`, `video` and `pad`.
+    """A stretch of tokens that is placed as one: made by `text`, `image`, `frame`, `video`, `audio`, `pad`, and for the few
+    families that have them `audio_in_video`, `canvas` and `custom`.
 
     `grid` is the token grid (t, h, w): what the language model sees, after the spatial merge. `image_grid_thw` of a
     processor holds patch grids, before it; `Family.image` and `Family.video` convert. Text of n tokens is (1, 1, n).
@@ -37,26 +38,50 @@ class Segment:
     """Of a video: seconds from one temporal grid to the next (temporal patch size / frames per second)."""
     times: tuple[float, ...] | None = None
     """Of a video whose grids are not evenly spaced: seconds of each temporal grid; only differences to the first count."""
+    audio_tokens: int = 0
+    """Of audio in video: tokens of its sound."""
+    runs: tuple[int, ...] = ()
+    """Of audio in video: how its tokens lie, where that is known: so many of the video, of its sound, of the video, ..."""
+    slices: tuple[tuple[int, int], ...] = ()
+    """Of a canvas: the token grids (h, w) of the detail crops, row by row."""
+    columns: int = 0
+    """Of a canvas: detail crops in a row."""
+    newlines: int = 0
+    """Of a canvas: newline tokens that follow its last marker and belong to it."""
+    ids: tuple[tuple[float, ...], ...] | None = None
+    """Of a custom segment: for each axis the ids of its tokens, counted from where it begins."""
+    advance: float = 0
+    """Of a custom segment: from where it begins to where text goes on."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown segment kind {self.kind!r}; the kinds are {', '.join(KINDS)}")
         what = f"Segment.{self.kind}"
-        least = 0 if self.kind in ("text", "pad") else 1
+        least = 0 if self.kind in ("text", "pad", "custom") else 1
         grid = tuple(_count(n, what, least) for n in self.grid)
         if len(grid) != 3:
             raise ValueError(f"{what}: grid must be (t, h, w), got {self.grid!r}")
-        if math.prod(grid) > MAX_TOKENS:
-            raise ValueError(
-                f"{what}: {grid[0]} x {grid[1]} x {grid[2]} tokens are more than {MAX_TOKENS:,}, the most of one segment"
-            )
         object.__setattr__(self, "grid", grid)
-        if self.kind == "video":
+        if self.kind in ("video", "audio_in_video"):
             self._check_time(what)
         elif self.seconds_per_grid is not None or self.times is not None:
             raise ValueError(f"{what} takes no time: only Segment.video has seconds_per_grid or times")
         elif grid[0] != 1:
             raise ValueError(f"{what} has one temporal grid, got {grid[0]}; use Segment.video")
+        if self.kind == "canvas":
+            self._check_canvas(what)
+        if self.kind == "audio_in_video":
+            object.__setattr__(self, "audio_tokens", _count(self.audio_tokens, what, 1))
+            object.__setattr__(self, "runs", tuple(_count(n, what, 0) for n in self.runs))
+            if self.runs and (sum(self.runs[::2]), sum(self.runs[1::2])) != (math.prod(grid), self.audio_tokens):
+                raise ValueError(
+                    f"{what}: runs have {sum(self.runs[::2])} tokens of the video and {sum(self.runs[1::2])} of its sound, "
+                    f"but there are {math.prod(grid)} and {self.audio_tokens}"
+                )
+        if self.length > MAX_TOKENS:
+            raise ValueError(
+                f"{what}: {grid[0]} x {grid[1]} x {grid[2]} tokens are more than {MAX_TOKENS:,}, the most of one segment"
+            )
 
     def _check_time(self, what: str) -> None:
         if self.seconds_per_grid is not None and self.times is not None:
@@ -75,6 +100,14 @@ class Segment:
             if not all(math.isfinite(second) for second in times) or any(b < a for a, b in itertools.pairwise(times)):
                 raise ValueError(f"{what}: times must be finite seconds that never decrease, got {times}")
             object.__setattr__(self, "times", times)
+
+    def _check_canvas(self, what: str) -> None:
+        slices = tuple((_count(h, what, 1), _count(w, what, 1)) for h, w in self.slices)
+        columns, newlines = _count(self.columns, what, 0), _count(self.newlines, what, 0)
+        if bool(slices) != bool(columns) or (columns and len(slices) % columns):
+            raise ValueError(f"{what}: {len(slices)} slices do not fill rows of {columns} columns")
+        for name, value in (("slices", slices), ("columns", columns), ("newlines", newlines)):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def text(cls, length: int) -> Segment:
@@ -103,20 +136,75 @@ class Segment:
         """A video of t temporal grids, each of h rows of w tokens."""
         return cls("video", (t, h, w), seconds_per_grid, None if times is None else tuple(times))
 
+    @classmethod
+    def audio(cls, length: int) -> Segment:
+        """Sound of `length` tokens."""
+        return cls("audio", (1, 1, length))
+
+    @classmethod
+    def audio_in_video(
+        cls,
+        *,
+        t: int,
+        h: int,
+        w: int,
+        audio: int,
+        seconds_per_grid: float | None = None,
+        times: Iterable[float] | None = None,
+        runs: Iterable[int] = (),
+    ) -> Segment:
+        """A video of t x h x w tokens and its sound of `audio` tokens, interleaved by time, with the two start and the two
+        end markers around them (the Qwen Omni models). `runs` may state how the tokens lie."""
+        times = None if times is None else tuple(times)
+        return cls("audio_in_video", (t, h, w), seconds_per_grid, times, audio_tokens=audio, runs=tuple(runs))
+
+    @classmethod
+    def canvas(
+        cls, *, h: int, w: int, slices: Iterable[tuple[int, int]] = (), columns: int = 0, newlines: int = 0
+    ) -> Segment:
+        """A picture or a frame of MiniCPM-V: a thumbnail of h x w tokens between its two markers, then detail crops
+        (`slices`, token grids row by row, `columns` in a row), each between two markers, with a newline token after each row
+        but the last. `newlines` tokens that follow at once belong to it, too."""
+        return cls("canvas", (1, h, w), slices=tuple(slices), columns=columns, newlines=newlines)
+
+    @classmethod
+    def custom(cls, ids: Any, *, advance: float) -> Segment:
+        """Tokens at stated places: ids [A, n], counted from where the segment begins; text goes on `advance` after there."""
+        table = np.asarray(ids)
+        if table.ndim != 2 or table.dtype.kind not in "iuf" or not np.isfinite(table).all() or not math.isfinite(advance):
+            raise ValueError(f"Segment.custom: ids must be finite numbers [axes, tokens], got {table.dtype} {list(table.shape)}")
+        return cls("custom", (1, 1, table.shape[1]), ids=tuple(map(tuple, table.tolist())), advance=advance)
+
     @property
     def length(self) -> int:
         """Tokens."""
+        if self.kind == "audio_in_video":
+            return math.prod(self.grid) + self.audio_tokens + 4
+        if self.kind == "canvas":
+            breaks = len(self.slices) // self.columns - 1 if self.slices else 0
+            return math.prod(self.grid) + 2 + sum(h * w + 2 for h, w in self.slices) + breaks + self.newlines
         return math.prod(self.grid)
 
     def __repr__(self) -> str:
         t, h, w = self.grid
-        if self.kind in ("text", "pad"):
+        if self.kind in ("text", "pad", "audio"):
             return f"Segment.{self.kind}({w})"
-        if self.kind != "video":
-            return f"Segment.{self.kind}(h={h}, w={w})"
-        time = "" if self.seconds_per_grid is None else f", seconds_per_grid={self.seconds_per_grid!r}"
-        time = time if self.times is None else f", times={list(self.times)}"
-        return f"Segment.video(t={t}, h={h}, w={w}{time})"
+        if self.kind == "custom":
+            return f"Segment.custom({w} tokens, advance={self.advance:g})"
+        parts = [f"h={h}", f"w={w}"]
+        if self.kind in ("video", "audio_in_video"):
+            parts = [f"t={t}", *parts]
+        if self.kind == "audio_in_video":
+            parts.append(f"audio={self.audio_tokens}")
+        if self.seconds_per_grid is not None:
+            parts.append(f"seconds_per_grid={self.seconds_per_grid!r}")
+        if self.times is not None:
+            parts.append(f"times={list(self.times)}")
+        if self.slices:
+            parts.append(f"slices={list(self.slices)}, columns={self.columns}")
+        if self.newlines:
+            parts.append(f"newlines={self.newlines}")
+        return f"Segment.{self.kind}({', '.join(parts)})"
 
 
 def _count(value: Any, what: str, least: int) -> int:
@@ -149,11 +237,12 @@ class Row(Sequence[Segment]):
     kind: np.ndarray
     """[n] int8, indices into KINDS."""
     grid: np.ndarray
-    """[n, 3] int64, token grids (t, h, w)."""
+    """[n, 3] int64, token grids (t, h, w); their product is a segment's tokens. Of `special` segments whose tokens are more
+    than their grid, (1, 1, tokens)."""
     seconds: np.ndarray
     """[n] float64, seconds from one temporal grid to the next; NaN where a segment has none."""
-    times: tuple[tuple[int, tuple[float, ...]], ...] = ()
-    """(segment index, seconds of each temporal grid), for the segments that state them."""
+    special: tuple[tuple[int, Segment], ...] = ()
+    """(index, segment), for the segments that the columns do not say whole."""
 
     @classmethod
     def of(cls, segments: Row | Iterable[Segment]) -> Row:
@@ -167,13 +256,21 @@ class Row(Sequence[Segment]):
                     f"a row is a list of Segments, but item {i} is {segment!r}; "
                     "write Segment.text(5), Segment.image(h=4, w=6), ..."
                 )
+        kinds = [KINDS.index(segment.kind) for segment in segments]
         return cls(
-            kind=np.array([KINDS.index(segment.kind) for segment in segments], dtype=np.int8),
-            grid=np.array([segment.grid for segment in segments], dtype=np.int64).reshape(-1, 3),
+            kind=np.array(kinds, dtype=np.int8),
+            grid=np.array(
+                [(1, 1, s.length) if k >= AUDIO_IN_VIDEO else s.grid for k, s in zip(kinds, segments, strict=True)],
+                dtype=np.int64,
+            ).reshape(-1, 3),
             seconds=np.array(
                 [math.nan if s.seconds_per_grid is None else s.seconds_per_grid for s in segments], dtype=np.float64
             ),
-            times=tuple((i, segment.times) for i, segment in enumerate(segments) if segment.times is not None),
+            special=tuple(
+                (i, s)
+                for i, (k, s) in enumerate(zip(kinds, segments, strict=True))
+                if k >= AUDIO_IN_VIDEO or s.times is not None
+            ),
         )
 
     @property
@@ -200,9 +297,12 @@ class Row(Sequence[Segment]):
         i = i + len(self) if i < 0 else i
         if not 0 <= i < len(self):
             raise IndexError(f"segment {index} of a row of {len(self)}")
+        special = dict(self.special).get(i)
+        if special is not None:
+            return special
         t, h, w = self.grid[i].tolist()
         seconds = None if math.isnan(self.seconds[i]) else float(self.seconds[i])
-        return Segment(KINDS[self.kind[i]], (t, h, w), seconds, dict(self.times).get(i))
+        return Segment(KINDS[self.kind[i]], (t, h, w), seconds)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):

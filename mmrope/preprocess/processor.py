@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mmrope.positions.build import position_ids
-from mmrope.positions.families import FACTS, Family
+from mmrope.positions.families import FACTS
 from mmrope.positions.families import family as find_family
+from mmrope.positions.rules import Family
 from mmrope.positions.segments import Segment
 from mmrope.preprocess import text
 from mmrope.preprocess.errors import Limits, MediaError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmrope.encodings.spec import RotarySpec
-from mmrope.positions.families import Layout
+from mmrope.positions.rules import Layout
 from mmrope.preprocess.text import IM_END, PAD, VOCAB_SIZE
 
 NORM_EPS = 1e-6  # stated, because RMSNorm's own default depends on the dtype: 8e-3 in bfloat16
