@@ -17,12 +17,16 @@ from mmrope.positions import (
     Positions,
     Row,
     Segment,
+    Span,
+    TokenIds,
+    VideoTiming,
     explain,
     family,
     family_from_config,
     patch_position_ids,
     position_ids,
     segments_from_inputs,
+    segments_from_spans,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +64,10 @@ __all__ = [
     "RotarySpec",
     "Row",
     "Segment",
+    "Span",
+    "TokenIds",
     "VLMConfig",
+    "VideoTiming",
     "apply_rotary",
     "explain",
     "family",
@@ -69,6 +76,7 @@ __all__ = [
     "position_ids",
     "rotate",
     "segments_from_inputs",
+    "segments_from_spans",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `mmrope ids`."""
+"""The command line: `mmrope ids`, `mmrope families`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mmrope.positions import Positions, explain, family, position_ids
+from mmrope.positions import FAMILIES, Positions, explain, family, position_ids
 from mmrope.positions.compare import placed
+from mmrope.positions.families import departures
 from mmrope.preprocess.patches import PRESETS
 
 app = typer.Typer(
@@ -44,11 +45,6 @@ class _InOrder(TyperCommand):
                 yield f"\0{option[2:]} {value}"
             else:
                 yield arg  # without a value: the parser says so
-
-
-@app.callback()
-def _commands() -> None:
-    """Keeps `ids` a command of its own while it is the only one."""
 
 
 @app.command(cls=_InOrder)
@@ -94,6 +90,18 @@ def ids(
         typer.echo(f"\ntext counts a token a byte{_cut_note(made, family_name)}")
     if figure is not None:
         typer.echo(f"wrote {figure}", err=True)
+
+
+@app.command()
+def families() -> None:
+    """List every family with the source of its rule, and what upstreams compute instead, by revision."""
+    for key, row in FAMILIES.items():
+        if not row.revision:
+            facts = f"axes {row.axes}; {', '.join(row.media)}".replace("_", " ")
+            typer.echo(f"{key:<18}{facts}\n{'':<18}{row.source}")
+        else:
+            changes = ", ".join(f"{field} {value}" for field, value in departures(row).items())
+            typer.echo(f"  @{row.revision:<19}{changes or 'the same ids'}")
 
 
 def _content(part: str) -> dict[str, Any]:
@@ -158,7 +166,7 @@ def _as_dict(positions: Positions, labels: list[str]) -> dict[str, Any]:
         "source": positions.family.source,
         "axes": positions.family.axes,
         "tokens": positions.ids.shape[-1],
-        "next": int(positions.next[0]),
+        "next": positions.next[0].item(),
         "segments": [
             {
                 "kind": item.segment.kind,

@@ -9,8 +9,12 @@ from typing import Any
 from mmrope.positions.build import Positions
 from mmrope.positions.compare import Placed, placed
 
-AXIS_COLORS = {"t": "#d1495b", "h": "#2e86ab", "w": "#3a9d5d"}
-KIND_COLORS = {"text": "#ffffff", "image": "#fdf0d5", "frame": "#e8e4f3", "video": "#e8e4f3", "pad": "#dddddd"}
+AXIS_COLORS = {"t": "#d1495b", "h": "#2e86ab", "w": "#3a9d5d", "p": "#d1495b", "i": "#8a5fbf"}
+KIND_COLORS = {
+    **{"text": "#ffffff", "pad": "#dddddd", "custom": "#f0f0f0"},
+    **{"image": "#fdf0d5", "canvas": "#fdf0d5", "frame": "#e8e4f3", "video": "#e8e4f3", "audio_in_video": "#e8e4f3"},
+    **{"audio": "#e2f0e9"},
+}
 
 
 def plot_ids(
@@ -33,7 +37,7 @@ def plot_ids(
     for item, name in zip(items, names or _names(items), strict=True):
         begin, end = item.start - 0.5, item.start + item.segment.length - 0.5
         ax.axvspan(begin, end, color=KIND_COLORS[item.segment.kind], zorder=0, linewidth=0)
-        if item.segment.kind in ("image", "video"):
+        if item.segment.kind not in ("text", "pad", "frame", "custom"):
             ax.annotate(
                 name,
                 ((begin + end) / 2, 1.01),
@@ -42,13 +46,13 @@ def plot_ids(
                 va="bottom",
                 fontsize=9,
             )
-    # t is drawn last and thickest: in text all axes agree, and w moves the most
-    for axis, width, order in zip(reversed(positions.family.axes), (0.7, 1.1, 1.8), (1, 2, 3), strict=False):
-        values = ids[positions.family.axes.index(axis)]
-        ax.plot(tokens, values, color=AXIS_COLORS[axis], linewidth=width, drawstyle="steps-mid", zorder=order, label=axis)
+    # the first axis is drawn last and thickest: in text all axes agree, and the last moves the most
+    for n, axis in enumerate(reversed(positions.family.axes)):
+        style = {"linewidth": 0.7 + 0.4 * n, "zorder": n + 1, "color": AXIS_COLORS.get(axis), "drawstyle": "steps-mid"}
+        ax.plot(tokens, ids[positions.family.axes.index(axis)], label=axis, **style)
     ax.margins(x=0)
     ax.set(xlabel="token", ylabel="position id")
-    ax.legend(*(list(reversed(part)) for part in ax.get_legend_handles_labels()), loc="upper left", frameon=False, ncols=3)
+    ax.legend(*(list(reversed(part)) for part in ax.get_legend_handles_labels()), loc="upper left", frameon=False, ncols=4)
     ax.set_title(title or f"{positions.family}", loc="left", fontsize=10, pad=22)
     return ax
 
@@ -84,14 +88,15 @@ def plot_rules(rules: Sequence[Positions], *, title: str | None = None) -> Any:
 
 
 def overlapping_text(positions: Positions, row: int = 0) -> list[int]:
-    """Text tokens after a video whose t id is not above every t id of that video."""
-    shared, largest = [], -1
+    """Text tokens after a video whose id on the first axis (time) is not above every one of that video."""
+    axis = positions.family.axes[0]
+    shared, largest = [], -1.0
     for item in placed(positions, row):
         tokens = range(item.start, item.start + item.segment.length)
         if item.segment.kind == "text":
-            shared += [token for token in tokens if item.ids["t"][0] + token - item.start <= largest]
-        elif item.segment.kind == "video":
-            largest = max(largest, item.ids["t"][1])
+            shared += [token for token in tokens if item.ids[axis][0] + token - item.start <= largest]
+        elif item.segment.kind in ("video", "audio_in_video"):
+            largest = max(largest, item.ids[axis][1])
     return shared
 
 

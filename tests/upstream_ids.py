@@ -71,7 +71,9 @@ def as_inputs(batch: Sequence[Sequence[Segment]], family: Family, *, types: bool
                 sounds.append(_frames(w if s.kind == "audio" else s.audio_tokens, family))
     inputs: dict[str, Any] = {
         "input_ids": np.array([[token for token, _ in row] for row in rows], dtype=np.int64),
-        "attention_mask": np.array([[int(s.kind != "pad") for s in row for _ in range(s.length)] for row in batch], dtype=np.int64),
+        "attention_mask": np.array(
+            [[int(s.kind != "pad") for s in row for _ in range(s.length)] for row in batch], dtype=np.int64
+        ),
     }
     if types:
         inputs["mm_token_type_ids"] = np.array([[kind for _, kind in row] for row in rows], dtype=np.int64)
@@ -195,7 +197,9 @@ def transformers_ids(family: Family, inputs: dict[str, Any]) -> tuple[np.ndarray
     tensors = {key: torch.as_tensor(value) for key, value in inputs.items()}
     if family.audio_tokens is not None:
         tensors.pop("mm_token_type_ids", None)
-        sound_in_video = ((tensors["input_ids"][:, :-1] == TOKENS.vision_start) & (tensors["input_ids"][:, 1:] == TOKENS.audio_start)).any()
+        sound_in_video = (
+            (tensors["input_ids"][:, :-1] == TOKENS.vision_start) & (tensors["input_ids"][:, 1:] == TOKENS.audio_start)
+        ).any()
         tensors["use_audio_in_video"] = bool(sound_in_video)
         tensors["second_per_grids"] = tensors.pop("video_second_per_grid", None)
     elif family.name == "glm_image" or TRANSFORMERS == "transformers-4.57":

@@ -120,8 +120,9 @@ class RotarySpec:
         Text, whose ids are the same on all axes, turns exactly as by `rope`.
 
         Args:
-            sections: pairs per axis, shared out by `layout`: "contiguous" t..t h..h w..w (Qwen2-VL) or "interleaved"
-                t h w t h w ... with the rest of t at the end (Qwen3-VL).
+            sections: pairs per axis, shared out by `layout`: "contiguous" t..t h..h w..w (Qwen2-VL), "interleaved"
+                t h w t h w ... with the rest of t at the end (Qwen3-VL), or "alternating" h w h w ... with all of t at the
+                end (Ernie, VideoRoPE).
             axis: instead of sections, the letter of each pair's axis: "t" * 16 + "h" * 24 + "w" * 24.
             rotary_dim: rotated channels, head_dim by default.
         """
@@ -147,20 +148,34 @@ class RotarySpec:
             ValueError: an unknown family, a scaling other than "default", or keys that are missing, unknown, or at odds
                 with what the model's code does.
         """
-        full = config_dict(config)
-        family = family_from_config(full, revision)
-        text = {**full, **(full.get("text_config") or {})}
+        text = config_dict(config)
+        family = family_from_config(text, revision)
+        for part in ("thinker_config", "text_config"):
+            text = {**text, **(text.get(part) or {})}
         rope = _rope_parameters(text, str(family))
         head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-        rotary_dim = int(head_dim * float(rope.get("partial_rotary_factor") or family.rotary_fraction))
+        fraction = rope.get("partial_rotary_factor")
+        if fraction is None and family.rotary_fraction != 1:
+            raise ValueError(
+                f"{family}: the config has no partial_rotary_factor, and class defaults differ between models; released "
+                f"checkpoints have {family.rotary_fraction}"
+            )
+        rotary_dim = int(head_dim * float(1 if fraction is None else fraction))
         if bool(rope.get("mrope_interleaved", family.layout == "interleaved")) != (family.layout == "interleaved"):
             raise ValueError(
                 f"{family}: the config says mrope_interleaved={rope['mrope_interleaved']}, but the model's code always rotates "
                 f"{family.layout} and does not read the flag; correct the config"
             )
         sections = rope.get("mrope_section")
-        if sections is None:
-            raise ValueError(f"{family}: the config has no mrope_section; released checkpoints have {list(family.sections)}")
+        order = family.section_order or family.axes
+        if sections is None or len(sections) != len(order):
+            released = [family.sections[family.axes.index(axis)] for axis in order] if family.sections else "none"
+            raise ValueError(
+                f"{family}: the config has "
+                + ("no mrope_section" if sections is None else f"mrope_section {sections}, not one number each for {order}")
+                + f"; released checkpoints have {released}"
+            )
+        sections = [sections[order.index(axis)] for axis in family.axes]
         return cls.mrope(
             head_dim,
             theta=rope["rope_theta"],
@@ -214,13 +229,23 @@ def axis_of_pairs(sections: Sequence[int], layout: Layout, axes: str = "thw") ->
     """The letter of each pair's axis, from the pairs per axis and the layout.
 
     Raises:
-        ValueError: sections that are not one count per axis, or that "interleaved" cannot place: pair n of axis a sits
-            at n * len(axes) + a, and upstreams silently drop those that run past the end.
+        ValueError: sections that are not one count per axis, or that the layout cannot place. Of "interleaved" pair n of axis
+            a sits at n * len(axes) + a, and upstreams silently drop those that run past the end; "by_channel" is no rotation.
     """
     if len(sections) != len(axes) or any(n < 0 for n in sections):
         raise ValueError(f"sections must be a number of pairs for each of the axes {axes!r}, got {list(sections)}")
     if layout == "contiguous":
         return "".join(letter * n for letter, n in zip(axes, sections, strict=True))
+    if layout == "alternating":
+        last, *turns = sections
+        if len(set(turns)) > 1:
+            raise ValueError(f"alternating sections {list(sections)}: {axes[1:]} take turns, so each must have as many pairs")
+        return axes[1:] * turns[0] + axes[0] * last
+    if layout == "by_channel":
+        raise ValueError(
+            "layout 'by_channel' gives the two channels of a pair to different axes (what transformers does for HunYuan): that "
+            "is no rotation, and a RotarySpec cannot say it; use the reference's 'contiguous'"
+        )
     if layout != "interleaved":
         raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
     step = len(axes)

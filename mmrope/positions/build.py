@@ -56,7 +56,11 @@ class Positions:
         import torch
 
         dtype = torch.float32 if self.family.fractional else torch.int64
-        arrays = {"position_ids": (self.ids, dtype), "attention_mask": (self.mask, torch.int64), "next_position": (self.next, dtype)}
+        arrays = {
+            "position_ids": (self.ids, dtype),
+            "attention_mask": (self.mask, torch.int64),
+            "next_position": (self.next, dtype),
+        }
         return {name: torch.as_tensor(array).to(device=device, dtype=kind) for name, (array, kind) in arrays.items()}
 
     def __repr__(self) -> str:
@@ -107,8 +111,9 @@ def position_ids(
         if largest > np.iinfo(np.int32).max:
             raise ValueError(f"position id {largest:,} does not fit int32; ask for int64 (dtype=, or the dtype of out)")
     mask = np.ones(ids.shape[1:], dtype=bool)  # [B, S]
+    ramp = np.arange(stop - start if len(batch) >= 4 else 0, dtype=_working(ids))  # rows share it; for a few it does not pay
     for b in range(len(batch)):
-        _write(ids[:, b], mask[b], p, b, start, stop)
+        _write(ids[:, b], mask[b], p, b, start, stop, ramp)
     return Positions(ids, mask, np.array(p.next, dtype=family.dtype), family, tuple(batch), start)
 
 
@@ -144,9 +149,9 @@ class Plan:
 
     @functools.cached_property
     def plain(self) -> bool:
-        """Whether images and single grids lie as Qwen2-VL's do: t, h and w counted from the id where they begin."""
+        """Whether images lie as Qwen2-VL's do: t, h and w are whole numbers, counted from the id where the image begins."""
         f = self.family
-        return f.axes == "thw" and f.origin == "next" and not (f.center or f.couple)
+        return f.axes == "thw" and f.origin == "next" and not (f.center or f.couple or f.fractional or f.place)
 
     def largest(self, stop: int) -> int:
         """No id among the tokens before `stop`, which may pass the end, is larger, and one of them or of a whole grid is it."""
@@ -317,8 +322,9 @@ def _check(
 # --- writing ids ------------------------------------------------------------------------------------------------------
 
 
-def _write(ids: np.ndarray, mask: np.ndarray, p: Plan, b: int, start: int, stop: int) -> None:
-    """Writes the tokens start .. stop of row b of a plan: ids [A, stop - start], mask [stop - start]."""
+def _write(ids: np.ndarray, mask: np.ndarray, p: Plan, b: int, start: int, stop: int, ramp: np.ndarray) -> None:
+    """Writes the tokens start .. stop of row b of a plan: ids [A, stop - start], mask [stop - start]. `ramp` holds the numbers
+    from 0 up, as many as there are."""
     begin, end, length = p.cuts[b], p.cuts[b + 1], p.lengths[b]
     if start < length:
         if start > 0:
@@ -339,15 +345,20 @@ def _write(ids: np.ndarray, mask: np.ndarray, p: Plan, b: int, start: int, stop:
                         _write_part(ids, mask, p, j, start, stop)
             elif at < 0 or offset + n > stop:
                 _write_part(ids, mask, p, i, start, stop)
-            elif kind == TEXT or kind == AUDIO:
-                ids[:, at : at + n] = _counting(first, n, ids)
+            elif kind in (TEXT, AUDIO):
+                ids[:, at : at + n] = _counting(first, n, ramp)
+            elif kind == IMAGE and p.plain:  # the usual case: as _write_grids has it, in a third of the time
+                grid, line = ids[:, at : at + n].reshape(3, h, w), _counting(first, max(h, w), ramp)  # [3, h, w], a view
+                grid[0], grid[1], grid[2] = first, line[:h, None], line[:w]
             elif kind == PAD:
                 ids[:, at : at + n] = p.family.pad_value
                 mask[at : at + n] = False
             elif i in p.tables:
                 ids[:, at : at + n] = p.tables[i]
             else:
-                _write_grids(ids[:, at : at + n].reshape(len(ids), t, h, w), p, i, first, 0)  # a view: splits the last dimension
+                _write_grids(
+                    ids[:, at : at + n].reshape(len(ids), t, h, w), p, i, first, 0
+                )  # a view: splits the last dimension
     if stop > length:
         lo = max(start, length)
         ids[:, lo - start :] = np.arange(lo - length, stop - length) + p.next[b]
@@ -376,8 +387,8 @@ def _write_part(ids: np.ndarray, mask: np.ndarray, p: Plan, i: int, start: int, 
     (t, h, w), offset, first = p.grid[i].tolist(), int(p.offset[i]) - start, p.first[i].item()
     lo, hi = max(0, -offset), min(t * h * w, stop - start - offset)  # of the segment's tokens
     to, kind = ids[:, offset + lo : offset + hi], p.kind[i]
-    if kind == TEXT or kind == AUDIO:
-        to[:] = _counting(first, hi, ids)[lo:]
+    if kind in (TEXT, AUDIO):
+        to[:] = _counting(first, hi, np.arange(0, dtype=_working(ids)))[lo:]
     elif kind == PAD:
         to[:] = p.family.pad_value
         mask[offset + lo : offset + hi] = False
@@ -408,10 +419,6 @@ def _write_grids(to: np.ndarray, p: Plan, i: int, first: Any, t0: int) -> None:
     """Writes temporal grids t0, t0 + 1, ... of segment i into `to` [A, grids, h, w], or one grid each of several segments like
     it, whose first ids are `first` [segments, 1, 1]."""
     family, (n, h, w), dtype = p.family, to.shape[1:], _working(to)
-    if n == 1 and t0 == 0 and isinstance(first, int) and p.plain:  # the usual image: the same as below, in a third of the time
-        line = np.arange(first, first + max(h, w), dtype=dtype)
-        to[0], to[1], to[2] = first, line[:h, None], line[:w]
-        return
     time, origin = first, first if family.origin == "next" else 0
     if p.kind[i] == VIDEO:
         special = p.special.get(i)
@@ -427,7 +434,8 @@ def _write_grids(to: np.ndarray, p: Plan, i: int, first: Any, t0: int) -> None:
             if isinstance(base, int):
                 line = np.arange(base, base + size, dtype=dtype)
                 line = line[:, None] if axis == "h" else line
-                to[a] = line if n == 1 else np.array(np.broadcast_to(line, (h, w)), order="C")  # many copies of a whole grid go faster
+                # a whole grid, copied many times, is faster than its rows
+                to[a] = line if n == 1 else np.array(np.broadcast_to(line, (h, w)), order="C")
             else:
                 line = np.arange(size, dtype=dtype)
                 to[a] = base + (line[:, None] if axis == "h" else line)
@@ -448,9 +456,11 @@ def _in_order(first: Any, begin: int, to: np.ndarray, family: Family) -> np.ndar
     return (first - 1) + (family.stride or 0) * np.arange(begin + 1, begin + n + 1).reshape(-1, h, w)
 
 
-def _counting(first: Any, n: int, ids: np.ndarray) -> np.ndarray:
-    """first, first + 1, ..., n of them; fractions are rounded once, when they are stored in `ids`."""
-    return np.arange(first, first + n, dtype=ids.dtype) if isinstance(first, int) else first + np.arange(n)
+def _counting(first: Any, n: int, ramp: np.ndarray) -> np.ndarray:
+    """first, first + 1, ..., n of them; fractions are rounded once, when they are stored."""
+    if isinstance(first, float):
+        return first + np.arange(n)
+    return ramp[first : first + n] if 0 <= first <= len(ramp) - n else np.arange(first, first + n, dtype=ramp.dtype)
 
 
 def _working(ids: np.ndarray) -> Any:

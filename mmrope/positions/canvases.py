@@ -29,8 +29,8 @@ def canvas_rows(
     markers = family.token_ids
     if None in (markers.image_start, markers.image_end, markers.slice_start, markers.slice_end, markers.newline):
         raise ValueError(
-            f"{family} is read by the ids of its markers (image_start_id, image_end_id, slice_start_id, slice_end_id, newline_id "
-            "of its config): take it from family_from_config(model.config)"
+            f"{family} is read by the ids of its markers (image_start_id, image_end_id, slice_start_id, slice_end_id, "
+            "newline_id of its config): take it from family_from_config(model.config)"
         )
     if prompt_lengths is not None:
         types = np.where(np.arange(types.shape[1]) < np.asarray(prompt_lengths)[:, None], types, 0)
@@ -75,9 +75,7 @@ class _Crops:
             raise ValueError(f"{self.key} has {len(self.grids)} crops, but the tokens end before crop {self.used}")
 
 
-def _segments(
-    ids: list[int], kinds: list[int], sizes: Mapping[int, _Crops], family: Family, where: str
-) -> Iterator[Segment]:
+def _segments(ids: list[int], kinds: list[int], sizes: Mapping[int, _Crops], family: Family, where: str) -> Iterator[Segment]:
     """The segments of a row without its padding."""
     m = family.token_ids
     runs = [(kind, [i for i, _ in run]) for kind, run in itertools.groupby(enumerate(kinds), key=lambda pair: pair[1])]

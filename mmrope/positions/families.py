@@ -198,8 +198,8 @@ _REFERENCES = (
     ),
     Family(
         name="hunyuan_vl",
-        source="Tencent-Hunyuan/HunyuanOCR at commit b8759d6, train/data_processor.py: transformers' get_rope_index, a sample at "
-        "a time",
+        source="Tencent-Hunyuan/HunyuanOCR at commit b8759d6, train/data_processor.py: transformers' get_rope_index, a sample "
+        "at a time",
         axes="pwhi",
         media=("image",),
         row_token=True,
@@ -248,10 +248,11 @@ _REFERENCES = (
     dataclasses.replace(
         _VIDEOROPE,
         name="hope",
-        source="HoPE (arXiv 2505.20444), hrlics/HoPE at commit 85b76c0, modeling_hope.py, get_dynamic_rope_index; the stride is "
-        "drawn from 0.5 to 1.5 in training and chosen by the user afterwards (0.75 for retrieval, 1.5 for understanding)",
+        source="HoPE (arXiv 2505.20444), hrlics/HoPE at commit 85b76c0, modeling_hope.py, get_dynamic_rope_index; the stride "
+        "is drawn from 0.5 to 1.5 in training and chosen by the user afterwards (0.75 for retrieval, 1.5 for understanding)",
         dtype="float32",
         stride=None,
+        still="t",
     ),
     dataclasses.replace(
         _QWEN3_VL,
@@ -274,7 +275,7 @@ _REFERENCES = (
     ),
     Family(
         name="vrope",
-        source="VRoPE (arXiv 2502.11664), johncaged/VRoPE at commit 6a7adbc, vrope.py (where time takes no channels of its own)",
+        source="VRoPE (arXiv 2502.11664), johncaged/VRoPE at commit 6a7adbc, vrope.py (time takes no channels of its own)",
         axes="abcd",
         place={"image": placements.vrope, "video": placements.vrope},
         layout="interleaved",
@@ -296,6 +297,10 @@ _REFERENCES = (
 
 
 _SPATIAL = {"advance": "spatial"}
+_SINGLE_FRAMES = (
+    *("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
+    *("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "cohere_compass", "cosmos3_omni", "cosmos3_edge"),
+)
 _BY_CHUNK = {"audio_in_video": placements.get_rope_index_by_chunk}
 _BY_TIME = {"audio_in_video": placements.get_rope_index_by_time}
 _NO_SOUND_IN_VIDEO = {"media": ("image", "video", "audio"), "place": {}}
@@ -304,19 +309,13 @@ _REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
     "transformers-5.23": {
         "qwen2_vl": _SPATIAL,
         "qwen2_5_vl": {**_SPATIAL, "time": "seconds_rate_first"},
-        **{
-            name: _SPATIAL  # of single frames the same as "max"
-            for name in (
-                *("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
-                *("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "cohere_compass", "cosmos3_omni", "cosmos3_edge"),
-            )
-        },
+        **dict.fromkeys(_SINGLE_FRAMES, {}),
         "qwen2_5_omni": {"pad_value": 1, "place": _BY_CHUNK},
         "qwen3_omni_moe": {"place": _BY_TIME},
-        "glm_image": {**_SPATIAL, "pad_value": 1},
+        "glm_image": {"pad_value": 1},
         "ernie4_5_vl_moe": _SPATIAL,
         "paddleocr_vl": {**_SPATIAL, "time": "index", "ids_per_second": None},
-        "hunyuan_vl": {"ordinal": "batch"},
+        "hunyuan_vl": {"ordinal": "batch", "layout": "by_channel"},
         "minicpmv4_7": {},
         "neomme": {},
     },
@@ -354,9 +353,7 @@ def _with_revisions(row: Family) -> list[Family]:
 FAMILIES: dict[str, Family] = {row.key: row for reference in _REFERENCES for row in _with_revisions(reference)}
 """Every family and revision, by name."""
 
-FACTS = (
-    *("spatial_merge", "temporal_merge", "frames_per_grid", "ids_per_second", "seconds_per_chunk", "stride", "token_ids"),
-)
+FACTS = (*("spatial_merge", "temporal_merge", "frames_per_grid", "ids_per_second", "seconds_per_chunk", "stride", "token_ids"),)
 """The fields of a Family that belong to a checkpoint rather than to the rule."""
 
 
@@ -392,6 +389,20 @@ def _unknown(key: str) -> str:
     near = difflib.get_close_matches(key, FAMILIES, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown family {key!r}.{hint} Known: {', '.join(dict.fromkeys(row.name for row in FAMILIES.values()))}"
+
+
+def departures(row: Family) -> dict[str, str]:
+    """The fields of a revision's rule that are not its reference's, with their values in words."""
+    reference = FAMILIES[row.name]
+    found = {}
+    for field in dataclasses.fields(Family):
+        value = getattr(row, field.name)
+        if field.name in ("revision", "source") or value == getattr(reference, field.name):
+            continue
+        if field.name == "place":
+            value = tuple(function.__name__ for function in value.values()) or "none"
+        found[field.name] = ", ".join(value) if isinstance(value, tuple) else str(value)
+    return found
 
 
 def family_from_config(config: Any, revision: str | None = None) -> Family:

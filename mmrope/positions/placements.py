@@ -32,17 +32,17 @@ def qwen3_omni_audio_tokens(frames: np.ndarray, window: int = 50) -> np.ndarray:
     return ((rest - 1) // 2 + 1 - 1) // 2 + 1 + frames // (2 * window) * 13
 
 
-def audio_in_video_by_chunk(
-    segment: Segment, start: Any, family: Family, *, by_runs: bool = True
-) -> tuple[np.ndarray, Any]:
+def audio_in_video_by_chunk(segment: Segment, start: Any, family: Family, *, by_runs: bool = True) -> tuple[np.ndarray, Any]:
     """Qwen2.5-Omni: both start markers share an id; then come a chunk of the video, a chunk of its sound, and so on, both
     counted from the same id; then both end markers, which share the id after the largest of the last chunk.
 
     `by_runs`: a segment that states its runs is laid out by them, and not by its times.
     """
     video, audio = _video_and_audio(segment, start + 1, family)
-    order, last = _order_by_runs(segment) if by_runs and segment.runs else _order_by_chunk(
-        video[0] - (start + 1), audio[0] - (start + 1), family
+    order, last = (
+        _order_by_runs(segment)
+        if by_runs and segment.runs
+        else _order_by_chunk(video[0] - (start + 1), audio[0] - (start + 1), family)
     )
     ids = np.concatenate([video, audio], axis=1)[:, order]
     end = int(ids[:, -last:].max()) + 1
@@ -50,9 +50,7 @@ def audio_in_video_by_chunk(
     return np.concatenate([markers * start, ids, markers * end], axis=1), end + 1
 
 
-def audio_in_video_by_time(
-    segment: Segment, start: Any, family: Family, *, by_runs: bool = True
-) -> tuple[np.ndarray, Any]:
+def audio_in_video_by_time(segment: Segment, start: Any, family: Family, *, by_runs: bool = True) -> tuple[np.ndarray, Any]:
     """Qwen3-Omni: the tokens of the video and of its sound by their times, the video's first where they are equal; the
     markers count like text. Ids are float32 and added up in upstream's order; text goes on after the largest id of what was
     appended last, which is a single token or what was left of the longer.
@@ -187,9 +185,7 @@ def vrope(segment: Segment, start: Any, family: Family) -> tuple[np.ndarray, Any
     return ids.reshape(4, -1), start + span * t
 
 
-def circle(
-    segment: Segment, start: Any, family: Family, *, radius: float = 10.0, alpha: float = 0.5
-) -> tuple[np.ndarray, Any]:
+def circle(segment: Segment, start: Any, family: Family, *, radius: float = 10.0, alpha: float = 0.5) -> tuple[np.ndarray, Any]:
     """Circle-RoPE: an image's tokens lie on a circle in the plane at right angles to the line of text, whose points have the
     same id on all axes, so that all are equally far from each token of text. The angle is a mean, with weight `alpha`, of
     the token's angle around the image's centre and of its place in the order of tokens, both spread over a whole turn."""

@@ -15,7 +15,7 @@ from mmrope.positions.timing import VideoTiming
 Time = Literal["index", "seconds", "seconds_rate_first", "seconds_float64", "whole_seconds", "fractional_seconds"]
 Advance = Literal["max", "spatial", "time", "tokens"]
 Origin = Literal["next", "zero"]
-Layout = Literal["contiguous", "interleaved", "alternating"]
+Layout = Literal["contiguous", "interleaved", "alternating", "by_channel"]
 Pairing = Literal["half", "adjacent"]
 Placement = Callable[[Segment, Any, "Family"], tuple[np.ndarray, Any]]
 """(segment, the id that it begins at, family) -> (ids [A, n], the id that text goes on at)."""
@@ -107,8 +107,9 @@ class Family:
     couple: bool = False
     """The time step is added to h and w, too."""
     advance: Advance = "max"
-    """Where text goes on after vision that starts at p: "max" the largest step on any axis + 1 further; "spatial" p + max(h, w),
-    whatever the length of the video; "time" the last t + 1; "tokens" as many ids further as there are tokens, times stride."""
+    """Where text goes on after vision that starts at p: "max" the largest step on any axis + 1 further; "spatial" at
+    p + max(h, w), however long the video; "time" the last t + 1; "tokens" as many ids further as there are tokens, times
+    stride."""
     ordinal: Literal["row", "batch"] = "row"
     """Over what axis i counts the media."""
     place: Mapping[str, Placement] = field(default_factory=dict, hash=False)
@@ -118,12 +119,14 @@ class Family:
 
     # how the model feels it
     layout: Layout = "contiguous"
-    """How the axes share the pairs: "contiguous" t..t h..h w..w, "interleaved" t h w t h w ... then t, "alternating" h w h w ...
-    then t."""
+    """How the axes share the pairs: "contiguous" t..t h..h w..w, "interleaved" t h w t h w ... then t, "alternating" h w h w
+    ... then t; "by_channel" contiguous over channels instead of pairs, which is no rotation."""
     sections: tuple[int, ...] = ()
     """Pairs per axis, of the released checkpoints; empty where one axis has all."""
     section_order: str = ""
     """The order in which a config lists the sections, where it is not that of `axes`."""
+    still: str = ""
+    """Axes whose pairs are not turned at all."""
     theta: float = 1e4
     pairing: Pairing = "half"
     rotary_fraction: float = 1.0
@@ -196,11 +199,12 @@ class Family:
         return _floor(since_first.astype(_F32) * _F32(rate))
 
     def image(self, patch_grid: Sequence[int]) -> Segment:
-        """The segment of an image, from its patch grid (a row of `image_grid_thw`, [3])."""
+        """The segment of an image, from its patch grid (a row of `image_grid_thw`, [3]); of families with a canvas, of an
+        image without detail crops."""
         t, h, w = self.token_grids([patch_grid])[0].tolist()
         if t != 1:
             raise ValueError(f"{self}: an image has one temporal grid, got patch grid {tuple(patch_grid)}; use Family.video")
-        return Segment.image(h=h, w=w)
+        return Segment.canvas(h=h, w=w) if "canvas" in self.media else Segment.image(h=h, w=w)
 
     def video(
         self,

@@ -159,9 +159,7 @@ class Segment:
         return cls("audio_in_video", (t, h, w), seconds_per_grid, times, audio_tokens=audio, runs=tuple(runs))
 
     @classmethod
-    def canvas(
-        cls, *, h: int, w: int, slices: Iterable[tuple[int, int]] = (), columns: int = 0, newlines: int = 0
-    ) -> Segment:
+    def canvas(cls, *, h: int, w: int, slices: Iterable[tuple[int, int]] = (), columns: int = 0, newlines: int = 0) -> Segment:
         """A picture or a frame of MiniCPM-V: a thumbnail of h x w tokens between its two markers, then detail crops
         (`slices`, token grids row by row, `columns` in a row), each between two markers, with a newline token after each row
         but the last. `newlines` tokens that follow at once belong to it, too."""
@@ -172,7 +170,9 @@ class Segment:
         """Tokens at stated places: ids [A, n], counted from where the segment begins; text goes on `advance` after there."""
         table = np.asarray(ids)
         if table.ndim != 2 or table.dtype.kind not in "iuf" or not np.isfinite(table).all() or not math.isfinite(advance):
-            raise ValueError(f"Segment.custom: ids must be finite numbers [axes, tokens], got {table.dtype} {list(table.shape)}")
+            raise ValueError(
+                f"Segment.custom: ids must be finite numbers [axes, tokens], got {table.dtype} {list(table.shape)}"
+            )
         return cls("custom", (1, 1, table.shape[1]), ids=tuple(map(tuple, table.tolist())), advance=advance)
 
     @property

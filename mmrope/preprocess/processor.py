@@ -108,6 +108,11 @@ class Processor:
                 f"{self.family} merges {self._family.spatial_merge} x {self._family.spatial_merge} patches, "
                 f"but patches.merge_size is {config.merge_size}: they must agree"
             )
+        if config and self._family.frames_per_grid != config.temporal_patch_size:
+            raise ValueError(
+                f"{self.family} makes a temporal grid of {self._family.frames_per_grid} frames, "
+                f"but patches.temporal_patch_size is {config.temporal_patch_size}: they must agree"
+            )
 
     @property
     def _family(self) -> Family:
@@ -230,13 +235,15 @@ class Processor:
             grid = self._checked_grid(1, size)
             media = _Media(grid, source_name(item["image"]), image)
         segment = self._family.image(media.patch_grid)
+        if segment.kind == "canvas":  # its markers belong to it
+            return [Part(segment, [text.VISION_START, *[text.IMAGE_PAD] * (segment.length - 2), text.VISION_END], media)]
         part = Part(segment, [text.IMAGE_PAD] * segment.length, media)
         return [_text_part([text.VISION_START]), part, _text_part([text.VISION_END])]
 
     def _video(self, item: Mapping[str, Any]) -> list[Part]:
         media, times = self._measure_video(item)
-        t, h, w = self._family.token_grids([media.patch_grid])[0].tolist()
-        patch, start, end = self._patches.temporal_patch_size, _text_part([text.VISION_START]), _text_part([text.VISION_END])
+        t, h, w = self._family.token_grids([media.patch_grid], video=True)[0].tolist()
+        patch, start, end = self._family.frames_per_grid, _text_part([text.VISION_START]), _text_part([text.VISION_END])
         if not self._family.split_frames:
             segment = self._family.video(media.patch_grid, seconds_per_grid=media.seconds_per_grid)
             return [start, Part(segment, [text.VIDEO_PAD] * segment.length, media), end]
@@ -251,7 +258,7 @@ class Processor:
 
     def _measure_video(self, item: Mapping[str, Any]) -> tuple[_Media, list[Fraction]]:
         """A video's patch grid and times: those at which it is looked at, filled up to whole temporal patches."""
-        patch = self._patches.temporal_patch_size
+        patch = self._family.frames_per_grid
         if "grid" in item:
             grid = self._patch_grid(item, "thw")
             if not item.get("fps", 0) > 0:
@@ -260,7 +267,7 @@ class Processor:
                 )
             step = 1 / Fraction(str(item["fps"]))
             times = [k * step for k in range(grid[0] * patch)]
-            return _Media(grid, "", None, seconds_per_grid=_seconds_per_grid(step, patch)), times
+            return _Media(grid, "", None, seconds_per_grid=_seconds_per_grid(step, patch * self._family.temporal_merge)), times
         from mmrope.preprocess.video import open_video
 
         video = open_video(item["video"], fps=item.get("fps"), limits=self.limits)
@@ -277,7 +284,8 @@ class Processor:
         if len(grid) != len(axes) or not all(isinstance(n, int) and n > 0 for n in grid):
             raise ValueError(f"grid is the size in tokens ({', '.join(axes)}), got {_brief(item)}")
         self._check_tokens(math.prod(grid), f"grid {'x'.join(map(str, grid))} states")
-        return (*grid[:-2], grid[-2] * self._family.spatial_merge, grid[-1] * self._family.spatial_merge)
+        f, (*t, h, w) = self._family, grid
+        return (*(n * f.temporal_merge for n in t), h * f.spatial_merge, (w - f.row_token) * f.spatial_merge)
 
     def _checked_grid(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
         """The patch grid of frames of this size in pixels (height, width)."""
