@@ -14,6 +14,7 @@ from mmrope import FAMILIES, Family, Segment, family
 
 # at these steps, products with the usual rates land on or next to whole numbers
 SECONDS = (0.04, 0.1, 0.3, 0.5, 0.7, 0.83, 1.0, 1.001, 1.5, 2.0, 2 / 3, 2 / 29.97, 10.0)
+FLOAT32_SECONDS = tuple(float(np.float32(s)) for s in SECONDS)  # as processors hand them on in tensors
 STRIDES = {"hope": 0.75, "v2pe": 1 / 16}  # where users state it
 RULES = [family(key, stride=STRIDES[row.name]) if row.name in STRIDES else row for key, row in sorted(FAMILIES.items())]
 BY_KEY = {rule.key: rule for rule in RULES}
@@ -49,11 +50,9 @@ def canvases(draw: st.DrawFn) -> Segment:
 
 
 @st.composite
-def sounds_in_videos(draw: st.DrawFn) -> Segment:
-    t = draw(st.integers(1, 5))
-    return Segment.audio_in_video(
-        t=t, h=draw(small), w=draw(small), audio=draw(st.integers(1, 130)), seconds_per_grid=draw(seconds)
-    )
+def sounds_in_videos(draw: st.DrawFn, choices: Sequence[float]) -> Segment:
+    t, h, w, audio = draw(st.integers(1, 5)), draw(small), draw(small), draw(st.integers(1, 130))
+    return Segment.audio_in_video(t=t, h=h, w=w, audio=audio, seconds_per_grid=draw(st.sampled_from(choices)))
 
 
 _MEDIA: dict[str, st.SearchStrategy[Segment]] = {
@@ -61,7 +60,7 @@ _MEDIA: dict[str, st.SearchStrategy[Segment]] = {
     "frame": st.builds(lambda h, w: Segment.frame(h=h, w=w), small, small),
     "video": videos(),
     "audio": st.integers(1, 20).map(Segment.audio),
-    "audio_in_video": sounds_in_videos(),
+    "audio_in_video": sounds_in_videos(SECONDS),
     "canvas": canvases(),
 }
 
@@ -105,6 +104,52 @@ def family_and_row(draw: st.DrawFn, **options: Any) -> tuple[Family, list[Segmen
 
 def length(row: Sequence[Segment]) -> int:
     return sum(segment.length for segment in row)
+
+
+# --- what processors make ---------------------------------------------------------------------------------------------
+
+
+def processed(family: Family, *, most: int = 8) -> st.SearchStrategy[list[Segment]]:
+    """Rows that a processor can say: videos state evenly spaced seconds or none, frames are a family's only videos."""
+    kinds = [kind for kind in family.media if not (kind == "frame" and "video" in family.media)]
+    timed = st.builds(
+        lambda t, h, w, s: Segment.video(t=t, h=h, w=w, seconds_per_grid=s if family.uses_seconds else None),
+        *(st.integers(1, 9), small, small, st.sampled_from(FLOAT32_SECONDS)),
+    )
+    instead = {
+        "video": timed,
+        "audio_in_video": sounds_in_videos(FLOAT32_SECONDS),
+        "image": st.builds(lambda h, w: Segment.image(h=h, w=w), small, st.integers(1 + family.row_token, 6)),
+    }
+    return st.lists(texts | pads | st.one_of([instead.get(kind, _MEDIA[kind]) for kind in kinds]), max_size=most)
+
+
+def upstream_rows(family: Family, without: str = "") -> st.SearchStrategy[list[Segment]]:
+    """Rows that upstreams can place: text around each medium, with room for its markers."""
+    if family.name == "neomme":  # one document a sample, after two tokens
+        document = st.builds(lambda h, w: [Segment.text(2), Segment.image(h=h, w=w)], small, st.integers(2, 6))
+        return document | st.integers(1, 9).map(lambda n: [Segment.text(n)])
+    media = processed(family).map(lambda row: [s for s in row if s.kind not in ("text", "pad", without)])
+    gap = st.integers(2, 6).map(Segment.text)
+    return st.tuples(gap, media, st.lists(gap, min_size=8, max_size=8)).map(
+        lambda drawn: [drawn[0], *(part for pair in zip(drawn[1], drawn[2], strict=False) for part in pair)]
+    )
+
+
+@st.composite
+def upstream_batches(draw: st.DrawFn, family: Family) -> list[list[Segment]]:
+    """Batches of such rows, padded on one side. Of videos with and without their sound, upstreams take one kind in a batch."""
+    without = draw(st.sampled_from(("video", "audio_in_video"))) if "audio_in_video" in family.media else ""
+    return draw(padded(upstream_rows(family, without)))
+
+
+@st.composite
+def padded(draw: st.DrawFn, rows: st.SearchStrategy[list[Segment]]) -> list[list[Segment]]:
+    """A batch of up to four rows, padded to one length on one side."""
+    batch = draw(st.lists(rows, min_size=1, max_size=4))
+    longest, left = max(map(length, batch)), draw(st.booleans())
+    pads = [[Segment.pad(longest - length(row))] for row in batch]
+    return [pad + row if left else row + pad for pad, row in zip(pads, batch, strict=True)]
 
 
 # --- the definition, token by token -----------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
-    BY_KEY,
     RULES,
     families,
     family_and_row,
@@ -21,7 +20,7 @@ from strategies import (
     small,
 )
 
-from mmrope import FAMILIES, Row, Segment, family, patch_position_ids, position_ids
+from mmrope import Row, Segment, family, patch_position_ids, position_ids
 
 REFERENCES = [rule for rule in RULES if not rule.revision]
 

@@ -2,88 +2,81 @@
 
 from __future__ import annotations
 
-from types import MethodType, SimpleNamespace
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import SECONDS, as_inputs, families, length, rows
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+from strategies import BY_KEY, SECONDS, padded, processed, upstream_batches
+from upstream_ids import IN_TRANSFORMERS, TOKENS, TRANSFORMERS, as_inputs, transformers_ids, with_tokens
 
-from mmrope import Segment, family, position_ids, segments_from_inputs
+from mmrope import Segment, TokenIds, VideoTiming, family, position_ids, segments_from_inputs
 
-UPSTREAM = {"qwen2_vl": Qwen2VLModel, "qwen2_5_vl": Qwen2_5_VLModel, "qwen3_vl": Qwen3VLModel}
+READABLE = sorted({row.name for row in BY_KEY.values()})
 
 
 def joined(row):
-    """Neighbouring texts as one, and neighbouring padding: a processor's output cannot tell them apart."""
+    """Neighbouring texts as one, and neighbouring padding: a processor's output cannot tell them apart. How the tokens of sound
+    in video lie is left out."""
     out = []
     for segment in row:
         if out and segment.kind in ("text", "pad") and segment.kind == out[-1].kind:
             out[-1] = Segment(segment.kind, (1, 1, out[-1].length + segment.length))
         elif segment.length:
-            out.append(segment)
+            out.append(dataclasses.replace(segment, runs=()))
     return out
-
-
-@st.composite
-def batches(draw, rule):
-    batch = draw(st.lists(rows(rule), min_size=1, max_size=4))
-    longest = max(map(length, batch))
-    left = draw(st.booleans())
-    pads = [[Segment.pad(longest - length(row))] for row in batch]
-    return [pad + row if left else row + pad for pad, row in zip(pads, batch, strict=True)]
 
 
 @given(st.data())
 def test_rows_come_back_from_a_processors_output(data):
     """Also media that touch, stand first or last, rows of media alone, empty rows, and padding on any side."""
-    rule = data.draw(families)
-    batch = data.draw(batches(rule))
+    rule = with_tokens(data.draw(st.sampled_from(READABLE)))
+    batch = data.draw(padded(processed(rule)))
     found = segments_from_inputs(as_inputs(batch, rule), rule)
-    assert [list(row) for row in found] == [joined(row) for row in batch]
+    assert [joined(row) for row in found] == [joined(row) for row in batch]
 
 
-def transformers_ids(name, inputs, rule):
-    """get_rope_index of the installed transformers, without building a model."""
-    model = UPSTREAM[name]
-    vision = SimpleNamespace(spatial_merge_size=rule.spatial_merge, tokens_per_second=rule.ids_per_second)
-    self = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
-    self.get_vision_position_ids = MethodType(model.get_vision_position_ids, self)
-    takes_seconds = name == "qwen2_5_vl"
-    tensors = {key: value if key == "second_per_grid_ts" else torch.as_tensor(value) for key, value in inputs.items()}
-    if not takes_seconds:
-        tensors.pop("second_per_grid_ts", None)
-    return model.get_rope_index(self, **tensors)
+@given(st.data())
+def test_rows_come_back_from_token_ids_alone(data):
+    """What processors of transformers 4 return: media are found by their token ids, frames of GLM by the markers around them."""
+    rule = with_tokens(data.draw(st.sampled_from([name for name in READABLE if with_tokens(name).token_ids != TokenIds()])))
+    batch = data.draw(upstream_batches(rule))
+    found = segments_from_inputs(as_inputs(batch, rule, types=False), rule)
+    assert [joined(row) for row in found] == [joined(row) for row in batch]
 
 
-@pytest.mark.parametrize("name", UPSTREAM)
-@settings(max_examples=500)
+@st.composite
+def upstream_case(draw, name):
+    """A revision of the installed transformers, with facts of some checkpoint, and a batch that it can place."""
+    rule = with_tokens(f"{name}@{TRANSFORMERS}")
+    if rule.uses_seconds:
+        rule = family(rule, ids_per_second=draw(st.sampled_from((2, 4, 13, 25))))
+    if "canvas" in rule.media:
+        rule = family(rule, spatial_merge=draw(st.sampled_from((2, 4))))
+    return rule, draw(upstream_batches(rule))
+
+
+@pytest.mark.parametrize("name", IN_TRANSFORMERS)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_ids_equal_transformers_on_random_batches(name, data):
-    """Differential: its revision, on what it can place: media with text between them, and no row all of padding."""
-    rate = data.draw(st.sampled_from((2, 4, 13, 25)))
-    rule = family(f"{name}@transformers-5.23", **({"ids_per_second": rate} if name == "qwen2_5_vl" else {}))
-    batch = []
-    for row in data.draw(st.lists(rows(rule, padding=False), min_size=1, max_size=4)):
-        apart = [part for segment in row for part in (segment, Segment.text(1))]
-        batch.append([Segment.text(1), *apart])
-    longest = max(map(length, batch))
-    left = data.draw(st.booleans())
-    pads = [[Segment.pad(longest - length(row))] for row in batch]
-    batch = [pad + row if left else row + pad for pad, row in zip(pads, batch, strict=True)]
+    """Differential, bit for bit: its revision, on what it can place."""
+    rule, batch = data.draw(upstream_case(name))
     inputs = as_inputs(batch, rule)
     if data.draw(st.booleans()) and "second_per_grid_ts" in inputs:  # transformers rounds a list and a tensor differently
-        inputs["second_per_grid_ts"] = torch.tensor(inputs["second_per_grid_ts"].tolist())
-    positions = position_ids(segments_from_inputs(inputs, rule), rule)
-    expected, deltas = transformers_ids(name, inputs, rule)
-    np.testing.assert_array_equal(positions.ids, expected.numpy())
-    largest = np.where(positions.mask, positions.ids, -1).max(axis=(0, 2))
-    np.testing.assert_array_equal(largest + 1 - positions.mask.sum(axis=1), deltas[:, 0].numpy())
+        inputs["second_per_grid_ts"] = inputs["second_per_grid_ts"].astype(np.float64).tolist()
+    expected, deltas = transformers_ids(rule, inputs)
+    # NeoMME's processor hands out position ids itself, so there is no output of it to read
+    positions = position_ids(batch if name == "neomme" else segments_from_inputs(inputs, rule), rule)
+    assert positions.ids.dtype == expected.dtype
+    if name == "qwen3_omni_moe" and not {"image_grid_thw", "video_grid_thw"} & set(inputs):
+        expected = np.where(positions.mask, expected, rule.pad_value)  # without grids it takes another path, which pads with 1
+    np.testing.assert_array_equal(positions.ids, expected)
+    if name not in ("neomme", "glm_image"):  # which return no deltas, or zeros
+        largest = np.where(positions.mask, positions.ids, -1).max(axis=(0, 2))
+        np.testing.assert_array_equal(largest + 1 - positions.mask.sum(axis=1).astype(deltas.dtype), deltas)
 
 
 def test_text_alone_needs_neither_types_nor_grids():
@@ -118,6 +111,138 @@ def test_seconds_may_be_lists_float32_or_float64(seconds):
     ]
     assert (ids[0] == ids[1]).all()
     assert (ids[0] == ids[2]).all()
+
+
+def test_generated_tokens_are_text_whatever_their_ids():
+    """A policy may write the token of an image, which then has no grid (NEEDS.md, row 3)."""
+    rule = with_tokens("qwen2_5_vl")
+    batch = [[Segment.text(2), Segment.image(h=2, w=2), Segment.text(6)]]
+    inputs = as_inputs(batch, rule, types=False)
+    inputs["input_ids"][0, 9] = TOKENS.image
+    with pytest.raises(
+        ValueError, match=r"row 0: the 1 image tokens at 9..9 are more than the 1 grid.* say so with prompt_lengths"
+    ):
+        segments_from_inputs(inputs, rule)
+    assert segments_from_inputs(inputs, rule, prompt_lengths=[8]) == batch
+    for wrong in ([8, 8], [1.5], 8):
+        with pytest.raises(ValueError, match=r"prompt_lengths must be 1 whole numbers, the columns of each row's prompt"):
+            segments_from_inputs(inputs, rule, prompt_lengths=wrong)
+
+
+TIMING = VideoTiming(frame_indices=range(0, 24, 3), original_fps=24.0, sampled_fps=8.0)  # 8 frames, 4 grids, 0.25 s apart
+
+
+def test_timings_stand_for_seconds_per_grid():
+    types = np.array([[2] * 16])
+    inputs = {"input_ids": types, "mm_token_type_ids": types, "video_grid_thw": [[4, 4, 4]]}
+    rule = family("qwen2_5_vl", ids_per_second=8)
+    assert segments_from_inputs(inputs, rule, video_timings=[TIMING]) == [[Segment.video(t=4, h=2, w=2, seconds_per_grid=0.25)]]
+    shown = dataclasses.replace(TIMING, timestamps=(0, 1, 2, 3, 5, 6, 7.5, 9))
+    [row] = segments_from_inputs(inputs, rule, video_timings=[shown])
+    assert row == [Segment.video(t=4, h=2, w=2, times=[0, 2, 5, 7.5])]
+    assert position_ids(row, rule).ids[0, 0, ::4].tolist() == [0, 16, 40, 60]
+    for timings, message in (
+        ([], r"there are 0 video_timings for 1 video\(s\)"),
+        ([TIMING, TIMING], r"there are 2 video_timings for 1 video\(s\)"),
+        (
+            [VideoTiming(frame_indices=range(6), sampled_fps=2)],
+            r"video 0 has 4 temporal grids, but its timing lists 6 sampled frames, which make 3",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            segments_from_inputs(inputs, rule, video_timings=timings)
+    with pytest.raises(ValueError, match=r"there are 1 video_timings, but the inputs have no video_grid_thw"):
+        segments_from_inputs({"input_ids": types}, rule, video_timings=[TIMING])
+
+
+def test_timings_are_checked_where_frames_are_split_too():
+    inputs = as_inputs([[Segment.frame(h=2, w=2), Segment.text(1), Segment.frame(h=2, w=2)]], family("qwen3_vl"))
+    inputs["video_grid_thw"] = [[2, 4, 4]]
+    four = VideoTiming(frame_indices=range(4), sampled_fps=2)
+    assert len(segments_from_inputs(inputs, "qwen3_vl", video_timings=[four])[0]) == 3
+    with pytest.raises(ValueError, match=r"video 0 has 2 temporal grids, but its timing lists 8 sampled frames, which make 4"):
+        segments_from_inputs(inputs, "qwen3_vl", video_timings=[TIMING])
+
+
+def test_hunyuans_images_stand_with_and_without_their_markers():
+    """Its processor's run of image tokens may hold the begin and the end marker, which are placed like text."""
+    rule = with_tokens("hunyuan_vl")
+    types = np.array([[0, *[1] * 8, 0]])
+    inputs = {"input_ids": np.zeros_like(types), "mm_token_type_ids": types, "image_grid_thw": [[1, 4, 4]]}
+    [row] = segments_from_inputs(inputs, rule)
+    assert row == [Segment.text(1), Segment.text(1), Segment.image(h=2, w=3), Segment.text(1), Segment.text(1)]
+    assert position_ids(row, rule).ids[:, 0, 2:8].tolist() == [
+        [2, 3, 4, 5, 6, 7],
+        [0, 1, 2, 0, 1, 2],
+        [0, 0, 0, 1, 1, 1],
+        [0] * 6,
+    ]
+    inputs["image_grid_thw"] = [[1, 4, 6]]
+    message = r"the 8 image tokens at 1..8 are .*|the 8 image tokens at 1..8 do not fit their grids: image 0 needs"
+    with pytest.raises(ValueError, match=message) as error:
+        segments_from_inputs({**inputs, "image_grid_thw": [[1, 8, 8]]}, rule)
+    assert "with a token at each row's end" in str(error.value)
+    assert segments_from_inputs(inputs, rule)[0] == [Segment.text(1), Segment.image(h=2, w=4), Segment.text(1)]
+
+
+def test_grids_of_images_that_are_yet_to_be_made_are_left_out():
+    """GLM-Image's processor lists the grids of the images to generate, too, behind those of the prompt."""
+    rule = with_tokens("glm_image")
+    types = np.array([[0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+    inputs = {
+        **{"input_ids": types, "mm_token_type_ids": types},
+        **{"image_grid_thw": [[1, 1, 2], [1, 4, 4], [1, 8, 8]], "images_per_sample": [2, 1]},
+    }
+    one, two = segments_from_inputs(inputs, rule)
+    assert one == [Segment.text(1), Segment.image(h=1, w=2), Segment.text(3)]
+    assert two == [Segment.text(6)]
+    with pytest.raises(
+        ValueError, match=r"images_per_sample is \[1, 1\], but there are 2 row\(s\) and 3 rows of image_grid_thw"
+    ):
+        segments_from_inputs({**inputs, "images_per_sample": [1, 1]}, rule)
+
+
+OMNI = [Segment.text(2), Segment.audio_in_video(t=2, h=1, w=2, audio=30, seconds_per_grid=1.0), Segment.text(1)]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_omni", "qwen3_omni_moe"])
+def test_sound_in_video_is_seen_by_its_markers(name):
+    rule = with_tokens(name)
+    inputs = as_inputs([OMNI], rule, types=False)
+    [row] = segments_from_inputs(inputs, rule)
+    assert row[1].runs[0] > 0
+    assert joined(row) == OMNI
+    np.testing.assert_array_equal(position_ids(row, rule).ids, position_ids(OMNI, rule).ids)
+    typed = as_inputs([OMNI], rule)
+    with pytest.raises(
+        ValueError, match=r"row 0: video and audio tokens touch from 4 on. Whether that is sound in video is seen by"
+    ):
+        segments_from_inputs(typed, name)  # the family without the checkpoint's token ids
+    with pytest.raises(ValueError, match=r"row 0: the video and its sound at 4..37 are not followed by their two end markers"):
+        segments_from_inputs(
+            {k: v[:, :-3] if k == "input_ids" else v for k, v in inputs.items() if k != "attention_mask"}, rule
+        )
+    with pytest.raises(ValueError, match=r"audio_seqlens: sound 0 has 0 frames, which make no token"):
+        segments_from_inputs({**inputs, "audio_seqlens": [0]}, rule)
+    with pytest.raises(ValueError, match=r"do not fit their grids: audio 0 needs \d+ tokens \(by qwen\d_\w+'s audio encoder\)"):
+        segments_from_inputs({**inputs, "audio_seqlens": [999]}, rule)
+    lengths = {**without(inputs, "audio_seqlens"), "input_features": [0.0]}
+    with pytest.raises(ValueError, match=r"input_features but no feature_attention_mask: the lengths of the sounds are needed"):
+        segments_from_inputs(lengths, rule)
+    frames = int(inputs["audio_seqlens"][0])
+    mask = np.arange(3000)[None] < frames
+    assert segments_from_inputs({**lengths, "feature_attention_mask": mask}, rule) == [row]
+
+
+def test_media_are_found_by_token_ids_when_a_config_states_them():
+    """What processors of transformers 4 return, and what a trainer that drops mm_token_type_ids keeps (NEEDS.md, rows 8, 9)."""
+    inputs = without({**IMAGE, "input_ids": np.where(IMAGE["mm_token_type_ids"] == 1, 200, 7)}, "mm_token_type_ids")
+    assert segments_from_inputs(inputs, with_tokens("qwen2_vl")) == segments_from_inputs(IMAGE, "qwen2_vl")
+    with pytest.raises(ValueError, match=r"image_grid_thw but no mm_token_type_ids.*take the family from family_from_config"):
+        segments_from_inputs(inputs, "qwen2_vl")
+    dropped = without(inputs, "image_grid_thw")  # the wrapper lost the grids: no silent fall-back to 1D
+    with pytest.raises(ValueError, match=r"the 4 image tokens at 2..5 are more than the 0 grid"):
+        segments_from_inputs(dropped, with_tokens("qwen2_vl"))
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -166,7 +291,7 @@ def without(inputs, *keys):
         ({**IMAGE, "input_ids": np.zeros(14, int)}, "qwen2_vl", r"input_ids must be \[batch, tokens\], got shape \(14,\)"),
         ({**IMAGE, "mm_token_type_ids": np.zeros((1, 13), int)}, "qwen2_vl", r"mm_token_type_ids has shape \(1, 13\), input_ids \(1, 14\)"),
         ({**IMAGE, "attention_mask": np.ones((1, 1, 14, 14))}, "qwen2_vl", r"attention_mask has shape \(1, 1, 14, 14\)"),
-        ({**IMAGE, "mm_token_type_ids": np.full((1, 14), 3)}, "qwen2_vl", r"mm_token_type_ids holds \[3\]; known are 0 \(text\)"),
+        ({**IMAGE, "mm_token_type_ids": np.full((1, 14), 3)}, "qwen2_vl", r"mm_token_type_ids holds \[3\]; qwen2_vl knows 0 \(text\), 1 \(image\), 2 \(video\)$"),
         ({**IMAGE, "mm_token_type_ids": np.full((1, 14), 256)}, "qwen2_vl", r"mm_token_type_ids holds \[256\]"),
         ({**VIDEO, "second_per_grid_ts": [1e39]}, "qwen2_5_vl", r"must be positive seconds \(at most 1e\+09\)"),
         ({**IMAGE, "attention_mask": [[1] * 7 + [2] * 7]}, "qwen2_vl", r"attention_mask must be 1 at real tokens and 0 at padding; packed sequences"),

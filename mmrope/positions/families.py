@@ -309,7 +309,7 @@ _REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
     "transformers-5.23": {
         "qwen2_vl": _SPATIAL,
         "qwen2_5_vl": {**_SPATIAL, "time": "seconds_rate_first"},
-        **dict.fromkeys(_SINGLE_FRAMES, {}),
+        **{name: {} for name in _SINGLE_FRAMES},
         "qwen2_5_omni": {"pad_value": 1, "place": _BY_CHUNK},
         "qwen3_omni_moe": {"place": _BY_TIME},
         "glm_image": {"pad_value": 1},

@@ -75,7 +75,8 @@ def segments_from_inputs(
         runs = with_sound_in_video(runs, _sound_in_video_by_ids(host["input_ids"], family))
     if family.fractional and family.audio_tokens:
         runs = with_end_markers_apart(runs)
-    media = {kind: _media(kind, host, inputs, family, video_timings) for kind in (T_IMAGE, T_VIDEO, T_AUDIO)}
+    media = {kind: _media(kind, host, inputs, family, video_timings) for kind in (T_IMAGE, T_VIDEO)}
+    media[T_AUDIO] = _sounds(host, inputs, family, runs)
     if "images_per_sample" in host:
         media[T_IMAGE] = _without_targets(runs, media[T_IMAGE], host["images_per_sample"], len(types))
     return rows_of(runs, media, family, len(types))
@@ -183,8 +184,6 @@ def _media(
     family: Family,
     timings: Sequence[VideoTiming] | None,
 ) -> Media:
-    if kind == T_AUDIO:
-        return _sounds(host, inputs, family)
     key, pixels = _GRIDS[kind], "pixel_values" if kind == T_IMAGE else "pixel_values_videos"
     if key not in host:
         if inputs.get(pixels) is not None:
@@ -239,15 +238,17 @@ def _seconds(values: np.ndarray, key: str, videos: int) -> np.ndarray:
     return seconds
 
 
-def _sounds(host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family) -> Media:
-    """The sounds as grids (1, 1, tokens)."""
+def _sounds(host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family, runs: Runs) -> Media:
+    """The sounds as grids (1, 1, tokens). Where a family counts their tokens like text, a sound is what its run is."""
     key = next((key for key in _SOUNDS if key in host), None)
+    if "audio" in family.media and family.audio_tokens is None:
+        return Media.sounds("audio tokens", runs.counts(T_AUDIO)[1])
     if key is None:
         if "audio" in family.media and inputs.get("input_features") is not None:
             raise ValueError("inputs have input_features but no feature_attention_mask: the lengths of the sounds are needed")
         return Media.of("feature_attention_mask")
     if family.audio_tokens is None:
-        raise ValueError(f"inputs have {key}, but how many tokens {family} makes of a sound is not known: it takes none")
+        raise ValueError(f"inputs have {key}, but {family} places {', '.join(family.media)} and no audio")
     lengths = host[key].sum(axis=-1) if key == "feature_attention_mask" else host[key].reshape(-1)
     tokens = family.audio_tokens(np.asarray(lengths, dtype=np.int64))
     if (tokens < 1).any():
@@ -263,6 +264,8 @@ def _without_targets(runs: Runs, media: Media, per_sample: np.ndarray, batch: in
         raise ValueError(
             f"images_per_sample is {counts.tolist()}, but there are {batch} row(s) and {len(media.grid)} rows of {media.key}"
         )
+    if not len(media.grid):
+        return media
     mine, held = runs.counts(T_IMAGE)
     there = np.bincount(runs.start[mine] // runs.tokens, weights=held, minlength=batch)
     before = media.tokens.cumsum() - media.tokens

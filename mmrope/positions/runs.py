@@ -111,7 +111,11 @@ def with_sound_in_video(runs: Runs, begins_at: Callable[[int], bool]) -> Runs:
             merged += [(kind[n], start[n], length[n]) for n in range(i, j + 1) if length[n]]
         else:
             if -end % runs.tokens < 2 or kind[j + 1] != T_TEXT:
-                raise ValueError(f"{runs.at(i, 'video')} and their sound end without two end markers; was the row truncated?")
+                row, first = divmod(begin, runs.tokens)
+                raise ValueError(
+                    f"row {row}: the video and its sound at {first}..{first + end - begin - 1} are not followed by their two "
+                    "end markers; was the row truncated?"
+                )
             last_kind, last_start, last_length = merged.pop()
             if last_length > 2:
                 merged.append((last_kind, last_start, last_length - 2))
@@ -182,6 +186,12 @@ class Media:
         """Sounds of these numbers of tokens [n]."""
         return cls.of(key, np.stack([np.ones_like(tokens), np.ones_like(tokens), tokens], axis=1))
 
+    def time_of(self, i: int) -> tuple[float | None, tuple[float, ...] | None]:
+        """The seconds per grid of video i, and the times of its grids, as far as they are stated."""
+        times = self.times[i] if len(self.times) else None
+        seconds = None if self.seconds is None or np.isnan(self.seconds[i]) else float(self.seconds[i])
+        return seconds, times
+
     def which(self, i: int, name: str) -> str:
         """Grid i for messages."""
         frame = i - int(np.searchsorted(self.item, self.item[i]))
@@ -200,9 +210,24 @@ class _Cut:
 
     runs: np.ndarray
     grids: np.ndarray | None = None
-    """Grids in each of these runs; None for one in each, without markers."""
+    """[n] grids in each of these runs; None for one in each, without markers."""
     markers: int = 0
     """Tokens around each grid that are placed like text."""
+
+    def only_grid_of(self, runs: Runs, name: str) -> Callable[[int], int]:
+        """For a run that must hold one grid, its number."""
+        counts = np.ones_like(self.runs) if self.grids is None else self.grids
+        held = dict(zip(self.runs.tolist(), zip(counts.tolist(), counts.cumsum().tolist(), strict=True), strict=True))
+
+        def grid(run: int) -> int:
+            count, end = held[run]
+            if count != 1:
+                raise ValueError(
+                    f"{runs.at(run, 'video and audio')} hold {count} grids of {name}, but are a video with its sound"
+                )
+            return end - 1
+
+        return grid
 
 
 def _cut(runs: Runs, media: Media, kind: int, family: Family) -> _Cut:
@@ -296,14 +321,12 @@ def rows_of(runs: Runs, media: Mapping[int, Media], family: Family, batch: int) 
 def _special_of_sound(runs: Runs, media: Mapping[int, Media], cuts: Mapping[int, _Cut]) -> dict[int, Segment]:
     """The segments of videos with their sound."""
     videos, sounds = media[T_VIDEO], media[T_AUDIO]
-    video_of, sound_of = ({run: n for n, run in enumerate(cuts[kind].runs.tolist())} for kind in (T_VIDEO, T_AUDIO))
+    video_of, sound_of = (cuts[kind].only_grid_of(runs, MEDIA_TYPES[kind]) for kind in (T_VIDEO, T_AUDIO))
     found = {}
     for run, lie in runs.sound.items():
-        video, sound = video_of[run], sound_of[run]
-        times = videos.times[video] if len(videos.times) else None
-        seconds = None if videos.seconds is None or times is not None else float(videos.seconds[video])
-        grid = tuple(videos.grid[video].tolist())
-        found[run] = Segment("audio_in_video", grid, seconds, times, audio_tokens=int(sounds.tokens[sound]), runs=lie)
+        video, sound = video_of(run), sound_of(run)
+        grid, time = tuple(videos.grid[video].tolist()), videos.time_of(video)
+        found[run] = Segment("audio_in_video", grid, *time, audio_tokens=int(sounds.tokens[sound]), runs=lie)
     return found
 
 
@@ -337,6 +360,5 @@ def _rows_of_touching_media(
 def _segment(media: Media, n: int, kind: int, family: Family) -> Segment:
     grid = tuple(media.grid[n].tolist())
     if kind == T_VIDEO and not family.split_frames:
-        times = media.times[n] if len(media.times) else None
-        return Segment("video", grid, None if media.seconds is None or times else float(media.seconds[n]), times)
+        return Segment("video", grid, *media.time_of(n))
     return Segment({T_IMAGE: "image", T_VIDEO: "frame", T_AUDIO: "audio"}[kind], grid)

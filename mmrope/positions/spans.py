@@ -21,7 +21,7 @@ from mmrope.positions.runs import (
     with_end_markers_apart,
     with_sound_in_video,
 )
-from mmrope.positions.segments import Row
+from mmrope.positions.segments import MAX_SECONDS, Row
 from mmrope.positions.timing import VideoTiming
 
 _TYPES = {name: kind for kind, name in MEDIA_TYPES.items()}
@@ -76,7 +76,7 @@ def segments_from_spans(token_count: int, spans: Sequence[Span], family: Family 
         if span.offset < end:
             assert before is not None
             if {span.kind, before.kind} != {"audio", "video"} or "audio_in_video" not in family.media:
-                raise ValueError(f"{where} overlaps span {n - 1}, a {before.kind}; {family} interleaves no such media")
+                raise ValueError(f"{where} overlaps span {n - 1} ({before.kind}), and {family} interleaves no such media")
             first_token = types[0, before.offset :].argmax() + before.offset
             sound_in_video.add(int(min(first_token, mine[0])))
         if types[0, mine].any():
@@ -106,6 +106,8 @@ def _tokens(span: Span, family: Family, token_count: int, where: str) -> np.ndar
         mine = embed.nonzero()[0]
     if not len(mine):
         raise ValueError(f"{where}: no token is of the {span.kind}: embed is false everywhere")
+    if span.kind != "video" and (span.seconds_per_grid is not None or span.timing is not None):
+        raise ValueError(f"{where}: only a video has seconds_per_grid or timing")
     if span.kind == "audio":
         if span.grid is not None:
             raise ValueError(f"{where}: a sound has no grid, but as many tokens as it has")
@@ -134,9 +136,11 @@ def _media(kind: int, spans: Sequence[Span], family: Family) -> Media:
     if kind == T_AUDIO:
         return Media.sounds(key, np.array([span.length if span.embed is None else sum(span.embed) for _, span in mine]))
     grid = family.token_grids([span.grid for _, span in mine], key, video=kind == T_VIDEO)
-    if kind == T_IMAGE or not family.uses_seconds:
-        return Media.of(key, grid, split=kind == T_VIDEO and family.split_frames)
+    if kind == T_IMAGE:
+        return Media.of(key, grid)
     times = [_times(span, family, f"span {n}") for n, span in mine]
+    if family.split_frames:
+        return Media.of(key, grid, split=True)
     seconds = np.array([np.nan if s is None else s for s, _ in times])
     return Media.of(key, grid, seconds=seconds, times=[t for _, t in times])
 
@@ -144,10 +148,16 @@ def _media(kind: int, spans: Sequence[Span], family: Family) -> Media:
 def _times(span: Span, family: Family, where: str) -> tuple[float | None, tuple[float, ...] | None]:
     """seconds_per_grid or the time of each grid of a video's span."""
     assert span.grid is not None
-    if (span.seconds_per_grid is None) == (span.timing is None):
+    if span.seconds_per_grid is not None and span.timing is not None:
+        raise ValueError(f"{where}: give seconds_per_grid or timing, not both")
+    if span.timing is not None:
+        return family.grid_seconds(span.timing, span.grid[0], where)
+    if span.seconds_per_grid is None and family.uses_seconds:
         raise ValueError(
             f"{where}: {family} places videos by time: give seconds_per_grid or timing, one of them; there is no default"
         )
-    if span.timing is not None:
-        return family.grid_seconds(span.timing, span.grid[0], where)
+    if span.seconds_per_grid is not None and not 0 < span.seconds_per_grid <= MAX_SECONDS:
+        raise ValueError(
+            f"{where}: seconds_per_grid must be positive seconds (at most {MAX_SECONDS:g}), got {span.seconds_per_grid}"
+        )
     return span.seconds_per_grid, None
