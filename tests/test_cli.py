@@ -11,7 +11,7 @@ import pytest
 from films import film
 from PIL import Image
 
-from mmrope import Segment, position_ids
+from mmrope import FAMILIES, Segment, position_ids
 
 MMROPE = [sys.executable, "-c", "from mmrope.cli import app; app(prog_name='mmrope')"]
 
@@ -140,8 +140,26 @@ def test_mistakes_are_said_in_a_line(arguments, message, tmp_path):
     assert done.stdout == ""
 
 
+def test_families_are_listed_with_their_sources():
+    done = mmrope("families")
+    assert done.returncode == 0, done.stderr
+    for key, row in FAMILIES.items():
+        assert (f"\n  @{row.revision} " if row.revision else f"{key} ") in done.stdout
+        assert row.revision or f"{row.source}\n" in done.stdout
+    assert "  @transformers-5.23  time seconds_rate_first, advance spatial\n" in done.stdout
+    assert "  @transformers-5.23  the same ids\n" in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted({row.name for row in FAMILIES.values()} - {"v2pe"}))  # whose stride only users know
+def test_sizes_are_placed_by_every_family(name):
+    done = json.loads(mmrope("ids", "--json", "text", "--image=4x6", "--family", name).stdout)
+    assert [item["kind"] for item in done["segments"]][1] == ("canvas" if name == "minicpmv4_7" else "image")
+    assert len(done["position_ids"]) == len(done["axes"])
+
+
 def test_help_names_what_there_is():
     assert "ids" in mmrope("--help").stdout
+    assert "families" in mmrope("--help").stdout
     shown = mmrope("ids", "--help").stdout
     for option in ("--image", "--video", "--family", "--fps", "--json", "--figure"):
         assert option in shown

@@ -4,9 +4,11 @@ import dataclasses
 import json
 
 import pytest
-from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
+from transformers import CONFIG_MAPPING, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
+from upstream_ids import IN_TRANSFORMERS
 
-from mmrope import FAMILIES, Segment, family, family_from_config
+from mmrope import FAMILIES, Segment, TokenIds, VideoTiming, family, family_from_config
+from mmrope.positions.families import departures
 
 RELEASED_QWEN2_5_VL = {  # the keys of a released config.json that matter here
     "model_type": "qwen2_5_vl",
@@ -41,8 +43,12 @@ def test_facts_belong_to_checkpoints_and_rules_do_not_change_by_them():
         family("qwen2_5_vl", ids_per_second=-1)
     with pytest.raises(ValueError, match=r"advance must be one of .* got 'sideways'"):
         dataclasses.replace(family("qwen2_vl"), advance="sideways")
+    with pytest.raises(ValueError, match=r"qwen2_vl: its ids are whole numbers, so stride must be one, got 0.5"):
+        family("qwen2_vl", stride=0.5)
+    with pytest.raises(ValueError, match=r"qwen2_vl: media must be among .*, got \['picture'\]"):
+        dataclasses.replace(family("qwen2_vl"), media=("picture",))
     for wrong in (0, "2", 2.0):
-        with pytest.raises(ValueError, match=r"spatial_merge must be a whole number of patches, at least 1, got"):
+        with pytest.raises(ValueError, match=r"spatial_merge must be a whole number, at least 1, got"):
             family("qwen2_vl", spatial_merge=wrong)
 
 
@@ -58,6 +64,23 @@ def test_patch_grids_become_token_grids():
         row.image((1.0, 4.0, 4.5))
     with pytest.raises(ValueError, match=r"qwen3_vl splits videos: .*Segment.frame\(h=4, w=6\) alternately, 4 times"):
         family("qwen3_vl").video((4, 8, 12))
+    timing = VideoTiming(frame_indices=range(8), sampled_fps=4)
+    assert row.video((4, 8, 12), timing=timing) == Segment.video(t=4, h=4, w=6, seconds_per_grid=0.5)
+    with pytest.raises(
+        ValueError, match=r"the video of patch grid \(5, 8, 12\) has 5 temporal grids, but its timing lists 8 sampled"
+    ):
+        row.video((5, 8, 12), timing=timing)
+    with pytest.raises(ValueError, match=r"give a video's timing, or seconds_per_grid, or times: one of them"):
+        row.video((4, 8, 12), timing=timing, seconds_per_grid=1)
+    ernie = family("ernie4_5_vl_moe")  # two temporal grids of one frame each make a token
+    assert ernie.video((4, 8, 12)) == Segment.video(t=2, h=4, w=6)
+    assert ernie.video((1, 8, 12)) == Segment.video(t=1, h=4, w=6)
+    with pytest.raises(
+        ValueError, match=r"patch grid 0 has 3 temporal grids, but ernie4_5_vl_moe merges 2 of a video's to a token"
+    ):
+        ernie.video((3, 8, 12))
+    assert family("hunyuan_vl").image((1, 8, 12)) == Segment.image(h=4, w=7)
+    assert family("minicpmv4_7").image((1, 8, 12)) == Segment.canvas(h=2, w=3)
 
 
 @pytest.mark.parametrize("revision", [None, "transformers-5.23"])
@@ -67,7 +90,7 @@ def test_a_config_gives_the_family_and_its_facts(revision, tmp_path):
         row = family_from_config(config, revision)
         assert (row.name, row.revision) == ("qwen2_5_vl", revision or "")
         assert (row.ids_per_second, row.spatial_merge) == (2, 2)
-        assert (row.image_token_id, row.video_token_id) == (151655, 151656)
+        assert row.token_ids == TokenIds(image=151655, video=151656)
 
 
 def test_transformers_config_objects():
@@ -78,6 +101,52 @@ def test_transformers_config_objects():
     assert family_from_config(Qwen3VLConfig(), "transformers-5.23").key == "qwen3_vl@transformers-5.23"
 
 
+@pytest.mark.parametrize("name", IN_TRANSFORMERS)
+def test_every_family_reads_the_config_of_its_own_class(name):
+    """Every path of the table, against the attributes of transformers' config object."""
+    config = CONFIG_MAPPING[name]()
+    row = family_from_config(config)
+    assert row.name == name
+    thinker = getattr(config, "thinker_config", config)
+    vision = getattr(thinker, "vision_config", None)
+    if hasattr(vision, "spatial_merge_size") and name != "glm_image":  # whose tower's merge is not the language model's
+        assert row.spatial_merge == vision.spatial_merge_size
+    if row.temporal_merge > 1:
+        assert row.temporal_merge == vision.temporal_merge_size
+    if hasattr(vision, "temporal_patch_size") and name not in (
+        "glm_image",
+        "hunyuan_vl",
+        "cosmos3_edge",
+    ):  # which place no videos
+        assert row.frames_per_grid == vision.temporal_patch_size
+    if row.uses_seconds and name != "paddleocr_vl":
+        rate = getattr(thinker, "position_id_per_seconds", None) or vision.tokens_per_second
+        assert row.ids_per_second == rate
+    stated = {f"{k}": getattr(thinker, k) for k in dir(thinker) if k.endswith(("_token_id", "_token_index"))}
+    for field in dataclasses.fields(TokenIds):
+        value = getattr(row.token_ids, field.name)
+        if value is not None:
+            assert value in (stated.get(f"{field.name}_token_id"), stated.get(f"{field.name}_token_index")), field.name
+    if name == "qwen2_5_omni":
+        assert row.seconds_per_chunk == thinker.seconds_per_chunk
+        assert family_from_config(thinker) == row  # the thinker's own config says it, too
+
+
+def test_the_canvas_reads_how_much_it_merges():
+    config = {"model_type": "minicpmv4_7", "image_start_id": 1, "newline_id": 5}
+    assert family_from_config({**config, "downsample_mode": "4x"}).spatial_merge == 2
+    row = family_from_config({**config, "downsample_mode": "16x"})
+    assert row.spatial_merge == 4
+    assert row.token_ids == TokenIds(image_start=1, newline=5)
+
+
+def test_departures_are_what_an_upstream_does_otherwise():
+    assert departures(family("qwen2_5_vl@transformers-4.57")) == {"pad_value": "1", "time": "whole_seconds"}
+    assert departures(family("qwen2_5_omni@transformers-5.23")) == {"pad_value": "1", "place": "get_rope_index_by_chunk"}
+    assert departures(family("qwen3_vl@transformers-5.23")) == {}
+    assert departures(family("qwen2_5_omni@vllm-0.33"))["place"] == "none"
+
+
 def test_configs_that_say_too_little_are_refused(tmp_path):
     without = {**RELEASED_QWEN2_5_VL, "vision_config": {"spatial_merge_size": 2}}
     with pytest.raises(
@@ -86,9 +155,15 @@ def test_configs_that_say_too_little_are_refused(tmp_path):
         family_from_config(without)
     with pytest.raises(ValueError, match=r"no vision_config.spatial_merge_size"):
         family_from_config({"model_type": "qwen2_vl"})
-    with pytest.raises(ValueError, match=r"model_type 'llama'; the families are qwen2_5_vl, qwen2_vl, qwen3_vl"):
+    with pytest.raises(
+        ValueError,
+        match=r"model_type 'llama'; the families are cohere_compass, cosmos3_edge, .*qwen3_vl_moe, qwen4_exp. A full config",
+    ):
         family_from_config({"model_type": "llama"})
-    with pytest.raises(ValueError, match=r"unknown family 'qwen2_5_vl@transformers-9'"):
+    with pytest.raises(
+        ValueError,
+        match=r"family qwen2_5_vl has no revision 'transformers-9'; it has transformers-5.23, transformers-4.57, vllm-0.33, and the",
+    ):
         family_from_config(RELEASED_QWEN2_5_VL, "transformers-9")
     with pytest.raises(ValueError, match=r"no config at .*config.json"):
         family_from_config(tmp_path)

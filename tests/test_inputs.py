@@ -114,7 +114,7 @@ def test_seconds_may_be_lists_float32_or_float64(seconds):
 
 
 def test_generated_tokens_are_text_whatever_their_ids():
-    """A policy may write the token of an image, which then has no grid (NEEDS.md, row 3)."""
+    """A policy may write the token of an image, which then has no grid."""
     rule = with_tokens("qwen2_5_vl")
     batch = [[Segment.text(2), Segment.image(h=2, w=2), Segment.text(6)]]
     inputs = as_inputs(batch, rule, types=False)
@@ -235,7 +235,7 @@ def test_sound_in_video_is_seen_by_its_markers(name):
 
 
 def test_media_are_found_by_token_ids_when_a_config_states_them():
-    """What processors of transformers 4 return, and what a trainer that drops mm_token_type_ids keeps (NEEDS.md, rows 8, 9)."""
+    """What processors of transformers 4 return, and what a trainer that drops mm_token_type_ids keeps."""
     inputs = without({**IMAGE, "input_ids": np.where(IMAGE["mm_token_type_ids"] == 1, 200, 7)}, "mm_token_type_ids")
     assert segments_from_inputs(inputs, with_tokens("qwen2_vl")) == segments_from_inputs(IMAGE, "qwen2_vl")
     with pytest.raises(ValueError, match=r"image_grid_thw but no mm_token_type_ids.*take the family from family_from_config"):

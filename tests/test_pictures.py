@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmrope import Segment, explain, position_ids
-from mmrope.pictures import AXIS_COLORS, overlapping_text, plot_ids, plot_rules, save
+from mmrope.pictures import AXIS_COLORS, KIND_COLORS, overlapping_text, plot_ids, plot_rules, save
 from mmrope.positions.compare import placed
 
 VIDEO = Segment.video(t=8, h=2, w=2, seconds_per_grid=1.0)
@@ -21,6 +21,39 @@ def test_every_tokens_ids_are_drawn():
         np.testing.assert_array_equal(lines[axis].get_xdata(), np.arange(positions.ids.shape[-1]))
         assert lines[axis].get_color() == AXIS_COLORS[axis]
     assert [text.get_text() for text in ax.texts] == ["image 0: 2 x 3", "video 0: 8 x 2 x 2"]
+
+
+SOUND = Segment.audio_in_video(t=2, h=1, w=2, audio=30, seconds_per_grid=1.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "axes"),
+    [
+        ([Segment.text(2), Segment.audio(9), SOUND, Segment.text(2)], "qwen3_omni_moe", "thw"),
+        ([Segment.text(2), Segment.image(h=2, w=3), Segment.text(2)], "hunyuan_vl", "pwhi"),
+        ([Segment.canvas(h=2, w=3), Segment.text(2)], "minicpmv4_7", "thw"),
+        ([Segment.text(2), Segment.image(h=2, w=3), Segment.custom([[0]] * 4, advance=1)], "vrope", "abcd"),
+        ([Segment.text(2), Segment.image(h=2, w=3)], "rope", "p"),
+    ],
+)
+def test_every_kind_of_segment_and_axis_is_drawn_and_explained(row, name, axes):
+    positions = position_ids(row, name)
+    ax = plot_ids(positions)
+    assert {line.get_label() for line in ax.get_lines()} == set(axes)
+    assert len({line.get_color() for line in ax.get_lines()}) == len(axes)
+    assert set(AXIS_COLORS) >= set("thw")
+    assert {segment.kind for segment in row} <= set(KIND_COLORS)
+    assert overlapping_text(positions) == []
+    table = explain(positions)
+    assert table.splitlines()[1].split()[3:-1] == list(axes)
+    assert len(table.splitlines()) == 2 + len(row)
+
+
+def test_a_canvas_and_a_video_with_sound_say_what_they_hold():
+    table = explain(position_ids([SOUND], "qwen3_omni_moe"))
+    assert "0..37   audio in video  2 x 1 x 2, 1 s apart, sound 30" in table
+    crops = Segment.canvas(h=2, w=3, slices=[(2, 2)] * 2, columns=2)
+    assert "0..19   canvas  2 x 3, 2 crops  0  0..2  0..4  5" in explain(position_ids([crops], "minicpmv4_7"))
 
 
 def test_text_inside_a_videos_time_is_found():

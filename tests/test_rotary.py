@@ -88,7 +88,7 @@ def test_an_axis_turns_its_own_pairs_alone(spec, seed):
 
 @given(seeds)
 def test_pairings_are_the_same_rotation_of_reordered_channels(seed):
-    """half(x[perm]) = adjacent(x)[perm], perm the even channels and then the odd ones (METHODS.md 2.3)."""
+    """half(x[perm]) = adjacent(x)[perm], perm the even channels and then the odd ones."""
     x, ids = normal(seed, 1, 2, 3, 16), some_ids(seed, 1, 1, 3)
     perm = [*range(0, 16, 2), *range(1, 16, 2)]
     torch.testing.assert_close(turned(x[..., perm], ids, SPECS["1D"]), turned(x, ids, SPECS["1D, adjacent"])[..., perm])

@@ -1,23 +1,24 @@
 from __future__ import annotations
 
+import importlib
+import re
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
+from transformers import CONFIG_MAPPING
+from upstream_ids import IN_TRANSFORMERS
 
-from mmrope import RotarySpec
+from mmrope import FAMILIES, RotarySpec
 from mmrope.encodings.spec import axis_of_pairs, frequencies
 
 # --- frequencies ------------------------------------------------------------------------------------------------------
 
 
 def test_published_frequencies():
-    """METHODS.md 2.3: theta 1e4."""
+    """RoFormer, theta 1e4."""
     np.testing.assert_allclose(frequencies(8, 1e4), [1, 0.1, 0.01, 0.001], rtol=1e-6)
     np.testing.assert_allclose(frequencies(64, 1e4)[[1, 31]], [0.749894209, 1.33352143e-4], rtol=1e-6)
     np.testing.assert_allclose(frequencies(128, 1e4)[[1, 32, 63]], [0.865964323, 0.01, 1.15478198e-4], rtol=1e-6)
@@ -45,7 +46,7 @@ def test_frequencies_are_those_that_models_train_with():
 
 
 def test_published_layouts():
-    """METHODS.md 2.5 and FAMILIES.md 3."""
+    """As the models allocate them."""
     assert axis_of_pairs((16, 24, 24), "contiguous") == "t" * 16 + "h" * 24 + "w" * 24
     assert axis_of_pairs((24, 20, 20), "interleaved") == "thw" * 20 + "tttt"
     assert axis_of_pairs((11, 11, 10), "interleaved") == "thw" * 10 + "th"
@@ -70,7 +71,7 @@ def test_axial_is_one_block_an_axis():
     spec = RotarySpec.axial(64, axes="hw")
     assert spec.axis_letters == "h" * 16 + "w" * 16
     np.testing.assert_array_equal(spec.inv_freq, np.tile(frequencies(32, 1e4), 2))
-    wide = RotarySpec.axial(128, axes="thw", dims=(44, 42, 42))  # Wan: METHODS.md 2.4
+    wide = RotarySpec.axial(128, axes="thw", dims=(44, 42, 42))  # Wan
     assert wide.axis_letters == "t" * 22 + "h" * 21 + "w" * 21
     np.testing.assert_allclose(wide.inv_freq[[21, 63]], [1.5199e-4, 1.5506e-4], rtol=1e-4)
     partial = RotarySpec.axial(80, axes="thw", dims=(26, 26, 26))  # the rest passes through
@@ -113,21 +114,32 @@ TEXT = {
 }
 
 
+BORROWED = {"glm46v": "glm4v", "cosmos3_omni": "qwen3_vl", "minicpmv4_7": "qwen3_5"}  # whose text model they run
+PER_LAYER = ("cohere_compass", "neomme")  # their configs state rope parameters for each type of layer
+SECTIONS = {
+    "contiguous": {"t": 2, "h": 3, "w": 3},
+    "interleaved": {"t": 3, "h": 3, "w": 2},
+    "alternating": {"t": 2, "h": 3, "w": 3},
+}
+
+
 def upstream_case(name):
-    if name == "qwen3_vl":
-        rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
-        config = Qwen3VLConfig(text_config={**TEXT, "head_dim": 16, "rope_parameters": rope})
-        return config, Qwen3VLTextRotaryEmbedding(config.text_config)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
-    make, module = {
-        "qwen2_vl": (Qwen2VLConfig, Qwen2VLRotaryEmbedding),
-        "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLRotaryEmbedding),
-    }[name]
-    config = make(text_config={**TEXT, "rope_parameters": rope}, vision_config={"tokens_per_second": 2} if "5" in name else {})
-    return config, module(config.text_config)
+    """A small config of a family, and transformers' own rotary module for it; 8 pairs."""
+    row = FAMILIES[name]
+    head_dim = int(16 / row.rotary_fraction)
+    sections = [SECTIONS[row.layout][axis] for axis in row.section_order or row.axes]
+    rope = {"rope_type": "default", "rope_theta": row.theta, "mrope_section": sections}
+    if row.rotary_fraction != 1:
+        rope["partial_rotary_factor"] = row.rotary_fraction
+    text = {**TEXT, "head_dim": head_dim, "hidden_size": 4 * head_dim, "rope_parameters": rope}
+    config = CONFIG_MAPPING[name](**({"thinker_config": {"text_config": text}} if row.audio_tokens else {"text_config": text}))
+    module = importlib.import_module("transformers.models.{0}.modeling_{0}".format(BORROWED.get(name, name)))
+    names = [key for key in vars(module) if key.endswith("RotaryEmbedding") and not re.search("Vision|Talker|DiT", key)]
+    [cls] = [key for key in names if "Thinker" in key] or names
+    return config, getattr(module, cls)(getattr(config, "thinker_config", config).text_config)
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", sorted(set(IN_TRANSFORMERS) - {"hunyuan_vl", *PER_LAYER}))
 def test_a_config_gives_the_rotation_of_the_models_own_module(name):
     """Each pair's frequency and axis, read off transformers' module by moving one axis at a time."""
     config, module = upstream_case(name)
@@ -137,8 +149,31 @@ def test_a_config_gives_the_rotation_of_the_models_own_module(name):
         ids = torch.zeros(3, 1, 1, dtype=torch.long)
         ids[a] = 3
         cos, sin = module(torch.zeros(1, dtype=torch.float32), ids)
-        angle = torch.atan2(sin, cos)[0, 0, : len(spec.inv_freq)].numpy()
-        np.testing.assert_allclose(angle, np.where(spec.axis == a, 3 * spec.inv_freq, 0), atol=1e-6)
+        angle = torch.atan2(sin, cos)[0, 0].numpy()
+        if spec.pairing == "adjacent":
+            np.testing.assert_array_equal(angle[::2], angle[1::2])
+            angle = angle[::2]
+        np.testing.assert_allclose(angle[: len(spec.inv_freq)], np.where(spec.axis == a, 3 * spec.inv_freq, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PER_LAYER)
+def test_parameters_for_each_type_of_layer_are_refused(name):
+    with pytest.raises(
+        ValueError, match=r"the config has no rope_theta|unknown keys \['full_attention', 'sliding_attention'\]"
+    ):
+        RotarySpec.from_config(CONFIG_MAPPING[name]())
+
+
+def test_hunyuan_turns_by_pairs_and_what_transformers_does_is_refused():
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2, 2]}
+    config = CONFIG_MAPPING["hunyuan_vl"](text_config={**TEXT, "head_dim": 16, "rope_parameters": rope})
+    assert RotarySpec.from_config(config).axis_letters == "ppwwhhii"
+    with pytest.raises(ValueError, match=r"'by_channel' gives the two channels of a pair to different axes"):
+        RotarySpec.from_config(config, revision="transformers-5.23")
+    released = {**config.to_dict()}
+    released["text_config"] = {**TEXT, "rope_scaling": {"type": "xdrope", "alpha": 1000.0, "xdrope_section": [16] * 4}}
+    with pytest.raises(ValueError, match=r"rope parameters have type xdrope .* Nothing was ignored"):
+        RotarySpec.from_config(released)
 
 
 def test_released_configs_of_both_forms():
@@ -179,6 +214,9 @@ def config_with(**rope):
         (lambda: RotarySpec.from_config(config_with(mrope_section=[4, 2, 1])), r"sections \(4, 2, 1\) make 7 pairs, but 16 rotated channels are 8"),
         (lambda: RotarySpec.from_config(config_with(mrope_section=[2, 4, 2])), r"interleaved sections \[2, 4, 2\]: h has 4 pairs, but only 3 places"),
         (lambda: RotarySpec.from_config(config_with(mrope_interleaved=False)), r"says mrope_interleaved=False, but the model's code always rotates interleaved"),
+        (lambda: RotarySpec.from_config({**config_with(), "model_type": "glm4v"}), r"no partial_rotary_factor, and class defaults differ between models; released checkpoints have 0.5"),
+        (lambda: RotarySpec.from_config({**config_with(mrope_section=[4, 4]), "model_type": "ernie4_5_vl_moe", "spatial_conv_size": 2, "temporal_conv_size": 2}), r"mrope_section \[4, 4\], not one number each for hwt; released checkpoints have \[22, 22, 20\]"),
+        (lambda: RotarySpec.mrope(16, sections=(2, 4, 2), layout="alternating"), r"alternating sections \[2, 4, 2\]: hw take turns, so each must have as many pairs"),
         (lambda: RotarySpec.mrope(16), r"say either sections .* or axis"),
         (lambda: RotarySpec.mrope(16, sections=(2, 3, 3), axis="t" * 8), r"say either sections"),
         (lambda: RotarySpec.mrope(16, axis="txw"), r"letters that are not among the axes 'thw': \['x'\]|axis makes 3 pairs"),

@@ -107,7 +107,7 @@ def test_a_film_that_starts_between_keyframes(tmp_path):
 
 
 def test_an_edit_list_hides_frames_and_decord_is_not_believed(tmp_path):
-    """decord counts the hidden frames and repeats others (MEDIA.md); the packets know which are shown."""
+    """decord counts the hidden frames and repeats others; the packets know which are shown."""
     whole = film(tmp_path / "whole.mp4", EVEN)
     video = open_video(trimmed(whole, tmp_path / "trimmed.mp4", 0.32))
     assert len(video.pts) == 17

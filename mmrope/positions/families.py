@@ -190,6 +190,7 @@ _REFERENCES = (
         name="paddleocr_vl",
         source="PaddlePaddle/PaddleX at commit 2e5291e, paddlex/inference/models/doc_vlm/modeling/paddleocr_vl/"
         "_paddleocr_vl.py, get_rope_index",
+        frames_per_grid=1,
         time="seconds",
         ids_per_second=2.0,
         sections=(16, 24, 24),
@@ -230,7 +231,9 @@ _REFERENCES = (
     ),
     dataclasses.replace(_QWEN3_VL, name="cohere_compass", source=_transformers("5.23.0", "cohere_compass")),
     dataclasses.replace(_QWEN3_VL, name="cosmos3_omni", source=_transformers("5.23.0", "cosmos3_omni")),
-    dataclasses.replace(_QWEN3_VL, name="cosmos3_edge", source=_transformers("5.23.0", "cosmos3_edge"), theta=1e8),
+    dataclasses.replace(
+        _QWEN3_VL, name="cosmos3_edge", source=_transformers("5.23.0", "cosmos3_edge"), frames_per_grid=1, theta=1e8
+    ),
     Family(
         name="neomme",
         source="transformers 5.23.0, models/neomme/processing_neomme.py, _build_position_ids",

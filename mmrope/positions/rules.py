@@ -233,14 +233,16 @@ class Family:
         Raises:
             ValueError: the timing is that of another number of frames.
         """
-        if timing.grids(self.frames_per_grid) != grids:
+        frames_per_token = self.frames_per_grid * self.temporal_merge
+        expected = timing.grids(frames_per_token) * self.temporal_merge  # the last is filled up
+        if expected != grids:
             raise ValueError(
                 f"{what} has {grids} temporal grids, but its timing lists {len(timing.frame_indices)} sampled frames, "
-                f"which make {timing.grids(self.frames_per_grid)} at {self.frames_per_grid} frames a grid: "
+                f"which make {expected} at {self.frames_per_grid} frames a grid: "
                 "pass the timing of the frames that this processor was given"
             )
-        seconds = timing.seconds_per_grid(self.frames_per_grid * self.temporal_merge)
-        return seconds, None if seconds is not None else timing.grid_times(self.frames_per_grid * self.temporal_merge)
+        seconds = timing.seconds_per_grid(frames_per_token)
+        return seconds, None if seconds is not None else timing.grid_times(frames_per_token)
 
     def token_grids(self, patch_grids: Any, what: str = "patch grid", *, video: bool = False) -> np.ndarray:
         """Token grids [n, 3] of patch grids [n, 3]: h and w divided by the spatial merge, and t of a video by the temporal

@@ -19,7 +19,7 @@ import numpy as np
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import FACTS
 from mmrope.positions.families import family as find_family
-from mmrope.positions.rules import Family
+from mmrope.positions.rules import Family, TokenIds
 from mmrope.positions.segments import Segment
 from mmrope.preprocess import text
 from mmrope.preprocess.errors import Limits, MediaError
@@ -329,6 +329,7 @@ class Processor:
         """Writes the settings to `processor_config.json` in a folder. Limits are the machine's and are not saved."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "limits"}
         facts = {fact: getattr(self._family, fact) for fact in FACTS if getattr(self._family, fact) is not None}
+        facts["token_ids"] = dataclasses.asdict(self._family.token_ids)
         settings |= {
             "family": self._family.key,
             "family_facts": facts,
@@ -344,7 +345,8 @@ class Processor:
         if not path.is_file():
             raise ValueError(f"no {CONFIG_NAME} in {folder}: a processor is saved with save_pretrained")
         settings = json.loads(path.read_text(encoding="utf-8"), object_hook=_with_tuples)
-        settings["family"] = find_family(settings["family"], **settings.pop("family_facts"))
+        facts = settings.pop("family_facts")
+        settings["family"] = find_family(settings["family"], **{**facts, "token_ids": TokenIds(**facts["token_ids"])})
         settings["patches"] = settings["patches"] and PatchConfig(**settings["patches"])
         return cls(**{**settings, **changes})
 
