@@ -1,76 +1,119 @@
-"""Fills tests/references/<family>.json with what the installed upstreams compute.
+"""Fills tests/references/<family>.json with what upstreams compute.
 
-    python scripts/make_references.py
+    python scripts/make_references.py [--authors FOLDER] [--vllm FOLDER]
 
-The reference rule's tables (revision "") are made by hand and are left as they are; each upstream's are made anew by
-running it. A case that an upstream cannot place has no entry for it, and the reason is printed.
+The installed transformers fills its own revision; run it in one environment for each version. `--vllm` is the folder
+model_executor/models of vLLM's source, `--authors` one that holds the authors' repositories as owner/name, at the commits that
+the table of families names. Tables of the reference rule (revision "") that were made by hand stay as they are, and must be
+what the authors' code computes; the others are computed by it.
 """
 
 from __future__ import annotations
 
-import copy
+import argparse
+import itertools
 import json
 import re
+import sys
 from importlib.metadata import version
 from pathlib import Path
-from types import MethodType, SimpleNamespace
 from typing import Any
 
-import torch
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+import numpy as np
 
-MODELS: dict[str, Any] = {"qwen2_vl": Qwen2VLModel, "qwen2_5_vl": Qwen2_5_VLModel, "qwen3_vl": Qwen3VLModel}
-TRANSFORMERS = f"transformers-{version('transformers').rpartition('.')[0]}"
-MERGE = 2
-FOLDER = Path(__file__).parents[1] / "tests" / "references"
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from authors import AUTHORS, authors_ids  # noqa: E402
+from reference_format import segment  # noqa: E402
+from upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, VLLM, as_inputs, transformers_ids, vllm_ids, with_tokens  # noqa: E402
+
+from mmrope import FAMILIES, Family, Segment  # noqa: E402
+
+INSTALLED = f"transformers {version('transformers')}, torch {version('torch')}"
+Rows = list[list[Segment]]
 
 
-def transformers_ids(family: str, rows: list[list[Any]], facts: dict[str, Any]) -> dict[str, Any]:
-    """get_rope_index of the installed transformers, run without building a model."""
-    types, mask, images, videos, seconds = [], [], [], [], []
-    for row in rows:
-        types.append([])
-        mask.append([])
-        for kind, size, *time in row:
-            t, h, w = size if isinstance(size, list) else (1, 1, size)
-            types[-1] += [{"image": 1, "video": 2, "frame": 2}.get(kind, 0)] * (t * h * w)
-            mask[-1] += [int(kind != "pad")] * (t * h * w)
-            if kind in ("image", "video", "frame"):
-                (images if kind == "image" else videos).append([t, h * MERGE, w * MERGE])
-            seconds += time
-    vision = SimpleNamespace(spatial_merge_size=MERGE, tokens_per_second=facts.get("ids_per_second"))
-    model = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
-    model.get_vision_position_ids = MethodType(MODELS[family].get_vision_position_ids, model)
-    ids, deltas = MODELS[family].get_rope_index(
-        model,
-        input_ids=torch.zeros(len(rows), len(types[0]), dtype=torch.long),
-        mm_token_type_ids=torch.tensor(types),
-        attention_mask=torch.tensor(mask),
-        image_grid_thw=torch.tensor(images) if images else None,
-        video_grid_thw=torch.tensor(videos) if videos else None,
-        **({"second_per_grid_ts": torch.tensor(seconds)} if family == "qwen2_5_vl" and seconds else {}),
-    )
-    return {"ids": ids.tolist(), "rope_deltas": deltas[:, 0].tolist()}
+def by_transformers(family: Family, rows: Rows) -> dict[str, Any]:
+    """What the installed transformers computes for rows: ids and rope_deltas."""
+    ids, deltas = transformers_ids(family, as_inputs(rows, family, types=not TRANSFORMERS.endswith("-4.57")))
+    return {"ids": ids.tolist(), **({} if family.name == "neomme" else {"rope_deltas": deltas.tolist()})}
+
+
+def by_vllm(folder: Path, family: Family, rows: Rows) -> dict[str, Any]:
+    """What vLLM computes for each row by itself, without padding."""
+    return {"ids": _row_by_row(family, rows, lambda row: vllm_ids(folder, family, row)[0])}
+
+
+def by_authors(folder: Path, family: Family, rows: Rows) -> dict[str, Any]:
+    """What the authors' code computes for each row by itself, without padding."""
+    return {"ids": _row_by_row(family, rows, lambda row: authors_ids(folder, family, row))}
+
+
+def _row_by_row(family: Family, rows: Rows, ids_of: Any) -> Any:
+    made = np.full((len(family.axes), len(rows), sum(s.length for s in rows[0])), family.pad_value, dtype=family.dtype)
+    for b, row in enumerate(rows):
+        real = np.concatenate([np.full(s.length, s.kind != "pad") for s in row])
+        made[:, b, real] = ids_of([s for s in row if s.kind != "pad"])
+    return made.tolist()
+
+
+def reference_by_transformers(family: Family, rows: Rows) -> dict[str, Any]:
+    """The reference of families whose rule is that of transformers' own code, with the reference's padding."""
+    made = np.array(by_transformers(family, rows)["ids"], dtype=family.dtype)
+    for b, row in enumerate(rows):
+        made[:, b, np.concatenate([np.full(s.length, s.kind == "pad") for s in row])] = family.pad_value
+    return {"ids": made.tolist()}
 
 
 def main() -> None:
-    for path in sorted(FOLDER.glob("*.json")):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--authors", type=Path)
+    parser.add_argument("--vllm", type=Path)
+    given = parser.parse_args()
+    for path in sorted((ROOT / "tests" / "references").glob("*.json")):
         reference = json.loads(path.read_text())
-        reference["made"][TRANSFORMERS] = (
-            f"by scripts/make_references.py, transformers {version('transformers')}, torch {version('torch')}"
-        )
-        for case in reference["cases"]:
-            case["expected"].pop(TRANSFORMERS, None)
-            try:
-                made = transformers_ids(reference["family"], copy.deepcopy(case["rows"]), reference["facts"])
-            except (RuntimeError, StopIteration) as error:
-                print(f"{reference['family']}, {case['name']}: {TRANSFORMERS} raises {type(error).__name__}: {str(error)[:90]}")
-            else:
-                case["expected"][TRANSFORMERS] = made
+        name = reference["family"]
+        upstreams: dict[str, tuple[str, Any]] = {}
+        if name in IN_TRANSFORMERS:
+            upstreams[TRANSFORMERS] = (f"by scripts/make_references.py, {INSTALLED}", by_transformers)
+        if f"transformers {version('transformers')}," in FAMILIES[name].source:
+            upstreams[""] = (f"by hand, and by scripts/make_references.py, {INSTALLED}", reference_by_transformers)
+        if given.authors and name in AUTHORS:
+            source = FAMILIES[name].source
+            upstreams[""] = (
+                f"by hand, and by scripts/make_references.py from the authors' code: {source}",
+                lambda family, rows: by_authors(given.authors, family, rows),
+            )
+        if given.vllm and name in VLLM:
+            upstreams["vllm-0.33"] = (
+                "by scripts/make_references.py from vLLM 0.33.0's source",
+                lambda family, rows: by_vllm(given.vllm, family, rows),
+            )
+        for revision, (how, make) in upstreams.items():
+            reference["made"][revision] = how
+            family = with_tokens(f"{name}@{revision}" if revision else name, **reference["facts"])
+            for case in reference["cases"]:
+                fill(case, revision, family, make)
         path.write_text(compact(reference))
-        print(f"{path.name}: {len(reference['cases'])} cases, {', '.join(reference['made'])}")
+        print(f"{path.name}: {len(reference['cases'])} cases, {', '.join(filter(None, reference['made']))}")
+
+
+def fill(case: dict[str, Any], revision: str, family: Family, make: Any) -> None:
+    """Fills a case's table of a revision; one that was made by hand (it says where text goes on) must be the same."""
+    rows = [[segment(*item) for item in row] for row in case["rows"]]
+    if any(a.kind not in ("text", "pad") and b.kind not in ("text", "pad") for row in rows for a, b in itertools.pairwise(row)):
+        return  # upstreams need text between media: they raise, or place all like text
+    if not {s.kind for row in rows for s in row} <= {"text", "pad", *family.media}:
+        return
+    by_hand = case["expected"].get(revision, {}) if not revision else {}
+    made = make(family, rows)
+    if "next" not in by_hand:
+        case["expected"][revision] = made
+    elif not np.allclose(by_hand["ids"], made["ids"], rtol=0, atol=1e-5 if family.name == "circle_rope" else 0):
+        raise SystemExit(
+            f"{family}, {case['name']}: the table made by hand is not what {family.source} computes: {made['ids']}"
+        )
 
 
 def compact(value: Any) -> str:
