@@ -136,6 +136,15 @@ def upstream_rows(family: Family, without: str = "") -> st.SearchStrategy[list[S
     )
 
 
+def crowded_rows() -> st.SearchStrategy[list[Segment]]:
+    """Rows with images of one or two tiles of 256 tokens between texts, all that V2PE's own code places."""
+    gap = st.integers(2, 6).map(Segment.text)
+    tiles = st.sampled_from((16, 32)).map(lambda w: Segment.image(h=16, w=w))
+    return st.lists(st.tuples(tiles, gap), min_size=1, max_size=3).flatmap(
+        lambda pairs: gap.map(lambda first: [first, *(part for pair in pairs for part in pair)])
+    )
+
+
 @st.composite
 def upstream_batches(draw: st.DrawFn, family: Family) -> list[list[Segment]]:
     """Batches of such rows, padded on one side. Of videos with and without their sound, upstreams take one kind in a batch."""

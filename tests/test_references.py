@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reference_format import as_json, segment
+from test_inputs import delta_lengths
 
 from mmrope import FAMILIES, family, position_ids
 
@@ -33,10 +34,7 @@ def test_ids_are_the_expected_ones(reference, case, revision):
         compare(positions.next, expected["next"])
     if "rope_deltas" in expected and rule.name != "glm_image":  # whose deltas are zeros
         largest = np.where(positions.mask, positions.ids, -1).max(axis=(0, 2))
-        # upstreams count from the length of the row with its padding (4.57) or without (5.23); Omni always without
-        whole = rule.revision == "transformers-4.57" and rule.audio_tokens is None
-        length = positions.ids.shape[-1] if whole else positions.mask.sum(axis=1)
-        compare(largest + 1 - length, expected["rope_deltas"])
+        compare(largest + 1 - delta_lengths(rule, positions), expected["rope_deltas"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
