@@ -26,7 +26,7 @@ def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples):
     content = [{"type": "image", "image": load_image(samples / "cat.jpg")}, {"type": "text", "text": "What is it?"}]
     names = {"processor": processor, "messages": [{"role": "user", "content": content}], "model": upstream.model()}
     code = [body for language, body in BLOCKS if language == "python"]
-    assert len(code) == 4
+    assert len(code) == 6
     exec(code[0], names)
     shown = capsys.readouterr().out
     table = next(body for language, body in BLOCKS if language == "")
@@ -37,8 +37,12 @@ def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples):
     with torch.no_grad():
         assert torch.equal(names["output"].logits, names["model"](**names["inputs"]).logits)  # no video: the rules agree
     exec(code[2], names)
+    assert names["video"].seconds_per_grid == 2
+    exec(code[3], names)
+    assert [segment.kind for segment in names["row"]] == ["text", "image", "text", "image", "text"]
+    exec(code[4], names)
     assert names["inputs"]["position_ids"].shape[0] == 3
-    exec(code[3], {**names, "positions": by_hand})
+    exec(code[5], {**names, "positions": by_hand})
 
 
 def test_commands_run(tmp_path):
@@ -64,7 +68,7 @@ def test_make_has_the_targets_that_are_named():
 
 def test_every_family_is_in_the_table():
     for row in mmrope.FAMILIES.values():
-        assert f"| `{row.name}` |" in README
+        assert f"`{row.name}`" in README
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\(([^)#:]+)\)|`((?:samples|scripts|tests|mmrope|docs)/[\w/.]*)`", README))

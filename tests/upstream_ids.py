@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import MethodType, SimpleNamespace
@@ -184,9 +184,15 @@ def _frames(tokens: int, family: Family) -> int:
 
 
 def transformers_ids(family: Family, inputs: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """ids [A, B, S] and rope_deltas [B] of the installed transformers, by get_rope_index without a model."""
+    """ids [A, B, S] and rope_deltas [B] of the installed transformers, without a model."""
     if family.name == "neomme":
         return _neomme_ids(inputs), np.zeros(len(inputs["input_ids"]))
+    ids, deltas = get_rope_index(family, inputs)()
+    return ids.numpy(), deltas[:, 0].numpy()
+
+
+def get_rope_index(family: Family, inputs: dict[str, Any]) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
+    """A call of the installed transformers' get_rope_index, ready to be made."""
     module = importlib.import_module(f"transformers.models.{family.name}.modeling_{family.name}")
     cls, self = _model_class(module, family), _self(family)
     for name in ("get_vision_position_ids", "get_llm_pos_ids_for_vision", "get_chunked_index", "_group_visual_frames"):
@@ -206,8 +212,7 @@ def transformers_ids(family: Family, inputs: dict[str, Any]) -> tuple[np.ndarray
         tensors.pop("mm_token_type_ids", None)
     if family.name not in ("qwen2_5_vl",):
         tensors.pop("second_per_grid_ts", None)
-    ids, deltas = cls.get_rope_index(self, **tensors)
-    return ids.numpy(), deltas[:, 0].numpy()
+    return lambda: cls.get_rope_index(self, **tensors)
 
 
 def _model_class(module: Any, family: Family) -> Any:
