@@ -82,7 +82,7 @@ def run(law: Callable[[], None], cases: int, number: int) -> bool:
     try:
         seed(number)(settings(**options(cases), phases=(Phase.generate, Phase.shrink))(law))()
     except AssertionError as error:
-        print(f"{law.__name__}: {error}", file=sys.stderr)
+        print(f"{law.__name__}: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return False
     return True
 

@@ -139,13 +139,14 @@ def test_dtypes_and_buffers_hold_the_same_ids(case, wide):
 
 @given(st.data())
 def test_text_is_after_all_that_was_before_by_the_reference_rule(data):
-    """But for the diagonal layouts, whose h and w reach past their t, and for what goes on after sound in video."""
+    """But for the diagonal layouts, whose h and w reach past their t, for what goes on after sound in video, and for canvases
+    whose crops differ in size, which are laid out by the first."""
     rule = data.draw(st.sampled_from([rule for rule in REFERENCES if not rule.couple]))
     row = data.draw(rows(rule, padding=False, custom=False))
     ids = position_ids(row, rule).ids[:, 0]
     begin = 0
     for segment in row:
-        if segment.kind == "audio_in_video":
+        if segment.kind == "audio_in_video" or len(set(segment.slices)) > 1:
             return
         if segment.kind == "text" and segment.length:
             assert ids[0, begin] > ids[:, :begin].max(initial=-1)

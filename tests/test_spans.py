@@ -16,7 +16,7 @@ from mmrope.positions.spans import _TYPES
 NAMES = sorted({row.name for row in BY_KEY.values() if "canvas" not in row.media})
 
 
-def spans_of(row, rule, *, split=True):
+def spans_of(row, rule):
     """The spans of a row; of a video that is split into frames one for all, with the text between them, as vLLM has it."""
     spans, offset, m = [], 0, rule.spatial_merge
     for s in row:
@@ -37,7 +37,7 @@ def test_rows_come_back_from_spans(data):
     """Also media that touch, stand first or last, and rows of media alone."""
     rule = BY_KEY[data.draw(st.sampled_from(NAMES))]
     row = [s for s in data.draw(processed(rule)) if s.kind not in ("pad", "audio_in_video")]
-    assert joined(segments_from_spans(*spans_of(row, rule), rule)) == joined(row)
+    assert joined(segments_from_spans(*spans_of(row, rule), rule), rule) == joined(row, rule)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_omni", "qwen3_omni_moe"])

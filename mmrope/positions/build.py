@@ -325,7 +325,7 @@ def _check(
 def _write(ids: np.ndarray, mask: np.ndarray, p: Plan, b: int, start: int, stop: int, ramp: np.ndarray) -> None:
     """Writes the tokens start .. stop of row b of a plan: ids [A, stop - start], mask [stop - start]. `ramp` holds the numbers
     from 0 up, as many as there are."""
-    begin, end, length = p.cuts[b], p.cuts[b + 1], p.lengths[b]
+    begin, end, length, plain = p.cuts[b], p.cuts[b + 1], p.lengths[b], p.plain
     if start < length:
         if start > 0:
             begin += int(np.searchsorted(p.offset[begin:end], start, side="right")) - 1
@@ -347,7 +347,7 @@ def _write(ids: np.ndarray, mask: np.ndarray, p: Plan, b: int, start: int, stop:
                 _write_part(ids, mask, p, i, start, stop)
             elif kind in (TEXT, AUDIO):
                 ids[:, at : at + n] = _counting(first, n, ramp)
-            elif kind == IMAGE and p.plain:  # the usual case: as _write_grids has it, in a third of the time
+            elif kind == IMAGE and plain:  # the usual case: as _write_grids has it, in a third of the time
                 grid, line = ids[:, at : at + n].reshape(3, h, w), _counting(first, max(h, w), ramp)  # [3, h, w], a view
                 grid[0], grid[1], grid[2] = first, line[:h, None], line[:w]
             elif kind == PAD:
@@ -367,7 +367,7 @@ def _write(ids: np.ndarray, mask: np.ndarray, p: Plan, b: int, start: int, stop:
 def _series(p: Plan, begin: int, end: int) -> tuple[Any, Iterable[int]]:
     """The heads of series, and how many each has: every other segment for as long as they are alike and equally far apart. The
     frames of a video and the time stamps between them are two such series; elsewhere each segment is a series of its own."""
-    if end - begin < 16 or p.tables or p.ordinal is not None:
+    if end - begin < 64 or p.tables or p.ordinal is not None:
         return slice(begin, end), itertools.repeat(1)
     kind, grid, offset = p.kind[begin:end], p.grid[begin:end], p.offset[begin:end]
     distance = offset[2:] - offset[:-2]

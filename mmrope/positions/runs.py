@@ -148,6 +148,9 @@ def with_end_markers_apart(runs: Runs) -> Runs:
 # --- media ------------------------------------------------------------------------------------------------------------
 
 
+_NO_GRIDS, _NONE = np.zeros((0, 3), dtype=np.int64), np.zeros(0, dtype=np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class Media:
     """The images, the videos or the sounds of a batch as token grids; a family that splits frames has one grid a frame."""
@@ -173,7 +176,7 @@ class Media:
     ) -> Media:
         """The media of these token grids [n, 3]; `split`: of their frames."""
         if grid is None:
-            grid = np.zeros((0, 3), dtype=np.int64)
+            return cls(key, _NO_GRIDS, _NONE, _NONE)
         item = np.arange(len(grid))
         if split:
             item = np.repeat(item, grid[:, 0])
