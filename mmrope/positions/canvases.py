@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from mmrope.positions.inputs import to_host, token_types
 from mmrope.positions.rules import Family
+from mmrope.positions.runs import T_IMAGE, T_VIDEO
 from mmrope.positions.segments import Row, Segment
 
-_SIZES = {1: "target_sizes", 2: "target_sizes_videos"}
+SIZES = {T_IMAGE: "target_sizes", T_VIDEO: "target_sizes_videos"}
 
 
-def canvas_rows(
-    inputs: Mapping[str, Any], family: Family, *, prompt_lengths: Sequence[int] | None = None, sync: bool = False
-) -> list[Row]:
+def canvas_rows(host: Mapping[str, np.ndarray], types: np.ndarray, mask: np.ndarray | None, family: Family) -> list[Row]:
     """The rows of a batch whose images and frames are canvases; see `segments_from_inputs`.
 
     A crop is a run of image or video tokens. It is a detail of the picture before it where a slice marker stands in front of
     it, and otherwise the thumbnail of a new one (transformers 5.23.0, models/minicpmv4_7, _group_visual_frames).
+
+    Args:
+        host: the inputs; `input_ids` [B, S], `target_sizes` and `target_sizes_videos` [crops, 2].
+        types: of each token [B, S], as in mm_token_type_ids.
+        mask: [B, S], 0 at padding.
     """
-    keys = ("input_ids", "attention_mask", "mm_token_type_ids", *_SIZES.values())
-    host = {key: to_host(inputs[key], key, sync) for key in keys if inputs.get(key) is not None}
-    types, mask = token_types(host, inputs, family)
     markers = family.token_ids
     if None in (markers.image_start, markers.image_end, markers.slice_start, markers.slice_end, markers.newline):
         raise ValueError(
             f"{family} is read by the ids of its markers (image_start_id, image_end_id, slice_start_id, slice_end_id, "
             "newline_id of its config): take it from family_from_config(model.config)"
         )
-    if prompt_lengths is not None:
-        types = np.where(np.arange(types.shape[1]) < np.asarray(prompt_lengths)[:, None], types, 0)
-    sizes = {kind: _Crops(host.get(key), key, family) for kind, key in _SIZES.items()}
+    sizes = {kind: _Crops(host.get(key), key, family) for kind, key in SIZES.items()}
     rows = []
     for b, (ids, kinds) in enumerate(zip(host["input_ids"], types, strict=True)):
         real = np.ones(len(ids), dtype=bool) if mask is None else mask[b].astype(bool)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mmrope.positions.canvases import SIZES, canvas_rows
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
 from mmrope.positions.runs import (
@@ -25,7 +26,10 @@ from mmrope.positions.timing import VideoTiming
 _GRIDS = {T_IMAGE: "image_grid_thw", T_VIDEO: "video_grid_thw"}
 _SECONDS = ("second_per_grid_ts", "video_second_per_grid")
 _SOUNDS = ("audio_seqlens", "audio_feature_lengths", "feature_attention_mask")
-_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", *_GRIDS.values(), *_SECONDS, *_SOUNDS, "images_per_sample")
+_KEYS = (
+    *("input_ids", "attention_mask", "mm_token_type_ids", "images_per_sample"),
+    *(*_GRIDS.values(), *_SECONDS, *_SOUNDS, *SIZES.values()),
+)
 _MEDIA = ("pixel_values", "pixel_values_videos", "input_features", *_GRIDS.values())
 
 
@@ -62,14 +66,12 @@ def segments_from_inputs(
     family = find_family(family)
     if not isinstance(inputs, Mapping):
         raise ValueError(f"inputs must be a processor's output (a dict), got {type(inputs).__name__}")
-    if "canvas" in family.media:
-        from mmrope.positions.canvases import canvas_rows
-
-        return canvas_rows(inputs, family, prompt_lengths=prompt_lengths, sync=sync)
     host = {key: to_host(inputs[key], key, sync) for key in _KEYS if inputs.get(key) is not None}
     types, mask = token_types(host, inputs, family)
     if prompt_lengths is not None:
         types = _prompts_only(types, prompt_lengths)
+    if "canvas" in family.media:
+        return canvas_rows(host, types, mask, family)
     runs = Runs.of(types, mask, family)
     if "audio_in_video" in family.media:
         runs = with_sound_in_video(runs, _sound_in_video_by_ids(host["input_ids"], family))
