@@ -219,9 +219,13 @@ def _video_times(
         if family.split_frames:
             return None, ()
         return np.array([np.nan if s is None else s for s, _ in stated]), [times for _, times in stated]
-    key = next((key for key in _SECONDS if key in host), None)
-    if key is not None and not family.split_frames:
-        return _seconds(host[key], key, len(patches)), ()
+    keys = [key for key in _SECONDS if key in host]
+    if len(keys) > 1:
+        raise ValueError(
+            f"inputs have {' and '.join(keys)}: one of them is needed, the seconds from one temporal grid to the next"
+        )
+    if keys and not family.split_frames:
+        return _seconds(host[keys[0]], keys[0], len(patches)), ()
     if family.uses_seconds and len(patches):
         raise ValueError(
             f"{family} places videos by time, but the inputs have no second_per_grid_ts for {len(patches)} video(s). Pass what "
