@@ -2,10 +2,10 @@
 
     python scripts/bench_positions.py [--rounds 15]
 
-The inputs are a processor's: int64 tensors, with an attention mask. "From inputs" counts all from there to the ids, the scan for
-media included; "from segments" takes the rows that a processor or a server knows already. The limit of the first is to read the
-token types and the mask once and to write the table once, of the second to write it; both are measured as plain numpy calls.
-The table is also written to scripts/results.
+The inputs are a processor's: int64 tensors, with an attention mask. "From inputs" counts all from there to the ids, the scan
+for media included; "from segments" takes the rows that a processor or a server knows already. The limit of the first is to read
+the token types and the mask once and to write the table once, of the second to write it; both are measured as plain numpy calls,
+and "x" is how many times longer mmrope takes. The table is also written to scripts/results.
 """
 
 from __future__ import annotations
@@ -125,41 +125,69 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown CPU")
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "torch", "transformers"))
-    lines = [f"{model}, one thread; Python {sys.version.split()[0]}, {packages}; {time.strftime('%Y-%m-%d')}", ""]
-    lines += [
-        "Milliseconds, least / median of the turns; times as fast by the medians. Above: transformers, from inputs (aim), the",
-        "same without a mask. Below: from segments; into an int32 buffer; how far each is from its limit.",
+    above = [
+        f"{cpu()}, one thread; Python {sys.version.split()[0]}, {packages}; {time.strftime('%Y-%m-%d')}",
         "",
-        "| case | tokens | transformers | mmrope, from inputs | times as fast | aim | no mask: transformers | mmrope | times as fast |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "Milliseconds, least / median of the turns; times as fast as transformers (with a mask) by the medians.",
+        "",
+        row(
+            "case",
+            "tokens",
+            "transformers",
+            "from inputs",
+            "times as fast",
+            "aim",
+            "no mask: transformers",
+            "mmrope",
+            "times as fast",
+        ),
+        row(*["---"] * 9),
     ]
     below = [
         "",
-        "| case | from segments | times as fast | int32, into a buffer | times as fast | limit of inputs | from it | limit of segments | from it |",
-        "|---|---|---|---|---|---|---|---|---|",
+        row(
+            "case",
+            "from segments",
+            "times as fast",
+            "int32, into a buffer",
+            "times as fast",
+            "limit of inputs",
+            "limit of segments",
+        ),
+        row(*["---"] * 7),
     ]
     for case in cases():
-        tokens = sum(segment.length for row in case.rows for segment in row)
+        tokens = sum(segment.length for segments in case.rows for segment in segments)
         m = measure(ways(case), rounds)
         ms = {name: f"{least * 1e3:.3f} / {median * 1e3:.3f}" for name, (least, median) in m.items()}
-        fast = {name: f"{m['transformers'][1] / m[name][1]:.1f}" for name in m}
-        bare = m["transformers, no mask"][1] / m["inputs, no mask"][1]
-        lines.append(
-            f"| {case.name} | {tokens:,} | {ms['transformers']} | {ms['inputs']} | **{fast['inputs']}** | {case.aim:g} "
-            f"| {ms['transformers, no mask']} | {ms['inputs, no mask']} | {bare:.1f} |"
+        fast = {name: f"{m['transformers'][1] / median:.1f}" for name, (_, median) in m.items()}
+        bare = f"{m['transformers, no mask'][1] / m['inputs, no mask'][1]:.1f}"
+        limits = {of: f"{ms[f'limit of {of}']}: {m[of][1] / m[f'limit of {of}'][1]:.1f} x" for of in ("inputs", "segments")}
+        above.append(
+            row(
+                *(case.name, f"{tokens:,}", ms["transformers"], ms["inputs"], f"**{fast['inputs']}**", f"{case.aim:g}"),
+                *(ms["transformers, no mask"], ms["inputs, no mask"], bare),
+            )
         )
+        narrow = "segments, int32, out"
         below.append(
-            f"| {case.name} | {ms['segments']} | {fast['segments']} | {ms['segments, int32, out']} | {fast['segments, int32, out']} "
-            f"| {ms['limit of inputs']} | {m['inputs'][1] / m['limit of inputs'][1]:.1f} x "
-            f"| {ms['limit of segments']} | {m['segments'][1] / m['limit of segments'][1]:.1f} x |"
+            row(case.name, ms["segments"], fast["segments"], ms[narrow], fast[narrow], limits["inputs"], limits["segments"])
         )
-    text = "\n".join(lines + below) + "\n"
+    text = "\n".join(above + below) + "\n"
     print(text)
     results = ROOT / "scripts" / "results" / "bench_positions.md"
     results.parent.mkdir(exist_ok=True)
     results.write_text(text)
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def cpu() -> str:
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "unknown CPU")
 
 
 if __name__ == "__main__":

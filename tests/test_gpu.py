@@ -26,7 +26,7 @@ def test_angles_are_as_exact_as_on_the_cpu():
 
 
 def test_inputs_on_the_gpu_are_copied_only_when_told_to(inputs):
-    with pytest.raises(ValueError, match=r"input_ids is on cuda:0: .* pass sync=True"):
+    with pytest.raises(ValueError, match=r"input_ids, .* are on cuda:0: .* pass sync=True"):
         segments_from_inputs(inputs.to("cuda"), "qwen2_5_vl")
     rows = segments_from_inputs(inputs.to("cuda"), "qwen2_5_vl", sync=True)
     assert torch.equal(position_ids(rows, "qwen2_5_vl").torch("cuda")["position_ids"].cpu(), inputs["position_ids"])

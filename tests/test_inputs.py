@@ -335,21 +335,24 @@ def test_the_message_names_row_and_item_of_a_batch():
         segments_from_inputs(two, "qwen2_vl")
 
 
-class OnDevice:
-    """What a GPU tensor looks like to the door; tests/test_gpu.py has real ones."""
-
-    def __init__(self, array):
-        self.array, self.device, self.copies = array, torch.device("cuda", 0), 0
-
-    def cpu(self):
-        self.copies += 1
-        return self.array
-
-
-def test_gpu_tensors_are_copied_when_told_to_and_once():
-    inputs = {key: OnDevice(value) for key, value in IMAGE.items()}
-    with pytest.raises(ValueError, match=r"input_ids is on cuda:0: reading it waits .* pass sync=True to copy"):
-        segments_from_inputs(inputs, "qwen2_vl")
-    [row] = segments_from_inputs(inputs, "qwen2_vl", sync=True)
-    assert row[1] == Segment.image(h=2, w=2)
-    assert {value.copies for value in inputs.values()} == {1}
+def test_gpu_tensors_are_copied_when_told_to_and_all_at_once(monkeypatch):
+    """Stood in for by CPU tensors that say that they are away; tests/test_gpu.py has real ones."""
+    inputs = {
+        **{
+            "input_ids": torch.zeros(1, 10, dtype=torch.int32),
+            "mm_token_type_ids": torch.tensor(VIDEO["mm_token_type_ids"]).T.T,
+        },
+        **{"attention_mask": torch.ones(1, 10, dtype=torch.bool), "video_grid_thw": torch.tensor([[2, 4, 4]])},
+        **{"second_per_grid_ts": torch.tensor([0.7]), "image_grid_thw": torch.zeros(0, 3, dtype=torch.int64)},
+    }
+    expected = segments_from_inputs(inputs, "qwen2_5_vl")
+    copies = []
+    copy = torch.Tensor.cpu
+    monkeypatch.setattr("mmrope.positions.inputs._is_away", lambda value: True)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor.numel()) or copy(tensor))
+    with pytest.raises(
+        ValueError, match=r"input_ids, attention_mask, .* are on cpu: reading them waits .* pass sync=True to copy, once"
+    ):
+        segments_from_inputs(inputs, "qwen2_5_vl")
+    assert segments_from_inputs(inputs, "qwen2_5_vl", sync=True) == expected
+    assert copies == [40 + 80 + 10 + 24 + 4]  # bytes

@@ -54,7 +54,7 @@ def segments_from_inputs(
             token ids that `family_from_config` reads.
         prompt_lengths: for each row the columns of the prompt; what comes after is generated, and text whatever its ids.
         video_timings: for each video when its frames are shown, instead of seconds per grid.
-        sync: copy GPU tensors to the host, once per tensor; each copy waits for the GPU.
+        sync: copy GPU tensors to the host, all in one transfer, which waits for the GPU.
 
     Returns:
         One Row per batch row, for `position_ids(rows, family)`.
@@ -66,8 +66,8 @@ def segments_from_inputs(
     family = find_family(family)
     if not isinstance(inputs, Mapping):
         raise ValueError(f"inputs must be a processor's output (a dict), got {type(inputs).__name__}")
-    host = {key: to_host(inputs[key], key, sync) for key in _KEYS if inputs.get(key) is not None}
-    types, mask = token_types(host, inputs, family)
+    host = _on_host(inputs, sync)
+    types, mask = _token_types(host, inputs, family)
     if prompt_lengths is not None:
         types = _prompts_only(types, prompt_lengths)
     if "canvas" in family.media:
@@ -84,16 +84,35 @@ def segments_from_inputs(
     return rows_of(runs, media, family, len(types))
 
 
-def to_host(value: Any, key: str, sync: bool) -> np.ndarray:
-    """An input as a numpy array, copied from a GPU only when told to."""
-    device = getattr(value, "device", None)
-    if device is not None and getattr(device, "type", "cpu") != "cpu":
-        if not sync:
-            raise ValueError(
-                f"{key} is on {device}: reading it waits for the device. Compute positions from the processor's host tensors, "
-                "before .to(device), or pass sync=True to copy"
-            )
-        value = value.cpu()
+def _on_host(inputs: Mapping[str, Any], sync: bool) -> dict[str, np.ndarray]:
+    """What is read of the inputs, as numpy arrays; from a GPU only when told to, and then all at once."""
+    given = {key: inputs[key] for key in _KEYS if inputs.get(key) is not None}
+    away = {key: value for key, value in given.items() if _is_away(value)}
+    if away and not sync:
+        raise ValueError(
+            f"{', '.join(away)} are on {next(iter(away.values())).device}: reading them waits for the device. Compute "
+            "positions from the processor's host tensors, before .to(device), or pass sync=True to copy, once"
+        )
+    return {key: _array(value, key) for key, value in (given | _copied(away) if away else given).items()}
+
+
+def _is_away(value: Any) -> bool:
+    return getattr(getattr(value, "device", None), "type", "cpu") != "cpu"
+
+
+def _copied(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors of a device on the host, by one transfer of their bytes."""
+    import torch
+
+    # the widest first, so that each begins at a multiple of its width
+    order = sorted(tensors, key=lambda key: -tensors[key].element_size())
+    sizes = [tensors[key].numel() * tensors[key].element_size() for key in order]
+    packed = torch.cat([tensors[key].contiguous().reshape(-1).view(torch.uint8) for key in order]).cpu()  # [bytes]
+    parts = packed.split(sizes)
+    return {key: part.view(tensors[key].dtype).reshape(tensors[key].shape) for key, part in zip(order, parts, strict=True)}
+
+
+def _array(value: Any, key: str) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError:
@@ -111,7 +130,7 @@ def to_host(value: Any, key: str, sync: bool) -> np.ndarray:
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def token_types(
+def _token_types(
     host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The type of each token [B, S], and the attention mask [B, S] if there is one."""
