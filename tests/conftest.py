@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # the same cases at each run; HYPOTHESIS_PROFILE=search looks for new ones, and at more of them
-settings.register_profile("steady", derandomize=True, deadline=None, max_examples=400, suppress_health_check=list(HealthCheck))
+settings.register_profile("steady", derandomize=True, deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
 settings.register_profile("search", deadline=None, max_examples=5000, suppress_health_check=list(HealthCheck))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 

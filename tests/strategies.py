@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from upstream_ids import processor_order
 
@@ -19,7 +21,6 @@ STRIDES = {"hope": 0.75, "v2pe": 1 / 16}  # where users state it
 RULES = [family(key, stride=STRIDES[row.name]) if row.name in STRIDES else row for key, row in sorted(FAMILIES.items())]
 BY_KEY = {rule.key: rule for rule in RULES}
 
-families = st.sampled_from(sorted(BY_KEY)).map(BY_KEY.__getitem__)
 small = st.integers(1, 5)
 seconds = st.sampled_from(SECONDS)
 texts = st.integers(0, 7).map(Segment.text)
@@ -95,11 +96,14 @@ def long_rows(draw: st.DrawFn, family: Family) -> list[Segment]:
     return row
 
 
-@st.composite
-def family_and_row(draw: st.DrawFn, **options: Any) -> tuple[Family, list[Segment]]:
-    family = draw(families)
-    plain = st.one_of(rows(family, **options), rows(family, **options), long_rows(family))
-    return family, draw(plain)
+def any_rows(family: Family, **options: Any) -> st.SearchStrategy[list[Segment]]:
+    return st.one_of(rows(family, **options), rows(family, **options), long_rows(family))
+
+
+def law(test: Callable[..., None]) -> Any:
+    """A test (rule, data) as a law that holds for every row of the table, a few cases each; scripts/fuzz_positions.py tries more."""
+    every_row = [pytest.param(rule, id=key) for key, rule in sorted(BY_KEY.items())]
+    return pytest.mark.parametrize("rule", every_row)(settings(max_examples=8)(given(data=st.data())(test)))
 
 
 def length(row: Sequence[Segment]) -> int:

@@ -49,6 +49,10 @@ def test_generated_pictures_are_text():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (changed(12, TOKENS.slice_start), r"row 0: token 12 should be|row 0: tokens 13..13 stand between a marker and its crop"),
+        ({"attention_mask": np.full_like(INPUTS["input_ids"], 2)}, r"attention_mask must be 1 at real tokens and 0 at padding"),
+        ({"image_grid_thw": [[1, 2, 2]]}, r"image_grid_thw given, but minicpmv4_7 places pictures and frames by target_sizes and"),
+        ({"target_sizes": None, "pixel_values": 0}, r"inputs have pixel_values but no target_sizes: the sizes of the media are needed"),
         (changed(2, 9), r"row 0: token 2 should be the marker before a picture \(210\), but is 9; was the row truncated"),
         (changed(7, 9), r"row 0: token 7 should be the marker after a thumbnail \(211\), but is 9"),
         (changed(17, 9), r"row 0: token 17 should be the marker after a detail crop \(213\), but is 9"),
@@ -63,6 +67,30 @@ def test_generated_pictures_are_text():
 def test_what_cannot_be_right_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         segments_from_inputs({**INPUTS, **changes}, RULE)
+
+
+@pytest.mark.parametrize(("columns", "message"), [
+    ([2, 0, 2, 2], r"a newline stands after 2, 4 of the 6 detail crops from token 7 on, but one is needed after each row of 2"),
+    ([2, 3, 1], r"a newline stands after 2, 5 of the 6 detail crops"),
+    ([4, 2], r"a newline stands after 4 of the 6 detail crops"),
+])  # fmt: skip
+def test_crops_stand_in_rows_of_one_length(columns, message):
+    """A newline that is missing or misplaced: what follows would be taken for a token of the picture."""
+    m, crop = TOKENS, [TOKENS.slice_start, TOKENS.image, TOKENS.slice_end]
+    rows = [crop * n for n in columns]
+    if columns[1] == 0:  # the second newline is missing
+        rows = [rows[0], rows[2] + rows[3]]
+        message = message.replace("2, 4 of", "2 of")
+    ids = [7, m.image_start, m.image, m.image_end, m.newline, 8]
+    details = [token for row in rows for token in (*row, m.newline)][:-1]
+    inputs = {"input_ids": [ids[:4] + details + [8, 8]], "target_sizes": [[4, 4]] * 7}
+    with pytest.raises(ValueError, match=message.replace("token 7", "token 5")):
+        segments_from_inputs(inputs, RULE)
+
+
+def test_timings_are_of_no_use():
+    with pytest.raises(ValueError, match=r"video_timings given, but minicpmv4_7 places pictures and frames by"):
+        segments_from_inputs(INPUTS, RULE, video_timings=[])
 
 
 def test_the_ids_of_the_markers_are_needed():

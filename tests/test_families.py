@@ -3,11 +3,12 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from transformers import CONFIG_MAPPING, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 from upstream_ids import IN_TRANSFORMERS
 
-from mmrope import FAMILIES, Segment, TokenIds, VideoTiming, family, family_from_config
+from mmrope import FAMILIES, Segment, TokenIds, VideoTiming, family, family_from_config, position_ids
 from mmrope.positions.families import departures
 
 RELEASED_QWEN2_5_VL = {  # the keys of a released config.json that matter here
@@ -37,19 +38,20 @@ def test_facts_belong_to_checkpoints_and_rules_do_not_change_by_them():
     assert family(row, ids_per_second=8).ids_per_second == 8
     with pytest.raises(ValueError, match=r"qwen2_5_vl: 'advance' is not a checkpoint's fact .*dataclasses.replace"):
         family("qwen2_5_vl", advance="spatial")
-    with pytest.raises(ValueError, match=r"qwen2_vl: ids_per_second belongs to the families whose time is in seconds"):
+    with pytest.raises(ValueError, match=r"qwen2_vl has no ids_per_second: it places image, video without; leave it out"):
         family("qwen2_vl", ids_per_second=4)
     with pytest.raises(ValueError, match=r"ids_per_second must be a positive number, got -1"):
         family("qwen2_5_vl", ids_per_second=-1)
     with pytest.raises(ValueError, match=r"advance must be one of .* got 'sideways'"):
         dataclasses.replace(family("qwen2_vl"), advance="sideways")
-    with pytest.raises(ValueError, match=r"qwen2_vl: its ids are whole numbers, so stride must be one, got 0.5"):
-        family("qwen2_vl", stride=0.5)
+    with pytest.raises(ValueError, match=r"videorope: its ids are whole numbers, so stride must be one, got 0.5"):
+        family("videorope", stride=0.5)
     with pytest.raises(ValueError, match=r"qwen2_vl: media must be among .*, got \['picture'\]"):
         dataclasses.replace(family("qwen2_vl"), media=("picture",))
     for wrong in (0, "2", 2.0):
-        with pytest.raises(ValueError, match=r"spatial_merge must be a whole number, at least 1, got"):
+        with pytest.raises(ValueError, match=r"spatial_merge must be (a whole number|at least 1), got"):
             family("qwen2_vl", spatial_merge=wrong)
+    assert family("qwen2_vl", spatial_merge=np.int64(3)).spatial_merge == 3
 
 
 def test_patch_grids_become_token_grids():
@@ -132,6 +134,54 @@ def test_every_family_reads_the_config_of_its_own_class(name):
         assert family_from_config(thinker) == row  # the thinker's own config says it, too
 
 
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("qwen2_vl", {"stride": 3}),
+        ("qwen3_vl", {"temporal_merge": 2}),
+        ("hunyuan_vl", {"stride": 2}),
+        ("qwen2_vl", {"seconds_per_chunk": 2.0}),
+        ("glm_image", {"frames_per_grid": 7}),
+    ],
+)
+def test_facts_that_a_family_has_no_use_for_are_refused(name, facts):
+    [fact] = facts
+    with pytest.raises(ValueError, match=rf"{name} has no {fact}: it places .* without; leave it out"):
+        family(name, **facts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ordinal": "sideways"}, r"ordinal must be one of \('row', 'batch'\), got 'sideways'"),
+        ({"dtype": "int8"}, r"dtype must be one of \('int64', 'float32'\), got 'int8'"),
+        ({"place": {"vido": len}}, r"place must be among .*, got \['vido'\]"),
+        ({"axes": "abc"}, r"no field says where \['image', 'video'\] go on axes abc: name functions in place"),
+        ({"media": ("image", "audio_in_video")}, r"no field says where \['audio_in_video'\] go on axes thw"),
+        ({"stride": "0.5"}, r"stride must be a positive number, got '0.5'"),
+        ({"spatial_merge": "2"}, r"spatial_merge must be a whole number, got '2'"),
+    ],
+)
+def test_rows_that_say_nonsense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(family("qwen2_vl"), **changes)
+
+
+def test_a_function_that_places_wrongly_is_refused():
+    def short(segment, start, family):
+        return np.zeros((3, 1), dtype=np.int64), start
+
+    row = dataclasses.replace(family("qwen2_vl"), place={"image": short})
+    with pytest.raises(ValueError, match=r"qwen2_vl: short made int64 \[3, 1\] of .*, but its ids are int64 \[3, 6\]"):
+        position_ids([Segment.image(h=2, w=3)], row)
+
+
+def test_released_ernie_configs_have_a_name_of_their_own():
+    config = {"model_type": "ernie4_5_moe_vl", "spatial_conv_size": 2, "temporal_conv_size": 2, "im_patch_id": 100295}
+    row = family_from_config(config)
+    assert (row.key, row.temporal_merge, row.token_ids.image) == ("ernie4_5_vl_moe", 2, 100295)
+
+
 def test_the_canvas_reads_how_much_it_merges():
     config = {"model_type": "minicpmv4_7", "image_start_id": 1, "newline_id": 5}
     assert family_from_config({**config, "downsample_mode": "4x"}).spatial_merge == 2
@@ -157,9 +207,13 @@ def test_configs_that_say_too_little_are_refused(tmp_path):
         family_from_config({"model_type": "qwen2_vl"})
     with pytest.raises(
         ValueError,
-        match=r"model_type 'llama'; the families are cohere_compass, cosmos3_edge, .*qwen3_vl_moe, qwen4_exp. A full config",
+        match=r"model_type 'llama'; known are cohere_compass, cosmos3_edge, .*qwen3_vl_moe, qwen4_exp$",
     ):
         family_from_config({"model_type": "llama"})
+    with pytest.raises(
+        ValueError, match=r"'qwen2_5_vl_text'; known are .*. A full config is needed, not its text or vision part"
+    ):
+        family_from_config({"model_type": "qwen2_5_vl_text"})
     with pytest.raises(
         ValueError,
         match=r"family qwen2_5_vl has no revision 'transformers-9'; it has transformers-5.23, transformers-4.57, vllm-0.33, and the",

@@ -5,15 +5,14 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
-from strategies import family_and_row
+from strategies import any_rows, law
 
 from mmrope import Row, Segment
 
 
-@given(family_and_row())
-def test_a_row_is_its_segments(case):
-    _, segments = case
+@law
+def test_a_row_is_its_segments(rule, data):
+    segments = data.draw(any_rows(rule))
     row = Row.of(segments)
     assert list(row) == segments
     assert row == segments

@@ -89,17 +89,23 @@ def _segments(ids: list[int], kinds: list[int], sizes: Mapping[int, _Crops], fam
             sizes[kind].next(stop - start, f"{where}: the {stop - start} crop tokens at {start}..{stop - 1}")
             for kind, start, stop in picture
         ]
-        at, columns = picture[0][2], len(slices)
+        at, breaks = picture[0][2], []
         _expect(ids, at, m.image_end, where, "the marker after a thumbnail")
         at += 1
         for k, (_, start, stop) in enumerate(picture[1:]):
-            if k and ids[at] == m.newline:
-                at, columns = at + 1, min(columns, k)
+            if k and ids[at : at + 1] == [m.newline]:
+                at, breaks = at + 1, [*breaks, k]
             _expect(ids, at, m.slice_start, where, "the marker before a detail crop")
             if at + 1 != start:
                 raise ValueError(f"{where}: tokens {at + 1}..{start - 1} stand between a marker and its crop")
             _expect(ids, stop, m.slice_end, where, "the marker after a detail crop")
             at = stop + 1
+        columns = breaks[0] if breaks else len(slices)
+        if breaks != list(range(columns, len(slices), columns or 1)) or (columns and len(slices) % columns):
+            raise ValueError(
+                f"{where}: a newline stands after {', '.join(map(str, breaks))} of the {len(slices)} detail crops from token "
+                f"{picture[1][1]} on, but one is needed after each row of {columns}"
+            )
         newlines = next((i for i in range(at, len(ids)) if ids[i] != m.newline), len(ids)) - at
         if begin > done:
             yield Segment.text(begin - done)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmrope.positions.build import Positions, plan, position_ids
+from mmrope.positions.build import Positions, position_ids
+from mmrope.positions.plan import plan
 from mmrope.positions.segments import Segment
 
 

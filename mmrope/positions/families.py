@@ -81,6 +81,7 @@ _QWEN2_5_OMNI = dataclasses.replace(
     seconds_per_chunk=2.0,
     place={"audio_in_video": placements.audio_in_video_by_chunk},
     audio_tokens=placements.qwen2_5_omni_audio_tokens,
+    model_types=("qwen2_5_omni_thinker",),
     config={
         "spatial_merge": "thinker_config.vision_config.spatial_merge_size|vision_config.spatial_merge_size",
         "ids_per_second": "thinker_config.position_id_per_seconds|position_id_per_seconds",
@@ -102,6 +103,7 @@ _QWEN3_OMNI = dataclasses.replace(
     seconds_per_chunk=None,
     place={"audio_in_video": placements.audio_in_video_by_time},
     audio_tokens=placements.qwen3_omni_audio_tokens,
+    model_types=("qwen3_omni_moe_thinker",),
     layout="interleaved",
     sections=(24, 20, 20),
     config={
@@ -174,6 +176,7 @@ _REFERENCES = (
         source="PaddlePaddle/ERNIE at commit 40c348d, data_processor/steps/image_modification/processor.py, get_rope_index",
         temporal_merge=2,
         frames_per_grid=1,
+        model_types=("ernie4_5_moe_vl",),
         layout="alternating",
         sections=(20, 22, 22),
         section_order="hwt",
@@ -306,7 +309,7 @@ _SINGLE_FRAMES = (
 )
 _BY_CHUNK = {"audio_in_video": placements.get_rope_index_by_chunk}
 _BY_TIME = {"audio_in_video": placements.get_rope_index_by_time}
-_NO_SOUND_IN_VIDEO = {"media": ("image", "video", "audio"), "place": {}}
+_NO_SOUND_IN_VIDEO = {"media": ("image", "video", "audio"), "place": {}, "seconds_per_chunk": None}
 _REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
     # what each upstream does otherwise; {} where its ids are the reference's
     "transformers-5.23": {
@@ -367,7 +370,7 @@ def family(name: str | Family, **facts: Any) -> Family:
     `token_ids`. For a checkpoint at hand, `family_from_config` reads them.
 
     Raises:
-        ValueError: unknown name, unknown fact, or a fact that this family does not have.
+        ValueError: unknown name, unknown fact, or a fact that this family has no use for.
     """
     if isinstance(name, Family):
         row = name
@@ -381,6 +384,8 @@ def family(name: str | Family, **facts: Any) -> Family:
                 f"{row}: {fact!r} is not a checkpoint's fact ({', '.join(FACTS)}); "
                 "to change the rule itself use dataclasses.replace"
             )
+        if not row.has(fact):
+            raise ValueError(f"{row} has no {fact}: it places {', '.join(row.media)} without; leave it out")
     return dataclasses.replace(row, **facts) if facts else row
 
 
@@ -421,24 +426,24 @@ def family_from_config(config: Any, revision: str | None = None) -> Family:
     """
     config = config_dict(config)
     stated = config.get("model_type")
-    name = str(stated).removesuffix("_thinker")
-    rows = {row.name for row in FAMILIES.values() if row.config}
-    if name not in rows:
+    names = {model_type: row.name for row in FAMILIES.values() if row.config for model_type in (row.name, *row.model_types)}
+    if stated not in names:
+        part = str(stated).endswith(("_text", "_vision"))
         raise ValueError(
-            f"config has model_type {stated!r}; the families are {', '.join(sorted(rows))}. "
-            "A full config is needed, not its text or vision part"
+            f"config has model_type {stated!r}; known are {', '.join(sorted(names))}"
+            + (". A full config is needed, not its text or vision part" if part else "")
         )
-    row = family(f"{name}@{revision}" if revision else name)
+    row = family(f"{names[stated]}@{revision}" if revision else names[stated])
     facts: dict[str, Any] = {}
     tokens: dict[str, int] = {}
     for fact, paths in row.config.items():
-        if fact == "ids_per_second" and not row.uses_seconds:
+        if not fact.startswith("token_ids.") and not row.has(fact):
             continue
         value = _stated(config, paths, row)
         if value is not None and fact.startswith("token_ids."):
             tokens[fact.removeprefix("token_ids.")] = value
         elif value is not None:
-            facts[fact] = _DOWNSAMPLING.get(value, value)
+            facts[fact] = _DOWNSAMPLING.get(value, value) if isinstance(value, str) else value
     return family(row, **facts, token_ids=TokenIds(**tokens))
 
 

@@ -71,6 +71,7 @@ def segments_from_inputs(
     if prompt_lengths is not None:
         types = _prompts_only(types, prompt_lengths)
     if "canvas" in family.media:
+        _check_canvas_inputs(host, inputs, family, video_timings)
         return canvas_rows(host, types, mask, family)
     runs = Runs.of(types, mask, family)
     if "audio_in_video" in family.media:
@@ -133,7 +134,7 @@ def _array(value: Any, key: str) -> np.ndarray:
 def _token_types(
     host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The type of each token [B, S], and the attention mask [B, S] if there is one."""
+    """The type of each token [B, S], and the attention mask [B, S] of zeros and ones; None where all are ones."""
     if "input_ids" not in host:
         raise ValueError("inputs have no input_ids: pass what the processor returned, whole")
     ids, types, mask = host["input_ids"], host.get("mm_token_type_ids"), host.get("attention_mask")
@@ -155,6 +156,15 @@ def _token_types(
                 "family_from_config(model.config), which knows the token ids of the media"
             )
         types = np.zeros(ids.shape, dtype=np.int8)
+    if types.dtype.kind not in "iu":
+        raise ValueError(f"mm_token_type_ids must be whole numbers, got {types.dtype}")
+    if mask is not None and (mask == 1).all():
+        mask = None
+    elif mask is not None and ((mask != 0) & (mask != 1)).any():
+        raise ValueError(
+            "attention_mask must be 1 at real tokens and 0 at padding; packed sequences (1, 1, 2, 2, ...) and additive "
+            "masks (0, -inf) say something else: give rows one by one, each with its own mask"
+        )
     return types, mask
 
 
@@ -193,6 +203,20 @@ def _sound_in_video_by_ids(ids: np.ndarray, family: Family) -> Callable[[int], b
         return bool(flat[token - 2] == known.vision_start and flat[token - 1] == known.audio_start)
 
     return begins_at
+
+
+def _check_canvas_inputs(
+    host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family, timings: Sequence[VideoTiming] | None
+) -> None:
+    other = [key for key in _GRIDS.values() if key in host]
+    if other or timings is not None:
+        what = ", ".join(other) or "video_timings"
+        raise ValueError(
+            f"{what} given, but {family} places pictures and frames by {' and '.join(SIZES.values())}, without times"
+        )
+    for pixels, key in (("pixel_values", SIZES[T_IMAGE]), ("pixel_values_videos", SIZES[T_VIDEO])):
+        if inputs.get(pixels) is not None and key not in host:
+            raise ValueError(f"inputs have {pixels} but no {key}: the sizes of the media are needed")
 
 
 # --- media ------------------------------------------------------------------------------------------------------------

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.positions.segments import KINDS, Segment, whole_grids
+from mmrope.positions.segments import KINDS, MAX_STEP, Segment, whole_grids
 from mmrope.positions.timing import VideoTiming
 
 Time = Literal["index", "seconds", "seconds_rate_first", "seconds_float64", "whole_seconds", "fractional_seconds"]
 Advance = Literal["max", "spatial", "time", "tokens"]
 Origin = Literal["next", "zero"]
+Ordinal = Literal["row", "batch"]
+Dtype = Literal["int64", "float32"]
 Layout = Literal["contiguous", "interleaved", "alternating", "by_channel"]
 Pairing = Literal["half", "adjacent"]
 Placement = Callable[[Segment, Any, "Family"], tuple[np.ndarray, Any]]
@@ -33,9 +36,15 @@ _TIME_STEPS: dict[Time, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] =
 
 
 def _floor(x: np.ndarray) -> np.ndarray:
-    if not (x < 2**62).all():
-        raise ValueError("a video's time ids go beyond int64: its seconds x ids per second x temporal grids are too large")
-    return np.floor(x).astype(np.int64)
+    return np.floor(_bounded(x)).astype(np.int64)
+
+
+def _bounded(x: np.ndarray) -> np.ndarray:
+    if not (x <= MAX_STEP).all():
+        raise ValueError(
+            f"a video's time ids go more than {MAX_STEP:,} up: its seconds, ids per second or stride are too large"
+        )
+    return x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +82,7 @@ class Family:
     axes: str = "thw"
     """One letter an axis: t, h, w are a token's place in its grid, p counts the tokens of the row, i the media of the row;
     other letters are filled by `place`."""
-    dtype: str = "int64"
+    dtype: Dtype = "int64"
     """float32 where ids are fractional."""
     pad_value: int = 0
     """What padding tokens carry."""
@@ -110,7 +119,7 @@ class Family:
     """Where text goes on after vision that starts at p: "max" the largest step on any axis + 1 further; "spatial" at
     p + max(h, w), however long the video; "time" the last t + 1; "tokens" as many ids further as there are tokens, times
     stride."""
-    ordinal: Literal["row", "batch"] = "row"
+    ordinal: Ordinal = "row"
     """Over what axis i counts the media."""
     place: Mapping[str, Placement] = field(default_factory=dict, hash=False)
     """Functions for the kinds of segments that these fields cannot place."""
@@ -135,19 +144,35 @@ class Family:
     token_ids: TokenIds = TokenIds()
     config: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Facts of a checkpoint -> where its config states them ("a.b|c": a.b, or else c; "?" at the end: may be missing)."""
+    model_types: tuple[str, ...] = ()
+    """What its configs call it, besides its name."""
 
     def __post_init__(self) -> None:
-        literals = (("time", Time), ("advance", Advance), ("origin", Origin), ("layout", Layout), ("pairing", Pairing))
-        for name, allowed in literals:
+        literals = {
+            **{"time": Time, "advance": Advance, "origin": Origin, "ordinal": Ordinal, "dtype": Dtype},
+            **{"layout": Layout, "pairing": Pairing},
+        }
+        for name, allowed in literals.items():
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(f"{self}: {name} must be one of {get_args(allowed)}, got {getattr(self, name)!r}")
-        unknown = set(self.media) - set(KINDS[2:])
-        if unknown:
-            raise ValueError(f"{self}: media must be among {KINDS[2:]}, got {sorted(unknown)}")
+        for name in ("media", "place"):
+            unknown = set(getattr(self, name)) - set(KINDS[2:])
+            if unknown:
+                raise ValueError(f"{self}: {name} must be among {KINDS[2:]}, got {sorted(unknown)}")
+        by_function = {"audio_in_video", "canvas"} if set(self.axes) <= set("thwpi") else {"image", "frame", "video", "canvas"}
+        unplaced = (set(self.media) & by_function) - set(self.place)
+        if unplaced:
+            raise ValueError(
+                f"{self}: no field says where {sorted(unplaced)} go on the axes {self.axes}: name functions in place"
+            )
         for name in ("spatial_merge", "temporal_merge", "frames_per_grid"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{self}: {name} must be a whole number, at least 1, got {value!r}")
+            try:
+                object.__setattr__(self, name, operator.index(value))
+            except TypeError:
+                raise ValueError(f"{self}: {name} must be a whole number, got {value!r}") from None
+            if value < 1:
+                raise ValueError(f"{self}: {name} must be at least 1, got {value!r}")
         if self.uses_seconds != (self.ids_per_second is not None):
             raise ValueError(
                 f"{self}: ids_per_second belongs to the families whose time is in seconds "
@@ -155,7 +180,7 @@ class Family:
             )
         for name in ("ids_per_second", "seconds_per_chunk", "stride"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            if value is not None and not (isinstance(value, (int, float, np.number)) and math.isfinite(value) and value > 0):
                 raise ValueError(f"{self}: {name} must be a positive number, got {value!r}")
         if not self.fractional and self.stride is not None and self.stride != int(self.stride):
             raise ValueError(f"{self}: its ids are whole numbers, so stride must be one, got {self.stride!r}")
@@ -180,6 +205,18 @@ class Family:
         """The name with its revision, as `family` takes it."""
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
+    def has(self, fact: str) -> bool:
+        """Whether a fact of checkpoints means something to the family."""
+        return {
+            "spatial_merge": bool({"image", "frame", "video", "canvas"} & set(self.media)),
+            "temporal_merge": "video" in self.media,
+            "frames_per_grid": bool({"frame", "video"} & set(self.media)),
+            "ids_per_second": self.uses_seconds,
+            "seconds_per_chunk": self.seconds_per_chunk is not None,
+            "stride": self.stride != 1,
+            "token_ids": True,
+        }[fact]
+
     def steps(self, i: np.ndarray, seconds: Any, times: Sequence[float] | None = None) -> np.ndarray:
         """The ids that temporal grids `i` of a video lie after its first: int64, or float32 where ids are fractional.
 
@@ -189,7 +226,7 @@ class Family:
             times: instead, the seconds of each of the video's temporal grids.
         """
         if not self.uses_seconds:
-            return i * (self.stride or 0) if self.fractional else i * int(self.stride or 0)
+            return _bounded(i * ((self.stride or 0) if self.fractional else int(self.stride or 0)))
         rate = float(self.ids_per_second or 0)
         if times is None:
             return _TIME_STEPS[self.time](i, np.asarray(seconds, dtype=np.float64), rate)

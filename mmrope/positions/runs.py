@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ MEDIA_TYPES = {T_IMAGE: "image", T_VIDEO: "video", T_AUDIO: "audio"}
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """The longest stretches of one token type in each row, in the order of the batch."""
+    """The stretches of one token type in each row, in the order of the batch; together they are all its tokens."""
 
     type: np.ndarray  # [n]
     start: np.ndarray  # [n], token of the batch
@@ -37,11 +38,10 @@ class Runs:
 
     @classmethod
     def of(cls, types: np.ndarray, mask: np.ndarray | None, family: Family) -> Runs:
+        """The longest runs of token types [B, S], padding where the mask [B, S] is 0; None for no padding."""
         batch, tokens = types.shape
         flat = np.ascontiguousarray(types).reshape(-1)
         changes = flat[1:] != flat[:-1]
-        if mask is not None and (mask == 1).all():
-            mask = None
         if mask is not None:
             mask = np.ascontiguousarray(mask).reshape(-1)
             changes |= mask[1:] != mask[:-1]
@@ -62,17 +62,20 @@ class Runs:
             names = ", ".join(f"{n} ({('text', 'image', 'video', 'audio')[n]})" for n in sorted(known))
             raise ValueError(f"mm_token_type_ids holds {sorted(held)}; {family} knows {names}")
         if mask is not None:
-            kind = cls._masked(kind, mask[start])
+            kind = np.where(mask[start] == 0, T_PADDING, kind)
         return cls(kind, start, length, tokens, {})
 
-    @staticmethod
-    def _masked(kind: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        if ((mask != 0) & (mask != 1)).any():
-            raise ValueError(
-                "attention_mask must be 1 at real tokens and 0 at padding; packed sequences (1, 1, 2, 2, ...) and additive "
-                "masks (0, -inf) say something else: give rows one by one, each with its own mask"
-            )
-        return np.where(mask == 0, T_PADDING, kind)
+    @classmethod
+    def tiled(cls, kind: Any, length: Any, tokens: int, sound: Mapping[int, tuple[int, ...]]) -> Runs:
+        """Runs of these types [n] and lengths [n], one after the other."""
+        kind, length = np.array(kind, dtype=np.int64), np.array(length, dtype=np.int64)
+        return cls(kind, length.cumsum() - length, length, tokens, sound)
+
+    def split(self, parts: np.ndarray, length: np.ndarray) -> Runs:
+        """Each run in so many parts [n], of these lengths [sum of parts]."""
+        index = np.repeat(np.arange(len(parts)), parts)
+        before = parts.cumsum() - parts
+        return Runs.tiled(self.type[index], length, self.tokens, {int(before[run]): lie for run, lie in self.sound.items()})
 
     def counts(self, kind: int) -> tuple[np.ndarray, np.ndarray]:
         """The runs that hold media of this kind, and how many of their tokens are its."""
@@ -93,56 +96,52 @@ class Runs:
 
 def with_sound_in_video(runs: Runs, begins_at: Callable[[int], bool]) -> Runs:
     """Where runs of video and of sound touch and `begins_at` says of the first token (of the batch) that it is a video with its
-    sound, the two are interleaved up to the end markers: one run, with the two start and the two end markers."""
+    sound, the two are interleaved: one run, with the two markers before it and the two after."""
     same_row = runs.start[1:] % max(runs.tokens, 1) != 0
     touches = ((runs.type[1:] >= T_VIDEO) & (runs.type[:-1] >= T_VIDEO) & same_row).tolist()  # run n and run n + 1
     if not any(touches):
         return runs
     kind, start, length = runs.type.tolist(), runs.start.tolist(), runs.length.tolist()
-    merged: list[tuple[int, int, int]] = []
+    merged: list[tuple[int, int]] = []
     sound: dict[int, tuple[int, ...]] = {}
     i = 0
     while i < len(kind):
         j = i
         while j < len(touches) and touches[j]:
             j += 1
-        begin, end = start[i], start[j] + length[j]
-        if j == i or begin % runs.tokens < 2 or not begins_at(begin):
-            merged += [(kind[n], start[n], length[n]) for n in range(i, j + 1) if length[n]]
+        if j == i or not begins_at(start[i]):
+            merged += [(kind[n], length[n]) for n in range(i, j + 1) if length[n]]
         else:
-            if -end % runs.tokens < 2 or kind[j + 1] != T_TEXT:
-                row, first = divmod(begin, runs.tokens)
+            row, first = divmod(start[i], runs.tokens)
+            last = first + sum(length[i : j + 1]) - 1
+            room_before = first >= 2 and merged and merged[-1][0] == T_TEXT and merged[-1][1] >= 2
+            room_after = runs.tokens - last > 2 and kind[j + 1] == T_TEXT and length[j + 1] >= 2
+            if not (room_before and room_after):
                 raise ValueError(
-                    f"row {row}: the video and its sound at {first}..{first + end - begin - 1} are not followed by their two "
-                    "end markers; was the row truncated?"
+                    f"row {row}: the video and its sound at {first}..{last} do not stand between their two start and two end "
+                    "markers; was the row truncated, or a marker masked?"
                 )
-            last_kind, last_start, last_length = merged.pop()
-            if last_length > 2:
-                merged.append((last_kind, last_start, last_length - 2))
+            before = merged.pop()[1] - 2
+            merged += [(T_TEXT, before)] if before else []
             sound[len(merged)] = tuple(length[i : j + 1]) if kind[i] == T_VIDEO else (0, *length[i : j + 1])
-            merged.append((T_BOTH, begin - 2, end + 2 - (begin - 2)))
-            start[j + 1], length[j + 1] = start[j + 1] + 2, length[j + 1] - 2
+            merged.append((T_BOTH, last - first + 1 + 4))
+            length[j + 1] -= 2
         i = j + 1
-    kinds, starts, lengths = (np.array(column) for column in zip(*merged, strict=True))
-    return Runs(kinds, starts, lengths, runs.tokens, sound)
+    kinds, lengths = zip(*merged, strict=True)
+    return Runs.tiled(kinds, lengths, runs.tokens, sound)
 
 
 def with_end_markers_apart(runs: Runs) -> Runs:
     """The token after media as a run of its own. Fractional ids are rounded at every step, and upstream counts the end marker
     by itself: as one with the text after it, ids would differ in the last bit."""
-    after = (runs.type[1:] == T_TEXT) & (runs.type[:-1] >= T_IMAGE) & (runs.type[:-1] != T_BOTH)
-    split = np.flatnonzero(after & (runs.start[1:] % max(runs.tokens, 1) != 0) & (runs.length[1:] > 1)) + 1
-    length, start = runs.length.copy(), runs.start.copy()
-    length[split] -= 1
-    start[split] += 1
-    shifted = {run + int((split <= run).sum()): lie for run, lie in runs.sound.items()}
-    return Runs(
-        np.insert(runs.type, split, T_TEXT),
-        np.insert(start, split, runs.start[split]),
-        np.insert(length, split, 1),
-        runs.tokens,
-        shifted,
-    )
+    apart = np.zeros(len(runs.type), dtype=bool)
+    apart[1:] = (runs.type[1:] == T_TEXT) & (runs.type[:-1] >= T_IMAGE) & (runs.type[:-1] != T_BOTH)
+    apart &= (runs.start % max(runs.tokens, 1) != 0) & (runs.length > 1)
+    parts = 1 + apart.astype(np.int64)
+    length = np.repeat(runs.length, parts)
+    marker = (parts.cumsum() - parts)[apart]
+    length[marker], length[marker + 1] = 1, length[marker + 1] - 1
+    return runs.split(parts, length)
 
 
 # --- media ------------------------------------------------------------------------------------------------------------
@@ -207,44 +206,20 @@ class Media:
         return int(self.item[-1]) + 1 if len(self.item) else 0
 
 
-@dataclass(frozen=True, eq=False)
-class _Cut:
-    """How the runs that hold media of a kind are cut into grids."""
-
-    runs: np.ndarray
-    grids: np.ndarray | None = None
-    """[n] grids in each of these runs; None for one in each, without markers."""
-    markers: int = 0
-    """Tokens around each grid that are placed like text."""
-
-    def only_grid_of(self, runs: Runs, name: str) -> Callable[[int], int]:
-        """For a run that must hold one grid, its number."""
-        counts = np.ones_like(self.runs) if self.grids is None else self.grids
-        held = dict(zip(self.runs.tolist(), zip(counts.tolist(), counts.cumsum().tolist(), strict=True), strict=True))
-
-        def grid(run: int) -> int:
-            count, end = held[run]
-            if count != 1:
-                raise ValueError(
-                    f"{runs.at(run, 'video and audio')} hold {count} grids of {name}, but are a video with its sound"
-                )
-            return end - 1
-
-        return grid
-
-
-def _cut(runs: Runs, media: Media, kind: int, family: Family) -> _Cut:
-    """Cuts the runs of media by the sizes of their grids, so a run must end where a grid ends.
+def cut(runs: Runs, media: Media, kind: int, family: Family) -> Runs:
+    """The runs of media of a kind, cut by the sizes of their grids: each run then holds one grid.
 
     Media may touch: what counts is that each run's end, in media tokens of the whole batch, is the end of a grid.
+
+    Raises:
+        ValueError: tokens that are not those of the grids.
     """
+    if family.markers and kind == T_IMAGE:
+        runs = _with_markers_apart(runs, media.tokens, family.markers)
     mine, held = runs.counts(kind)
-    tokens, markers = media.tokens, 0
-    if family.markers and kind == T_IMAGE and held.sum() == tokens.sum() + family.markers * len(tokens):
-        tokens, markers = tokens + family.markers, family.markers
-    if not markers and len(held) == len(tokens) and (held == tokens).all():
-        return _Cut(mine)
-    name = MEDIA_TYPES[kind]
+    tokens, name = media.tokens, MEDIA_TYPES[kind]
+    if len(held) == len(tokens) and (held == tokens).all():
+        return runs
     run_ends, grid_ends = np.cumsum(held), np.cumsum(tokens)
     fits = np.isin(run_ends, grid_ends)
     if not fits.all():
@@ -269,16 +244,50 @@ def _cut(runs: Runs, media: Media, kind: int, family: Family) -> _Cut:
             f"{media.key} has {media.items} row(s), but the {name} tokens end before {media.which(used, name)}, "
             "which has none. Pass the grids of exactly these rows, in their order"
         )
-    return _Cut(mine, np.bincount(np.searchsorted(run_ends, grid_ends), minlength=len(mine)), markers)
+    grids = np.bincount(np.searchsorted(run_ends, grid_ends), minlength=len(mine))
+    for run, count in zip(mine.tolist(), grids.tolist(), strict=True):
+        if count > 1 and run in runs.sound:
+            raise ValueError(
+                f"{runs.at(run, 'video and audio')} hold {count} grids of {name}, but are one video with its sound"
+            )
+    parts = np.ones_like(runs.length)
+    parts[mine] = grids
+    length, whole = np.repeat(runs.length, parts), np.repeat(runs.type, parts) == kind
+    grid_of = np.repeat(np.isin(np.arange(len(parts)), mine), parts).cumsum() - 1  # those of video with sound keep their length
+    length[whole] = tokens[grid_of[whole]]
+    return runs.split(parts, length)
 
 
 def _size(grid: np.ndarray, kind: int, family: Family) -> str:
     t, h, w = grid.tolist()
     if kind == T_AUDIO:
         return f"by {family}'s audio encoder"
-    return f"{t} x {h} x {w} after merge {family.spatial_merge}" + (
-        ", with a token at each row's end" if family.row_token else ""
-    )
+    row_token = ", with a token at each row's end" if family.row_token else ""
+    return f"{t} x {h} x {w} after merge {family.spatial_merge}{row_token}"
+
+
+def _with_markers_apart(runs: Runs, tokens: np.ndarray, markers: int) -> Runs:
+    """Where runs of images hold the markers around them, too, these as text: run by run where each holds one image, and where
+    images touch by the tokens of all."""
+    mine, held = runs.counts(T_IMAGE)
+    if len(mine) == len(tokens):
+        marked, images = held == tokens + markers, np.ones_like(mine)
+    elif held.sum() == tokens.sum() + markers * len(tokens):
+        ends = np.searchsorted(held.cumsum(), (tokens + markers).cumsum())
+        marked, images = np.ones(len(mine), dtype=bool), np.bincount(ends, minlength=len(mine))[: len(mine)]
+    else:
+        return runs
+    around, sizes = markers // 2, iter(tokens.tolist())
+    pieces = {
+        run: [part for _ in range(count) for part in ((T_TEXT, around), (T_IMAGE, next(sizes)), (T_TEXT, markers - around))]
+        for run, count in zip(mine.tolist(), images.tolist(), strict=True)
+    }
+    for run in mine[~marked].tolist():
+        del pieces[run]
+    plain = zip(runs.type.tolist(), runs.length.tolist(), strict=True)
+    made = [part for run, whole in enumerate(plain) for part in pieces.get(run, [whole])]
+    kinds, lengths = zip(*made, strict=True) if made else ((), ())
+    return Runs.tiled(kinds, lengths, runs.tokens, {})
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -292,26 +301,29 @@ def rows_of(runs: Runs, media: Mapping[int, Media], family: Family, batch: int) 
     held = set(runs.type.tolist())
     held |= {T_VIDEO, T_AUDIO} if T_BOTH in held else set()
     media = {kind: items for kind, items in media.items() if kind in held or items.items}
-    cuts = {kind: _cut(runs, items, kind, family) for kind, items in media.items()}
-    if any(cut.grids is not None for cut in cuts.values()):
-        return _rows_of_touching_media(runs, media, cuts, family, batch)
+    for kind, items in media.items():
+        runs = cut(runs, items, kind, family)
     kinds = _KIND_OF_TYPE[runs.type]
     grid = np.empty((len(kinds), 3), dtype=np.int64)
     grid[:, :2], grid[:, 2] = 1, runs.length
     seconds = np.full(len(kinds), np.nan)
-    special = _special_of_sound(runs, media, cuts) if runs.sound else {}
+    special: dict[int, Segment] = {}
     for kind, items in media.items():
-        mine = cuts[kind].runs
+        mine = runs.counts(kind)[0]
         grid[mine] = items.grid
         if items.seconds is not None:
             seconds[mine] = items.seconds
         for i, times in zip(mine.tolist(), items.times, strict=False):
-            if times is not None and i not in special:
+            if times is not None:
                 special[i] = Segment("video", tuple(grid[i].tolist()), None, times)
+    if runs.sound:
+        special |= _sound_in_video(runs, media)
     for i in runs.sound:
-        grid[i] = 1, 1, special[i].length
+        grid[i] = 1, 1, runs.length[i]
     if family.split_frames:
         kinds[kinds == VIDEO] = FRAME
+    for column in (kinds, grid, seconds):
+        column.flags.writeable = False
     if batch == 1:
         return [Row(kinds, grid, seconds, tuple(special.items()))]
     edges = runs.start.searchsorted(np.arange(batch + 1) * runs.tokens).tolist()
@@ -321,47 +333,13 @@ def rows_of(runs: Runs, media: Mapping[int, Media], family: Family, batch: int) 
     ]
 
 
-def _special_of_sound(runs: Runs, media: Mapping[int, Media], cuts: Mapping[int, _Cut]) -> dict[int, Segment]:
-    """The segments of videos with their sound."""
+def _sound_in_video(runs: Runs, media: Mapping[int, Media]) -> dict[int, Segment]:
+    """The segments of videos with their sound, by run."""
     videos, sounds = media[T_VIDEO], media[T_AUDIO]
-    video_of, sound_of = (cuts[kind].only_grid_of(runs, MEDIA_TYPES[kind]) for kind in (T_VIDEO, T_AUDIO))
+    video_of, sound_of = ({run: n for n, run in enumerate(runs.counts(kind)[0].tolist())} for kind in (T_VIDEO, T_AUDIO))
     found = {}
     for run, lie in runs.sound.items():
-        video, sound = video_of(run), sound_of(run)
-        grid, time = tuple(videos.grid[video].tolist()), videos.time_of(video)
-        found[run] = Segment("audio_in_video", grid, *time, audio_tokens=int(sounds.tokens[sound]), runs=lie)
+        grid, time = tuple(videos.grid[video_of[run]].tolist()), videos.time_of(video_of[run])
+        audio = int(sounds.tokens[sound_of[run]])
+        found[run] = Segment("audio_in_video", grid, *time, audio_tokens=audio, runs=lie)
     return found
-
-
-def _rows_of_touching_media(
-    runs: Runs, media: Mapping[int, Media], cuts: Mapping[int, _Cut], family: Family, batch: int
-) -> list[Row]:
-    """The same where a run holds several grids, or a grid has markers around it: segment by segment."""
-    held: dict[tuple[int, int], int] = {}
-    for kind, cut in cuts.items():
-        grids = [1] * len(cut.runs) if cut.grids is None else cut.grids.tolist()
-        held |= {(kind, run): n for run, n in zip(cut.runs.tolist(), grids, strict=True)}
-    special = _special_of_sound(runs, media, cuts) if runs.sound else {}
-    used = dict.fromkeys(media, 0)
-    rows: list[list[Segment]] = [[] for _ in range(batch)]
-    columns = runs.type.tolist(), runs.start.tolist(), runs.length.tolist()
-    for run, (kind, start, length) in enumerate(zip(*columns, strict=True)):
-        row = rows[start // runs.tokens]
-        if run in special:
-            row.append(special[run])
-            used[T_VIDEO], used[T_AUDIO] = used[T_VIDEO] + 1, used[T_AUDIO] + 1
-        elif kind in (T_TEXT, T_PADDING):
-            row.append(Segment.text(length) if kind == T_TEXT else Segment.pad(length))
-        else:
-            marker = [Segment.text(cuts[kind].markers // 2)] if cuts[kind].markers else []
-            for n in range(used[kind], used[kind] + held[kind, run]):
-                row += [*marker, _segment(media[kind], n, kind, family), *marker]
-            used[kind] += held[kind, run]
-    return [Row.of(row) for row in rows]
-
-
-def _segment(media: Media, n: int, kind: int, family: Family) -> Segment:
-    grid = tuple(media.grid[n].tolist())
-    if kind == T_VIDEO and not family.split_frames:
-        return Segment("video", grid, *media.time_of(n))
-    return Segment({T_IMAGE: "image", T_VIDEO: "frame", T_AUDIO: "audio"}[kind], grid)

@@ -19,7 +19,8 @@ KINDS = ("pad", "text", "image", "frame", "video", "audio", "audio_in_video", "c
 """The kinds of segments; a row's `kind` column holds indices into this tuple."""
 PAD, TEXT, IMAGE, FRAME, VIDEO, AUDIO, AUDIO_IN_VIDEO, CANVAS, CUSTOM = range(len(KINDS))
 
-MAX_TOKENS = 2**31 - 1  # of one segment: keeps every sum of a row far inside int64
+MAX_TOKENS = 2**31 - 1  # of one segment
+MAX_STEP = 2**40  # ids from where a segment begins: with MAX_TOKENS it keeps every sum of a row far inside int64
 MAX_SECONDS = 1e9  # from one temporal grid to the next: stays finite in float32
 
 
@@ -70,9 +71,11 @@ class Segment:
             raise ValueError(f"{what} has one temporal grid, got {grid[0]}; use Segment.video")
         if self.kind == "canvas":
             self._check_canvas(what)
+        if self.kind == "custom":
+            self._check_custom(what)
         if self.kind == "audio_in_video":
             object.__setattr__(self, "audio_tokens", _count(self.audio_tokens, what, 1))
-            object.__setattr__(self, "runs", tuple(_count(n, what, 0) for n in self.runs))
+            object.__setattr__(self, "runs", tuple(_count(n, what, int(i > 0)) for i, n in enumerate(self.runs)))
             if self.runs and (sum(self.runs[::2]), sum(self.runs[1::2])) != (math.prod(grid), self.audio_tokens):
                 raise ValueError(
                     f"{what}: runs have {sum(self.runs[::2])} tokens of the video and {sum(self.runs[1::2])} of its sound, "
@@ -108,6 +111,15 @@ class Segment:
             raise ValueError(f"{what}: {len(slices)} slices do not fill rows of {columns} columns")
         for name, value in (("slices", slices), ("columns", columns), ("newlines", newlines)):
             object.__setattr__(self, name, value)
+
+    def _check_custom(self, what: str) -> None:
+        if not self.ids or any(len(axis) != self.grid[2] for axis in self.ids):
+            raise ValueError(
+                f"{what} needs ids for each of its {self.grid[2]} tokens on every axis; make it with Segment.custom"
+            )
+        for name, value in (*(("an id", x) for axis in self.ids for x in axis), ("advance", self.advance)):
+            if not abs(value) <= MAX_STEP:  # nor NaN
+                raise ValueError(f"{what}: {name} must be a finite number, at most {MAX_STEP:,} either way, got {value}")
 
     @classmethod
     def text(cls, length: int) -> Segment:
@@ -169,10 +181,8 @@ class Segment:
     def custom(cls, ids: Any, *, advance: float) -> Segment:
         """Tokens at stated places: ids [A, n], counted from where the segment begins; text goes on `advance` after there."""
         table = np.asarray(ids)
-        if table.ndim != 2 or table.dtype.kind not in "iuf" or not np.isfinite(table).all() or not math.isfinite(advance):
-            raise ValueError(
-                f"Segment.custom: ids must be finite numbers [axes, tokens], got {table.dtype} {list(table.shape)}"
-            )
+        if table.ndim != 2 or table.dtype.kind not in "iuf":
+            raise ValueError(f"Segment.custom: ids must be numbers [axes, tokens], got {table.dtype} {list(table.shape)}")
         return cls("custom", (1, 1, table.shape[1]), ids=tuple(map(tuple, table.tolist())), advance=advance)
 
     @property

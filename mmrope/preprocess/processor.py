@@ -328,7 +328,7 @@ class Processor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the settings to `processor_config.json` in a folder. Limits are the machine's and are not saved."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "limits"}
-        facts = {fact: getattr(self._family, fact) for fact in FACTS if getattr(self._family, fact) is not None}
+        facts = {fact: getattr(self._family, fact) for fact in FACTS if self._family.has(fact)}
         facts["token_ids"] = dataclasses.asdict(self._family.token_ids)
         settings |= {
             "family": self._family.key,
