@@ -38,9 +38,11 @@ def times(draw: st.DrawFn, t: int) -> dict[str, Any]:
 
 
 @st.composite
-def videos(draw: st.DrawFn) -> Segment:
+def videos(draw: st.DrawFn, family: Family) -> Segment:
+    """With the time of each grid only by reference rules: no upstream takes that."""
     t = draw(st.integers(1, 9))
-    return Segment.video(t=t, h=draw(small), w=draw(small), **draw(times(t)))
+    timed = draw(times(t)) if not family.revision else {"seconds_per_grid": draw(seconds)}
+    return Segment.video(t=t, h=draw(small), w=draw(small), **timed)
 
 
 @st.composite
@@ -59,7 +61,6 @@ def sounds_in_videos(draw: st.DrawFn, choices: Sequence[float]) -> Segment:
 _MEDIA: dict[str, st.SearchStrategy[Segment]] = {
     "image": images,
     "frame": st.builds(lambda h, w: Segment.frame(h=h, w=w), small, small),
-    "video": videos(),
     "audio": st.integers(1, 20).map(Segment.audio),
     "audio_in_video": sounds_in_videos(SECONDS),
     "canvas": canvases(),
@@ -68,7 +69,7 @@ _MEDIA: dict[str, st.SearchStrategy[Segment]] = {
 
 def media(family: Family) -> st.SearchStrategy[Segment]:
     """Any of the media that the family places."""
-    return st.one_of([_MEDIA[kind] for kind in family.media])
+    return st.one_of([videos(family) if kind == "video" else _MEDIA[kind] for kind in family.media])
 
 
 @st.composite
@@ -120,12 +121,13 @@ def processed(family: Family, *, most: int = 8) -> st.SearchStrategy[list[Segmen
         lambda t, h, w, s: Segment.video(t=t, h=h, w=w, seconds_per_grid=s if family.uses_seconds else None),
         *(st.integers(1, 9), small, small, st.sampled_from(FLOAT32_SECONDS)),
     )
-    instead = {
+    strategies = {
+        **_MEDIA,
         "video": timed,
         "audio_in_video": sounds_in_videos(FLOAT32_SECONDS),
         "image": st.builds(lambda h, w: Segment.image(h=h, w=w), small, st.integers(1 + family.row_token, 6)),
     }
-    return st.lists(texts | pads | st.one_of([instead.get(kind, _MEDIA[kind]) for kind in kinds]), max_size=most)
+    return st.lists(texts | pads | st.one_of([strategies[kind] for kind in kinds]), max_size=most)
 
 
 def upstream_rows(family: Family, without: str = "") -> st.SearchStrategy[list[Segment]]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from strategies import any_rows, images, law, length, long_rows, rows, slow_position_ids, small
 
 from mmrope import Row, Segment, family, patch_position_ids, position_ids
+from mmrope.positions.plan import plan
 
 
 def same_ids(one, other, rule):
@@ -145,7 +146,7 @@ def test_text_is_after_all_that_was_before_by_the_reference_rule(rule, data):
 
 @law
 def test_even_times_equal_seconds_per_grid(rule, data):
-    if "video" not in rule.media or rule.time == "whole_seconds":
+    if "video" not in rule.media or rule.revision:
         return
     t, h, w, seconds = (data.draw(part) for part in (st.integers(1, 6), small, small, st.sampled_from((0.25, 0.5, 1.0, 1.5))))
     even = Segment.video(t=t, h=h, w=w, seconds_per_grid=seconds)
@@ -297,6 +298,47 @@ def test_ids_past_the_end_must_fit_too():
     assert position_ids(row, "qwen2_5_vl", stop=10, dtype="int32").ids.max() < 2**31
     with pytest.raises(ValueError, match="does not fit int32"):
         position_ids(row, "qwen2_5_vl", start=2, stop=300, dtype="int32")
+
+
+FULL = 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "start"),
+    [
+        ("qwen2_5_vl@transformers-5.23", [Segment.text(1), Segment.video(t=4, h=1, w=1, seconds_per_grid=1e9)], 0),
+        ("qwen2_vl@transformers-5.23", [Segment.text(FULL - 60), Segment.video(t=300, h=1, w=1)], FULL - 60),
+        ("videorope", [Segment.text(FULL - 45), Segment.video(t=20, h=40, w=1)], FULL - 45),
+        ("vrope", [Segment.text(FULL - 45), Segment.video(t=20, h=40, w=1)], FULL - 45),
+        ("qwen2_vl", [Segment.custom([[-(2**40)]] * 3, advance=1)], 0),
+        ("qwen2_vl", [Segment.text(FULL), Segment.text(5)], FULL),
+    ],
+)
+def test_what_does_not_fit_int32_is_refused_wherever_it_is(name, row, start):
+    assert position_ids(row, name, start=start).ids.dtype == np.int64
+    with pytest.raises(ValueError, match=r"position id -?[\d,]+ does not fit int32; ask for int64"):
+        position_ids(row, name, start=start, dtype=np.int32)
+
+
+def test_int32_is_refused_for_what_is_asked_for_alone():
+    """The rest of the row may be larger."""
+    row = [Segment.text(3), Segment.video(t=4, h=1, w=1, seconds_per_grid=1e9)]
+    assert position_ids(row, "qwen2_5_vl", stop=2, dtype=np.int32).ids[0, 0].tolist() == [0, 1]
+
+
+@law
+def test_bounds_are_those_of_the_ids(rule, data):
+    """What is checked for int32: no id of the touched segments is outside, and for whole rows the largest is reached."""
+    row = data.draw(any_rows(rule, padding=False))
+    if rule.fractional or not length(row):
+        return
+    start = data.draw(st.integers(0, length(row)))
+    stop = data.draw(st.integers(start, length(row) + 3))
+    smallest, largest = plan([Row.of(row)], rule).bounds(start, stop)
+    ids = position_ids(row, rule, start=start, stop=stop).ids
+    assert ids.size == 0 or (smallest <= ids.min() and ids.max() <= largest)
+    whole = position_ids(row, rule).ids
+    assert plan([Row.of(row)], rule).bounds(0, length(row))[1] <= max(whole.max(), 0) + ("i" in rule.axes)
 
 
 def test_one_row_and_no_rows():

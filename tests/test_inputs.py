@@ -140,8 +140,8 @@ def test_generated_tokens_are_text_whatever_their_ids():
     ):
         segments_from_inputs(inputs, rule)
     assert segments_from_inputs(inputs, rule, prompt_lengths=[8]) == batch
-    for wrong in ([8, 8], [1.5], 8):
-        with pytest.raises(ValueError, match=r"prompt_lengths must be 1 whole numbers, the columns of each row's prompt"):
+    for wrong in ([8, 8], [1.5], 8, [-3], [13]):
+        with pytest.raises(ValueError, match=r"prompt_lengths must be 1 whole numbers from 0 to 12, the columns of each row's"):
             segments_from_inputs(inputs, rule, prompt_lengths=wrong)
 
 

@@ -163,6 +163,7 @@ _REFERENCES = (
         name="glm_image",
         source=_transformers("5.23.0", "glm_image"),
         media=("image",),
+        targets=True,
         spatial_merge=1,
         sections=(8, 12, 12),
         config={

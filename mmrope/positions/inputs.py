@@ -48,7 +48,7 @@ def segments_from_inputs(
             (padding on any side), `mm_token_type_ids` [B, S] (0 text, 1 image, 2 video, 3 audio; processors of transformers
             5), `image_grid_thw` and `video_grid_thw` [n, 3] in the order of the batch, `second_per_grid_ts` or
             `video_second_per_grid` [videos] in seconds, `audio_seqlens` [sounds] or `feature_attention_mask`
-            [sounds, frames], `images_per_sample` [B], `target_sizes` and `target_sizes_videos` [crops, 2]. Other keys are
+            [sounds, frames], `target_sizes` and `target_sizes_videos` [crops, 2]. Other keys are
             left alone. Arrays, lists or CPU tensors.
         family: a Family, or its name. Without `mm_token_type_ids` (processors of transformers 4) media are found by the
             token ids that `family_from_config` reads.
@@ -57,7 +57,9 @@ def segments_from_inputs(
         sync: copy GPU tensors to the host, all in one transfer, which waits for the GPU.
 
     Returns:
-        One Row per batch row, for `position_ids(rows, family)`.
+        One Row per batch row, for `position_ids(rows, family)`. Of processors that also list the grids of images to be made
+        (GLM-Image: `images_per_sample` [B]), the rows end with the prompt; to place what is made, append `family.image(grid)`
+        of those grids, the last first.
 
     Raises:
         ValueError: tokens and grids that do not belong together, missing or impossible grids or times, GPU tensors without
@@ -80,7 +82,7 @@ def segments_from_inputs(
         runs = with_end_markers_apart(runs)
     media = {kind: _media(kind, host, inputs, family, video_timings) for kind in (T_IMAGE, T_VIDEO)}
     media[T_AUDIO] = _sounds(host, inputs, family, runs)
-    if "images_per_sample" in host:
+    if family.targets and "images_per_sample" in host:
         media[T_IMAGE] = _without_targets(runs, media[T_IMAGE], host["images_per_sample"], len(types))
     return rows_of(runs, media, family, len(types))
 
@@ -185,8 +187,11 @@ def _types_by_ids(ids: np.ndarray, family: Family) -> np.ndarray | None:
 
 def _prompts_only(types: np.ndarray, prompt_lengths: Sequence[int]) -> np.ndarray:
     lengths = np.asarray(prompt_lengths)
-    if lengths.shape != (len(types),) or lengths.dtype.kind not in "iu":
-        raise ValueError(f"prompt_lengths must be {len(types)} whole numbers, the columns of each row's prompt, got {lengths}")
+    batch, tokens = types.shape
+    if lengths.shape != (batch,) or lengths.dtype.kind not in "iu" or ((lengths < 0) | (lengths > tokens)).any():
+        raise ValueError(
+            f"prompt_lengths must be {batch} whole numbers from 0 to {tokens}, the columns of each row's prompt, got {lengths}"
+        )
     return np.where(np.arange(types.shape[1]) < lengths[:, None], types, 0)
 
 
@@ -235,6 +240,9 @@ def _media(
             raise ValueError(f"inputs have {pixels} but no {key}: the sizes of the media are needed")
         if kind == T_VIDEO and timings:
             raise ValueError(f"there are {len(timings)} video_timings, but the inputs have no {key}")
+        stated = [name for name in _SECONDS if name in host and host[name].size]
+        if kind == T_VIDEO and stated:
+            raise ValueError(f"inputs have {stated[0]} but no {key}: the sizes of the videos are needed")
         return Media.of(key)
     grid = family.token_grids(host[key], f"{key} row", video=kind == T_VIDEO)
     if kind == T_VIDEO:
@@ -250,36 +258,51 @@ def _video_times(
     host: Mapping[str, np.ndarray], patches: np.ndarray, family: Family, timings: Sequence[VideoTiming] | None
 ) -> tuple[np.ndarray | None, Sequence[tuple[float, ...] | None]]:
     """Seconds per grid [videos], or for each video the times of its grids; nothing where the family has no use for them."""
-    if timings is not None:
-        if len(timings) != len(patches):
-            raise ValueError(
-                f"there are {len(timings)} video_timings for {len(patches)} video(s) of video_grid_thw: one each is needed"
-            )
-        stated = [
-            family.grid_seconds(timing, int(grid[0]), f"video {i}")
-            for i, (timing, grid) in enumerate(zip(timings, patches, strict=True))
-        ]
-        if family.split_frames:
-            return None, ()
-        return np.array([np.nan if s is None else s for s, _ in stated]), [times for _, times in stated]
     keys = [key for key in _SECONDS if key in host]
     if len(keys) > 1:
-        raise ValueError(
-            f"inputs have {' and '.join(keys)}: one of them is needed, the seconds from one temporal grid to the next"
-        )
-    if keys and not family.split_frames:
-        return _seconds(host[keys[0]], keys[0], len(patches)), ()
-    if family.uses_seconds and len(patches):
+        raise ValueError(f"inputs have {' and '.join(keys)}: one of them is needed, seconds from one temporal grid to the next")
+    seconds = _seconds(host[keys[0]], keys[0], len(patches)) if keys else None
+    times: Sequence[tuple[float, ...] | None] = ()
+    if timings is not None:
+        stated, (seconds, times) = seconds, _times_by_timings(timings, patches, family)
+        differ = abs(seconds - stated) > 1e-3 * stated if stated is not None else np.zeros(0)
+        if stated is not None and differ.any():
+            i = int(np.argmax(differ))
+            raise ValueError(
+                f"video {i}: {keys[0]} says {stated[i]:g} s a grid, its timing {seconds[i]:g} s: leave one of them out"
+            )
+    if family.split_frames:
+        return None, ()
+    if seconds is None and family.uses_seconds and len(patches):
         raise ValueError(
             f"{family} places videos by time, but the inputs have no second_per_grid_ts for {len(patches)} video(s). Pass what "
             "the processor returned, or temporal patch size / sampled frames per second for each video, or video_timings; "
             "there is no default"
         )
-    return None, ()
+    return seconds, times
+
+
+def _times_by_timings(
+    timings: Sequence[VideoTiming], patches: np.ndarray, family: Family
+) -> tuple[np.ndarray, list[tuple[float, ...] | None]]:
+    """Seconds per grid [videos], NaN of those for which there are times instead."""
+    if not isinstance(timings, Sequence) or not all(isinstance(timing, VideoTiming) for timing in timings):
+        raise ValueError(f"video_timings must be a list of VideoTiming (VideoTiming.from_metadata makes them), got {timings!r}")
+    if len(timings) != len(patches):
+        raise ValueError(
+            f"there are {len(timings)} video_timings for {len(patches)} video(s) of video_grid_thw: one each is needed"
+        )
+    stated = [
+        family.grid_seconds(timing, int(grid[0]), f"video {i}")
+        for i, (timing, grid) in enumerate(zip(timings, patches, strict=True))
+    ]
+    return np.array([np.nan if s is None else s for s, _ in stated]), [times for _, times in stated]
 
 
 def _seconds(values: np.ndarray, key: str, videos: int) -> np.ndarray:
-    seconds = np.asarray(values, dtype=np.float64).reshape(-1)
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"{key} must be numbers of seconds, got {values.dtype}")
+    seconds = values.astype(np.float64).reshape(-1)
     if len(seconds) != videos:
         raise ValueError(f"{key} has {len(seconds)} value(s) for {videos} video(s) of video_grid_thw: one each is needed")
     if not ((seconds > 0) & (seconds <= MAX_SECONDS)).all():
@@ -298,12 +321,25 @@ def _sounds(host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: F
         return Media.of("feature_attention_mask")
     if family.audio_tokens is None:
         raise ValueError(f"inputs have {key}, but {family} places {', '.join(family.media)} and no audio")
-    lengths = host[key].sum(axis=-1) if key == "feature_attention_mask" else host[key].reshape(-1)
-    tokens = family.audio_tokens(np.asarray(lengths, dtype=np.int64))
+    lengths = _sound_lengths(host[key], key)
+    for other in _SOUNDS:
+        if other in host and not np.array_equal(_sound_lengths(host[other], other), lengths):
+            raise ValueError(f"{key} and {other} disagree on the lengths of the sounds: pass one of them")
+    tokens = family.audio_tokens(lengths)
     if (tokens < 1).any():
         i = int(np.argmax(tokens < 1))
         raise ValueError(f"{key}: sound {i} has {lengths[i]} frames, which make no token")
     return Media.sounds(key, tokens)
+
+
+def _sound_lengths(values: np.ndarray, key: str) -> np.ndarray:
+    """Frames of each sound's spectrogram."""
+    if values.dtype.kind not in "iub" or (key == "feature_attention_mask" and values.ndim != 2):
+        raise ValueError(
+            f"{key} must be whole numbers {'[sounds, frames]' if key == 'feature_attention_mask' else '[sounds]'}, "
+            f"got {values.dtype} {list(values.shape)}"
+        )
+    return (values.sum(axis=1) if key == "feature_attention_mask" else values.reshape(-1)).astype(np.int64)
 
 
 def _without_targets(runs: Runs, media: Media, per_sample: np.ndarray, batch: int) -> Media:

@@ -53,8 +53,12 @@ class Plan:
         f, (_, h, w) = self.family, self.grid.T
         mine = (self.kind != PAD) & (self.tokens > 0) & (self.offset < stop) & (self.offset + self.tokens > start)
         plane = np.maximum(h, w) - 1
-        low = np.where((self.kind != TEXT) & f.center, plane // 2, 0)
+        vision = (self.kind == IMAGE) | (self.kind == FRAME) | (self.kind == VIDEO)
+        low = np.where(vision & f.center, plane // 2, 0)
         high = np.maximum(self.last_step, plane - low + (self.last_step if f.couple else 0))
+        if f.origin == "zero":
+            low = np.where(vision, self.first, 0)
+            high = np.where(vision, np.maximum(self.last_step, plane - self.first), high)
         if "p" in f.axes:
             high = np.maximum(high, self.tokens - 1)
         mine[list(self.tables)] = False
@@ -221,6 +225,10 @@ def _check(
         unknown = kind > TEXT if "p" in family.axes else kind == VIDEO
         if unknown.any():
             refuse(int(np.argmax(unknown)), f"leaves its stride to the user: family({family.key!r}, stride=...)")
+    if family.revision and family.uses_seconds:
+        for i, segment in special.items():
+            if segment.times is not None:
+                refuse(i, "is an upstream's rule, which takes evenly spaced grids alone: state seconds_per_grid")
     if family.uses_seconds and (counts[VIDEO] or counts[AUDIO_IN_VIDEO]):
         untimed = ((kind == VIDEO) | (kind == AUDIO_IN_VIDEO)) & np.isnan(seconds)
         untimed[[i for i, segment in special.items() if segment.times is not None]] = False

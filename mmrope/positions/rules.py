@@ -98,6 +98,8 @@ class Family:
     """A token more ends each row of an image, and stands in column w."""
     markers: int = 0
     """Tokens of an image's run around its grid that are placed like text."""
+    targets: bool = False
+    """Its processor lists the grids of images that are yet to be made, too, behind those of each prompt."""
     time: Time = "index"
     """The step of temporal grid i: "index" i * stride; "seconds" floor((i * seconds) * ids_per_second), "seconds_rate_first"
     floor(i * (ids_per_second * seconds)), "fractional_seconds" as "seconds" without floor, all in float32 in this order;

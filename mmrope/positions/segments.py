@@ -100,8 +100,8 @@ class Segment:
             times = tuple(float(second) for second in self.times)
             if len(times) != self.grid[0]:
                 raise ValueError(f"{what}: {self.grid[0]} temporal grids need {self.grid[0]} times, got {len(times)}")
-            if not all(math.isfinite(second) for second in times) or any(b < a for a, b in itertools.pairwise(times)):
-                raise ValueError(f"{what}: times must be finite seconds that never decrease, got {times}")
+            if times[0] < 0 or not all(map(math.isfinite, times)) or any(b < a for a, b in itertools.pairwise(times)):
+                raise ValueError(f"{what}: times must be finite seconds, from 0 up and never decreasing, got {times}")
             object.__setattr__(self, "times", times)
 
     def _check_canvas(self, what: str) -> None:

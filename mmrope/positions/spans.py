@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -45,14 +46,19 @@ class Span:
     timing: VideoTiming | None = None
     """Of a video, instead: when its frames are shown."""
 
+    def __post_init__(self) -> None:
+        for name in ("offset", "length"):
+            object.__setattr__(self, name, _whole(getattr(self, name), f"a span's {name}"))
 
-def segments_from_spans(token_count: int, spans: Sequence[Span], family: Family | str) -> Row:
+
+def segments_from_spans(token_count: int, spans: Sequence[Span | tuple[Any, ...]], family: Family | str) -> Row:
     """The row of segments of a prompt, from the spans of its media.
 
     Args:
         token_count: tokens of the prompt; those in no span are text.
-        spans: in the order of their offsets. A sound whose span overlaps a video's is the sound of that video, where the
-            family interleaves the two.
+        spans: Spans, or tuples (offset, length, grid, ...) of their fields, in the order of their offsets. A sound whose span
+            overlaps a video's is the sound of that video, where the family interleaves the two; the two start markers stand
+            before its first token, the two end markers after its last. MiniCPM's canvases are read from inputs alone.
         family: a Family, or its name.
 
     Returns:
@@ -63,32 +69,46 @@ def segments_from_spans(token_count: int, spans: Sequence[Span], family: Family 
             grid, grids or times that are missing or impossible, media that the family does not place.
     """
     family = find_family(family)
-    if token_count < 0:
+    if _whole(token_count, "token_count") < 0:
         raise ValueError(f"token_count must be the tokens of the prompt, got {token_count}")
+    spans = [_span(span, n) for n, span in enumerate(spans)]
     types = np.zeros((1, token_count), dtype=np.int8)
     sound_in_video: set[int] = set()
-    end, before = 0, None
+    before: Span | None = None
     for n, span in enumerate(spans):
         where = f"span {n} ({span.kind} at {span.offset}..{span.offset + span.length - 1})"
         mine = _tokens(span, family, token_count, where)
         if before is not None and span.offset < before.offset:
             raise ValueError(f"{where} begins before span {n - 1}: spans must be in the order of their offsets")
-        if span.offset < end:
-            assert before is not None
+        if before is not None and span.offset < before.offset + before.length:
             if {span.kind, before.kind} != {"audio", "video"} or "audio_in_video" not in family.media:
                 raise ValueError(f"{where} overlaps span {n - 1} ({before.kind}), and {family} interleaves no such media")
-            first_token = types[0, before.offset :].argmax() + before.offset
-            sound_in_video.add(int(min(first_token, mine[0])))
+            sound_in_video.add(int(min((types[0, before.offset :] != 0).argmax() + before.offset, mine[0])))
         if types[0, mine].any():
             raise ValueError(f"{where} takes tokens that span {n - 1} has, too: their embed masks overlap")
         types[0, mine] = _TYPES[span.kind]
-        end, before = max(end, span.offset + span.length), span
+        before = span
     runs = Runs.of(types, None, family)
     if sound_in_video:
         runs = with_sound_in_video(runs, sound_in_video.__contains__)
     if family.fractional and family.audio_tokens:
         runs = with_end_markers_apart(runs)
     return rows_of(runs, {kind: _media(kind, spans, family) for kind in MEDIA_TYPES}, family, 1)[0]
+
+
+def _span(span: Span | tuple[Any, ...], n: int) -> Span:
+    if isinstance(span, Span):
+        return span
+    if not isinstance(span, tuple):
+        raise ValueError(f"span {n} must be a Span or a tuple (offset, length, grid), got {span!r}")
+    return Span(*span)
+
+
+def _whole(value: Any, what: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{what} must be a whole number of tokens, got {value!r}") from None
 
 
 def _tokens(span: Span, family: Family, token_count: int, where: str) -> np.ndarray:

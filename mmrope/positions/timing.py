@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTiming:
@@ -31,36 +33,77 @@ class VideoTiming:
     """The presentation time of each sampled frame, in seconds from the video's start."""
 
     def __post_init__(self) -> None:
-        indices = tuple(operator.index(i) for i in self.frame_indices)
+        try:
+            indices = tuple(operator.index(i) for i in self.frame_indices)
+        except TypeError:
+            raise ValueError(f"frame_indices must be whole numbers, got {self.frame_indices!r}") from None
         if not indices or indices[0] < 0 or any(b < a for a, b in itertools.pairwise(indices)):
             raise ValueError(f"frame_indices must be at least one index, from 0 up and never decreasing, got {_brief(indices)}")
         object.__setattr__(self, "frame_indices", indices)
         for name in ("original_fps", "sampled_fps"):
             rate = getattr(self, name)
-            if rate is not None and not (math.isfinite(rate) and rate > 0):
+            if rate is not None and not (isinstance(rate, (int, float, np.number)) and math.isfinite(rate) and rate > 0):
                 raise ValueError(f"{name} must be a positive number of frames a second, got {rate!r}")
         if self.timestamps is not None:
             times = tuple(float(t) for t in self.timestamps)
             if len(times) != len(indices):
                 raise ValueError(f"timestamps must be one for each of the {len(indices)} sampled frames, got {len(times)}")
-            if not all(map(math.isfinite, times)) or any(b < a for a, b in itertools.pairwise(times)):
-                raise ValueError(f"timestamps must be finite seconds that never decrease, got {_brief(times)}")
+            if times[0] < 0 or not all(map(math.isfinite, times)) or any(b < a for a, b in itertools.pairwise(times)):
+                raise ValueError(f"timestamps must be finite seconds, from 0 up and never decreasing, got {_brief(times)}")
             object.__setattr__(self, "timestamps", times)
         if self.timestamps is None and self.original_fps is None and self.sampled_fps is None:
             raise ValueError(
                 "a VideoTiming needs a clock: original_fps, sampled_fps or the timestamps of its frames; there is no default"
             )
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        """Refuses a rate at which frames were asked for, but not sampled, and one for frames that are unevenly spaced."""
+        n, frames = len(self.frame_indices), self.frame_indices[-1] - self.frame_indices[0]
+        if self.sampled_fps is None or self.timestamps is not None or n == 1:
+            return
+        if self.original_fps is None:
+            if not self._even:
+                raise ValueError(
+                    f"frames {_brief(self.frame_indices)} are not evenly spaced, so sampled_fps does not say when they are "
+                    "shown: state original_fps or timestamps"
+                )
+            return
+        # a clip of N frames that is sampled at n places from its first to its last counts as N / n frames apart, where they are
+        # (N - 1) / (n - 1); and the first and the last place are rounded to frames
+        apart, stated = frames / (n - 1), self.original_fps / self.sampled_fps
+        slack = 1 / (n - 1) + 1e-3 * apart
+        if not apart * (n - 1) / n - slack <= stated <= apart + slack:
+            raise ValueError(
+                f"frames {_brief(self.frame_indices)} lie {apart:g} apart, which is {apart / self.original_fps:g} s at "
+                f"original_fps={self.original_fps:g}, but {1 / self.sampled_fps:g} s at sampled_fps={self.sampled_fps:g}: "
+                "state the rate at which they were sampled, not one that was asked for, or leave it out"
+            )
+
+    @property
+    def _even(self) -> bool:
+        """Whether the frames are evenly spaced, but for rounding to whole frames."""
+        gaps = [b - a for a, b in itertools.pairwise(self.frame_indices)]
+        return max(gaps, default=0) - min(gaps, default=0) <= 1
 
     @classmethod
     def from_metadata(cls, metadata: Any, *, timestamps: Any = None) -> VideoTiming:
         """From a Hugging Face `VideoMetadata` (transformers 4.57 to 5.23), or a dict with its keys `frames_indices`, `fps`
-        and `total_num_frames`; `timestamps` adds true presentation times, in seconds."""
+        and `total_num_frames`; `timestamps` adds true presentation times, in seconds.
+
+        Of frames all over the clip the sampled rate is total_num_frames over their number, as processors count; of a part of
+        the clip it follows from the indices.
+        """
         get = metadata.get if isinstance(metadata, Mapping) else lambda key: getattr(metadata, key, None)
         indices, fps, total = get("frames_indices"), get("fps"), get("total_num_frames")
         if indices is None:
             raise ValueError("the metadata have no frames_indices: which frames were sampled is needed, and is not guessed")
         indices = tuple(operator.index(i) for i in indices)
-        sampled = len(indices) / total * fps if fps and total else None
+        sampled = None
+        if fps and total:
+            apart = total / len(indices)
+            all_over = indices[0] <= apart and indices[-1] >= total - 1 - apart
+            sampled = fps / apart if all_over else None
         return cls(frame_indices=indices, original_fps=fps, sampled_fps=sampled, timestamps=timestamps)
 
     @property
@@ -82,10 +125,16 @@ class VideoTiming:
         return self.seconds[::frames_per_grid]
 
     def seconds_per_grid(self, frames_per_grid: int) -> float | None:
-        """From one temporal grid to the next, for frames that are evenly sampled; None where only true times are known."""
-        if self.timestamps is not None or self.sampled_fps is None:
+        """From one temporal grid to the next, where frames are evenly spaced; None where they are not, or where true times
+        are known."""
+        if self.timestamps is not None or not self._even:
             return None
-        return frames_per_grid / self.sampled_fps
+        if self.sampled_fps is not None:
+            return frames_per_grid / self.sampled_fps
+        gaps = {b - a for a, b in itertools.pairwise(self.frame_indices)}
+        if len(gaps) != 1 or gaps == {0} or self.original_fps is None:
+            return None
+        return frames_per_grid * gaps.pop() / self.original_fps
 
 
 def _brief(values: tuple[Any, ...]) -> str:
