@@ -10,7 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import BY_KEY, SECONDS, padded, processed, upstream_batches
-from upstream_ids import IN_TRANSFORMERS, TOKENS, TRANSFORMERS, as_inputs, transformers_ids, with_tokens
+from upstream_ids import (
+    IN_TRANSFORMERS,
+    TOKENS,
+    TRANSFORMERS,
+    as_inputs,
+    transformers_ids,
+    upstream_class,
+    upstream_self,
+    with_tokens,
+)
 
 from mmrope import Segment, TokenIds, VideoTiming, family, position_ids, segments_from_inputs
 
@@ -160,6 +169,8 @@ def test_timings_stand_for_seconds_per_grid():
     for timings, message in (
         ([], r"there are 0 video_timings for 1 video\(s\)"),
         ([TIMING, TIMING], r"there are 2 video_timings for 1 video\(s\)"),
+        (TIMING, r"video_timings must be a list of VideoTiming"),
+        ([{"fps": 2}], r"video_timings must be a list of VideoTiming \(VideoTiming.from_metadata makes them\), got"),
         (
             [VideoTiming(frame_indices=range(6), sampled_fps=2)],
             r"video 0 has 4 temporal grids, but its timing lists 6 sampled frames, which make 3",
@@ -167,6 +178,12 @@ def test_timings_stand_for_seconds_per_grid():
     ):
         with pytest.raises(ValueError, match=message):
             segments_from_inputs(inputs, rule, video_timings=timings)
+    stated = {**inputs, "second_per_grid_ts": [0.25]}
+    assert segments_from_inputs(stated, rule, video_timings=[TIMING]) == segments_from_inputs(stated, rule)
+    with pytest.raises(
+        ValueError, match=r"video 0: second_per_grid_ts says 2 s a grid, its timing 0.25 s: leave one of them out"
+    ):
+        segments_from_inputs({**inputs, "second_per_grid_ts": [2.0]}, rule, video_timings=[TIMING])
     with pytest.raises(ValueError, match=r"there are 1 video_timings, but the inputs have no video_grid_thw"):
         segments_from_inputs({"input_ids": types}, rule, video_timings=[TIMING])
 
@@ -199,6 +216,43 @@ def test_hunyuans_images_stand_with_and_without_their_markers():
         segments_from_inputs({**inputs, "image_grid_thw": [[1, 8, 8]]}, rule)
     assert "with a token at each row's end" in str(error.value)
     assert segments_from_inputs(inputs, rule)[0] == [Segment.text(1), Segment.image(h=2, w=4), Segment.text(1)]
+
+
+def test_hunyuans_runs_differ_as_they_may_in_transformers():
+    """Some of its runs with markers, some without; and images that touch, all the one way or all the other."""
+    types = np.array([[0, *[1] * 8, 0, *[1] * 6, 0]])
+    inputs = {"input_ids": types, "mm_token_type_ids": types, "image_grid_thw": np.array([[1, 4, 4], [1, 4, 4]])}
+    for name in ("hunyuan_vl", "hunyuan_vl@transformers-5.23"):
+        rule = with_tokens(name)
+        rows = segments_from_inputs(inputs, rule)
+        assert [s.kind for s in rows[0]] == ["text", "text", "image", "text", "text", "image", "text"]
+    expected, _ = transformers_ids(rule, inputs)
+    np.testing.assert_array_equal(position_ids(rows, rule).ids, expected)
+    touching = np.array([[1] * 16])
+    [row] = segments_from_inputs({**inputs, "input_ids": touching, "mm_token_type_ids": touching}, rule)
+    assert [(s.kind, s.length) for s in row] == [("text", 1), ("image", 6), ("text", 1)] * 2
+    touching = np.array([[1] * 12])
+    [row] = segments_from_inputs({**inputs, "input_ids": touching, "mm_token_type_ids": touching}, rule)
+    assert [(s.kind, s.length) for s in row] == [("image", 6)] * 2
+
+
+def test_images_that_are_made_are_placed_by_appending_them():
+    """GLM-Image: transformers keeps the ids of tokens to come on the model; here they are the row, made longer."""
+    rule = with_tokens("glm_image@transformers-5.23")
+    types = np.zeros((1, 4), dtype=int)
+    grids = [[1, 4, 6], [1, 2, 3]]
+    inputs = {
+        "input_ids": types,
+        "mm_token_type_ids": types,
+        "image_grid_thw": np.array(grids),
+        "images_per_sample": np.array([2]),
+    }
+    model, tensors = upstream_self(rule), {key: torch.as_tensor(value) for key, value in inputs.items()}
+    del tensors["mm_token_type_ids"]
+    upstream_class(rule).get_rope_index(model, **tensors)
+    [row] = segments_from_inputs(inputs, rule)
+    longer = [*row, *(rule.image(grid) for grid in reversed(grids)), Segment.text(1)]
+    np.testing.assert_array_equal(position_ids(longer, rule, start=4).ids[:, 0], model._cached_decode_position_ids[0])
 
 
 def test_grids_of_images_that_are_yet_to_be_made_are_left_out():
@@ -252,6 +306,42 @@ def test_sound_in_video_is_seen_by_its_markers(name):
     assert segments_from_inputs({**lengths, "feature_attention_mask": mask}, rule) == [row]
 
 
+OMNI_ROW = {"video_grid_thw": [[2, 2, 2]], "video_second_per_grid": [1.0], "audio_seqlens": [8]}
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "more"),
+    [
+        ([9, 202, 206, 201, 205, 201, 205, 207, 0, 0], [1] * 8 + [0] * 2, {}),  # cut after the first end marker, then padded
+        (
+            [9, 202, 206, 201, 205, 201, 205, 207, 200, 8],
+            [1] * 10,
+            {"image_grid_thw": [[1, 2, 2]]},
+        ),  # one end marker, then an image
+        ([9, 202, 206, 201, 205, 201, 205, 207, 203, 9], [1, 1, 0] + [1] * 7, {}),  # a start marker is masked
+        ([202, 206, 201, 205, 201, 205], [1] * 6, {}),  # no end markers
+    ],
+)
+def test_sound_in_video_without_its_markers_is_refused(ids, mask, more):
+    inputs = {"input_ids": [ids], "attention_mask": [mask], **OMNI_ROW, **more}
+    with pytest.raises(
+        ValueError, match=r"row 0: the video and its sound at \d..\d do not stand between their two start and two end"
+    ):
+        segments_from_inputs(inputs, with_tokens("qwen2_5_omni"))
+
+
+def test_one_row_holds_one_video_and_one_sound_together():
+    types = [[0, 0, *[2, 3] * 4, 0, 0]]
+    inputs = {
+        **{"input_ids": [[202, 206, *[201, 205] * 4, 207, 203]], "mm_token_type_ids": types, "audio_seqlens": [16]},
+        **{"video_grid_thw": [[1, 2, 4], [1, 2, 4]], "video_second_per_grid": [1.0, 1.0]},
+    }
+    with pytest.raises(
+        ValueError, match=r"row 0: the 12 video and audio tokens at 0..11 hold 2 grids of video, but are one video"
+    ):
+        segments_from_inputs(inputs, with_tokens("qwen2_5_omni"))
+
+
 def test_media_are_found_by_token_ids_when_a_config_states_them():
     """What processors of transformers 4 return, and what a trainer that drops mm_token_type_ids keeps."""
     inputs = without({**IMAGE, "input_ids": np.where(IMAGE["mm_token_type_ids"] == 1, 200, 7)}, "mm_token_type_ids")
@@ -261,6 +351,46 @@ def test_media_are_found_by_token_ids_when_a_config_states_them():
     dropped = without(inputs, "image_grid_thw")  # the wrapper lost the grids: no silent fall-back to 1D
     with pytest.raises(ValueError, match=r"the 4 image tokens at 2..5 are more than the 0 grid"):
         segments_from_inputs(dropped, with_tokens("qwen2_vl"))
+
+
+@pytest.mark.parametrize("name", [name for name in READABLE if name not in ("rope", "minicpmv4_7")])
+@settings(max_examples=12)
+@given(data=st.data())
+def test_inputs_that_do_not_belong_together_are_refused(name, data):
+    """Valid inputs, with one thing wrong: a grid too many, too few, too large, a row cut through a medium, seconds lost."""
+    rule = with_tokens(name)
+    batch = data.draw(padded(processed(rule)))
+    inputs = as_inputs(batch, rule)
+    inputs.pop("images_per_sample", None)
+    keys = [key for key in ("image_grid_thw", "video_grid_thw") if key in inputs]
+    if not keys:
+        return
+    key = data.draw(st.sampled_from(keys))
+    grids = inputs[key]
+    wrong = data.draw(st.sampled_from(("more", "fewer", "larger", "cut", "seconds")))
+    if wrong == "more":
+        inputs[key] = np.concatenate([grids, grids[:1]])
+        for seconds in ("second_per_grid_ts", "video_second_per_grid"):
+            if seconds in inputs and key == "video_grid_thw":
+                inputs[seconds] = np.concatenate([inputs[seconds], inputs[seconds][:1]])
+    elif wrong == "fewer":
+        inputs[key] = grids[:-1]
+        for seconds in ("second_per_grid_ts", "video_second_per_grid"):
+            if seconds in inputs and key == "video_grid_thw":
+                inputs[seconds] = inputs[seconds][:-1]
+    elif wrong == "larger":
+        inputs[key] = grids * (1, 2, 1)
+    elif wrong == "cut":
+        kind = 1 if key == "image_grid_thw" else 2
+        last = np.flatnonzero(inputs["mm_token_type_ids"].reshape(-1) == kind)[-1]
+        inputs["mm_token_type_ids"].reshape(-1)[last] = 0
+    elif rule.uses_seconds and key == "video_grid_thw":
+        inputs.pop("second_per_grid_ts", None)
+        inputs.pop("video_second_per_grid", None)
+    else:
+        return
+    with pytest.raises(ValueError, match=r"\w+ \w+ \w+"):
+        segments_from_inputs(inputs, rule)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -321,6 +451,14 @@ def without(inputs, *keys):
         ({**VIDEO, "second_per_grid_ts": [1.0, 1.0]}, "qwen2_5_vl", r"second_per_grid_ts has 2 value\(s\) for 1 video"),
         ({**VIDEO, "second_per_grid_ts": [float("nan")]}, "qwen2_5_vl", r"second_per_grid_ts must be positive seconds .*, got \[nan\]"),
         ({**VIDEO, "second_per_grid_ts": [-1.0]}, "qwen2_5_vl", r"must be positive seconds"),
+        ({**SPLIT, "second_per_grid_ts": [float("nan")]}, "qwen3_vl", r"must be positive seconds"),
+        ({**VIDEO, "second_per_grid_ts": ["1"]}, "qwen2_5_vl", r"second_per_grid_ts must be numbers of seconds, got <U1"),
+        (without({**VIDEO, "mm_token_type_ids": np.zeros((1, 10), int)}, "video_grid_thw"), "qwen2_5_vl", r"inputs have second_per_grid_ts but no video_grid_thw"),
+        ({**IMAGE, "mm_token_type_ids": IMAGE["mm_token_type_ids"] * 1.0}, "qwen2_vl", r"mm_token_type_ids must be whole numbers, got float64"),
+        ({"input_ids": [[1]], "audio_seqlens": [4.7]}, "qwen2_5_omni", r"audio_seqlens must be whole numbers \[sounds\], got float64 \[1\]"),
+        ({"input_ids": [[1]], "feature_attention_mask": [1, 1]}, "qwen2_5_omni", r"feature_attention_mask must be whole numbers \[sounds, frames\], got int64 \[2\]"),
+        ({"input_ids": [[1]], "audio_seqlens": [4], "feature_attention_mask": [[1] * 5]}, "qwen2_5_omni", r"audio_seqlens and feature_attention_mask disagree on the lengths of the sounds"),
+        ({"input_ids": [[1]], "audio_seqlens": [4]}, "qwen2_vl", r"inputs have audio_seqlens, but qwen2_vl places image, video and no audio"),
         ({**SPLIT, "video_grid_thw": [[2, 4, 6]]}, "qwen3_vl", r"the 4 video tokens at 1..4 do not fit their grids: video 0, frame 0 needs 6 tokens"),
         ({**SPLIT, "video_grid_thw": [[3, 4, 4]]}, "qwen3_vl", r"video_grid_thw has 1 row\(s\), but the video tokens end before video 0, frame 2, which has none"),
         ({**VIDEO, "attention_mask": np.array([[1, 1, 1, 0, 0, 1, 1, 1, 1, 1]])}, "qwen2_5_vl", r"the 2 video tokens at 1..2 do not fit"),

@@ -25,6 +25,13 @@ def test_a_row_is_its_segments(rule, data):
     assert eval(repr([s for s in segments if s.kind != "custom"])) == [s for s in segments if s.kind != "custom"]
 
 
+@pytest.mark.parametrize("column", ["kind", "grid", "seconds"])
+def test_a_row_never_changes(column):
+    row = Row.of([Segment.text(1), Segment.image(h=2, w=2)])
+    with pytest.raises(ValueError, match="read-only"):
+        getattr(row, column)[0] = 1
+
+
 def test_a_row_keeps_times():
     video = Segment.video(t=3, h=1, w=1, times=[0, 0.5, 2])
     row = Row.of([Segment.text(1), video])

@@ -77,6 +77,27 @@ def test_a_timing_stands_for_seconds():
     assert video == Segment.video(t=2, h=2, w=2, seconds_per_grid=1.0)
 
 
+def test_spans_may_be_tuples():
+    assert segments_from_spans(11, [(3, 4, (1, 4, 4)), (9, 2, (1, 2, 4))], "qwen2_vl") == segments_from_spans(
+        11, [IMAGE, OTHER], "qwen2_vl"
+    )
+
+
+def test_a_video_with_its_sound_stands_between_markers():
+    def both(offset):
+        return [
+            Span(offset, 4, (2, 2, 2), "video", [True, True, False, False], 1.0),
+            Span(offset, 4, None, "audio", [False, False, True, True]),
+        ]
+
+    assert [s.kind for s in segments_from_spans(12, both(4), "qwen2_5_omni")] == ["text", "audio_in_video", "text"]
+    for offset, tokens in ((0, 9), (1, 9), (4, 9)):
+        with pytest.raises(
+            ValueError, match=r"the video and its sound at .* do not stand between their two start and two end markers"
+        ):
+            segments_from_spans(tokens, both(offset), "qwen2_5_omni")
+
+
 def test_text_alone_and_no_tokens():
     assert segments_from_spans(5, [], "qwen2_vl") == [Segment.text(5)]
     assert segments_from_spans(0, [], "qwen2_vl") == []
@@ -114,6 +135,22 @@ IMAGE, OTHER = Span(3, 4, (1, 4, 4)), Span(9, 2, (1, 2, 4))
 def test_what_cannot_be_right_is_refused(spans, name, message):
     with pytest.raises(ValueError, match=message):
         segments_from_spans(11, spans, name)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: segments_from_spans(10.0, [], "qwen2_vl"), r"token_count must be a whole number of tokens, got 10.0"),
+        (lambda: Span(2.0, 1), r"a span's offset must be a whole number of tokens, got 2.0"),
+        (
+            lambda: segments_from_spans(9, [{"offset": 3}], "qwen2_vl"),
+            r"span 0 must be a Span or a tuple \(offset, length, grid\)",
+        ),
+    ],
+)
+def test_numbers_are_whole(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_a_prompt_has_tokens():

@@ -14,20 +14,6 @@ from mmrope.vlm.config import DecoderConfig
 LENGTH = 300
 
 
-def spec_of(row):
-    """The rotary embedding of a family's released checkpoints; of families with one axis, over 128 channels."""
-    rotary_dim = 2 * sum(row.sections) or 128
-    return RotarySpec.mrope(
-        int(rotary_dim / row.rotary_fraction),
-        theta=row.theta,
-        sections=row.sections or (rotary_dim // 2,),
-        layout=row.layout,
-        axes=row.axes,
-        rotary_dim=rotary_dim,
-        pairing=row.pairing,
-    )
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ids_count_up_on_every_axis(name):
     ids = position_ids([Segment.text(LENGTH)], FAMILIES[name]).ids  # [A, 1, S]
@@ -37,17 +23,21 @@ def test_ids_count_up_on_every_axis(name):
 def test_exceptions_are_few_and_named():
     """HoPE's time pairs stand still, so its text is not turned as by 1D RoPE; what transformers does for HunYuan is no rotation."""
     assert {key for key, row in FAMILIES.items() if row.still} == {"hope"}
+    hope = RotarySpec.from_family("hope")
+    assert hope.axis_letters == "hw" * 24 + "t" * 16
+    assert (hope.inv_freq[48:] == 0).all()
+    assert (hope.inv_freq[:48] > 0).all()
     assert {key for key, row in FAMILIES.items() if row.layout == "by_channel"} == {"hunyuan_vl@transformers-5.23"}
     with pytest.raises(
         ValueError, match=r"'by_channel' gives the two channels of a pair to different axes .* that is no rotation"
     ):
-        spec_of(FAMILIES["hunyuan_vl@transformers-5.23"])
+        RotarySpec.from_family("hunyuan_vl@transformers-5.23")
 
 
 @pytest.mark.parametrize("name", [key for key, row in FAMILIES.items() if not row.still and row.layout != "by_channel"])
 def test_angles_and_rotations(name):
     row = FAMILIES[name]
-    spec = spec_of(row)
+    spec = RotarySpec.from_family(row)
     flat_spec = RotarySpec.rope(spec.head_dim, theta=row.theta, rotary_dim=spec.rotary_dim, pairing=row.pairing)
     ids = position_ids([Segment.text(LENGTH)], row).torch()["position_ids"]  # [A, 1, S]
     flat = ids[:1]  # [1, 1, S]

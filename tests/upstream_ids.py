@@ -193,13 +193,7 @@ def transformers_ids(family: Family, inputs: dict[str, Any]) -> tuple[np.ndarray
 
 def get_rope_index(family: Family, inputs: dict[str, Any]) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
     """A call of the installed transformers' get_rope_index, ready to be made."""
-    module = importlib.import_module(f"transformers.models.{family.name}.modeling_{family.name}")
-    cls, self = _model_class(module, family), _self(family)
-    for name in ("get_vision_position_ids", "get_llm_pos_ids_for_vision", "get_chunked_index", "_group_visual_frames"):
-        if hasattr(cls, name):
-            setattr(self, name, MethodType(getattr(cls, name), self))
-    if hasattr(cls, "_frame_end_idx"):
-        self._frame_end_idx = cls._frame_end_idx
+    cls, self = upstream_class(family), upstream_self(family)
     tensors = {key: torch.as_tensor(value) for key, value in inputs.items()}
     if family.audio_tokens is not None:
         tensors.pop("mm_token_type_ids", None)
@@ -215,8 +209,9 @@ def get_rope_index(family: Family, inputs: dict[str, Any]) -> Callable[[], tuple
     return lambda: cls.get_rope_index(self, **tensors)
 
 
-def _model_class(module: Any, family: Family) -> Any:
-    """The class of a module that has get_rope_index."""
+def upstream_class(family: Family) -> Any:
+    """The class of the installed transformers that has the family's get_rope_index."""
+    module = importlib.import_module(f"transformers.models.{family.name}.modeling_{family.name}")
     found = [
         value
         for value in vars(module).values()
@@ -224,6 +219,17 @@ def _model_class(module: Any, family: Family) -> Any:
     ]
     assert len(found) == 1, found
     return found[0]
+
+
+def upstream_self(family: Family) -> SimpleNamespace:
+    """What get_rope_index needs of a model, without one."""
+    cls, self = upstream_class(family), _self(family)
+    for name in ("get_vision_position_ids", "get_llm_pos_ids_for_vision", "get_chunked_index", "_group_visual_frames"):
+        if hasattr(cls, name):
+            setattr(self, name, MethodType(getattr(cls, name), self))
+    if hasattr(cls, "_frame_end_idx"):
+        self._frame_end_idx = cls._frame_end_idx
+    return self
 
 
 def _self(family: Family) -> SimpleNamespace:

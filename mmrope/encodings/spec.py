@@ -8,13 +8,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from mmrope.positions.families import config_dict, family_from_config
-from mmrope.positions.rules import Layout, Pairing
+from mmrope.positions.families import family as find_family
+from mmrope.positions.rules import Family, Layout, Pairing
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +137,28 @@ class RotarySpec:
             given = f"sections {tuple(sections)} make" if sections is not None else "axis makes"
             raise ValueError(f"{given} {len(axis)} pairs, but {2 * len(inv_freq)} rotated channels are {len(inv_freq)} pairs")
         return cls(head_dim, inv_freq, _axis_indices(axis, axes), axes, pairing)
+
+    @classmethod
+    def from_family(cls, family: Family | str) -> RotarySpec:
+        """The rotary embedding of a family's released checkpoints, as the table of families has it; of a family with one axis,
+        over 128 channels.
+
+        Raises:
+            ValueError: an unknown family, or one whose upstream does not rotate pairs.
+        """
+        family = find_family(family)
+        rotary_dim = 2 * sum(family.sections) or 128
+        spec = cls.mrope(
+            int(rotary_dim / family.rotary_fraction),
+            theta=family.theta,
+            sections=family.sections or (rotary_dim // 2,),
+            layout=family.layout,
+            axes=family.axes,
+            rotary_dim=rotary_dim,
+            pairing=family.pairing,
+        )
+        still = np.isin(spec.axis, [family.axes.index(axis) for axis in family.still])
+        return replace(spec, inv_freq=np.where(still, 0, spec.inv_freq))
 
     @classmethod
     def from_config(cls, config: Any, *, revision: str | None = None) -> RotarySpec:

@@ -18,6 +18,7 @@ import numpy as np
 KINDS = ("pad", "text", "image", "frame", "video", "audio", "audio_in_video", "canvas", "custom")
 """The kinds of segments; a row's `kind` column holds indices into this tuple."""
 PAD, TEXT, IMAGE, FRAME, VIDEO, AUDIO, AUDIO_IN_VIDEO, CANVAS, CUSTOM = range(len(KINDS))
+_SPECIAL = (AUDIO_IN_VIDEO, CANVAS, CUSTOM)  # whose grid does not say what they hold
 
 MAX_TOKENS = 2**31 - 1  # of one segment
 MAX_STEP = 2**40  # ids from where a segment begins: with MAX_TOKENS it keeps every sum of a row far inside int64
@@ -267,21 +268,17 @@ class Row(Sequence[Segment]):
                     "write Segment.text(5), Segment.image(h=4, w=6), ..."
                 )
         kinds = [KINDS.index(segment.kind) for segment in segments]
-        return cls(
-            kind=np.array(kinds, dtype=np.int8),
-            grid=np.array(
-                [(1, 1, s.length) if k >= AUDIO_IN_VIDEO else s.grid for k, s in zip(kinds, segments, strict=True)],
-                dtype=np.int64,
-            ).reshape(-1, 3),
-            seconds=np.array(
-                [math.nan if s.seconds_per_grid is None else s.seconds_per_grid for s in segments], dtype=np.float64
-            ),
-            special=tuple(
-                (i, s)
-                for i, (k, s) in enumerate(zip(kinds, segments, strict=True))
-                if k >= AUDIO_IN_VIDEO or s.times is not None
-            ),
+        grids = [(1, 1, s.length) if k in _SPECIAL else s.grid for k, s in zip(kinds, segments, strict=True)]
+        seconds = [math.nan if s.seconds_per_grid is None else s.seconds_per_grid for s in segments]
+        columns = (
+            np.array(kinds, dtype=np.int8),
+            np.array(grids, dtype=np.int64).reshape(-1, 3),
+            np.array(seconds, dtype=np.float64),
         )
+        for column in columns:
+            column.flags.writeable = False
+        special = [(i, s) for i, s in enumerate(segments) if kinds[i] in _SPECIAL or s.times is not None]
+        return cls(*columns, tuple(special))
 
     @property
     def lengths(self) -> np.ndarray:
