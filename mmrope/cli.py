@@ -98,10 +98,9 @@ def families() -> None:
     for key, row in FAMILIES.items():
         if not row.revision:
             facts = f"axes {row.axes}; {', '.join(row.media)}".replace("_", " ")
-            typer.echo(f"{key:<18}{facts}\n{'':<18}{row.source}")
+            typer.echo(f"{key:<22}{facts}\n{'':<22}{row.source}")
         else:
-            changes = ", ".join(f"{field} {value}" for field, value in departures(row).items())
-            typer.echo(f"  @{row.revision:<19}{changes or 'the same ids'}")
+            typer.echo(f"  @{row.revision:<19}{'; '.join(departures(row)) or 'the same ids'}\n{'':<22}{row.source}")
 
 
 def _content(part: str) -> dict[str, Any]:

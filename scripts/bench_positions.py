@@ -4,8 +4,8 @@
 
 The inputs are a processor's: int64 tensors, with an attention mask. "From inputs" counts all from there to the ids, the scan
 for media included; "from segments" takes the rows that a processor or a server knows already. The limit of the first is to read
-the token types and the mask once and to write the table once, of the second to write it; both are measured as plain numpy calls,
-and "x" is how many times longer mmrope takes. The table is also written to scripts/results.
+the token types and the mask once and to write the table once, of the second to write it; both are measured as plain numpy
+calls, and "x" is how many times longer mmrope takes. The table is also written to scripts/results.
 """
 
 from __future__ import annotations

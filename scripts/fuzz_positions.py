@@ -2,9 +2,9 @@
 
     python scripts/fuzz_positions.py [--laws 200000] [--differential 20000] [--authors FOLDER] [--vllm FOLDER] [--seed 0]
 
-Laws run over every family; each is stopped at its first counterexample, which is printed. Differential cases are counted, equal
-and in all, for each family: the installed transformers, and where their sources are given vLLM and the authors' own code (see
-make_references.py). The table is also written to scripts/results.
+Laws run over every row of the table, the same number of cases each; what breaks one is printed, and the others go on.
+Differential cases are counted, equal and in all, for each family: the installed transformers, and where their sources are given
+vLLM and the authors' own code (see make_references.py). The table is written to scripts/results as it grows.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import test_build  # noqa: E402
 import test_inputs  # noqa: E402
+import test_segments  # noqa: E402
 import test_spans  # noqa: E402
 from authors import AUTHORS, authors_ids  # noqa: E402
 from strategies import STRIDES, crowded_rows, upstream_rows  # noqa: E402
@@ -34,12 +35,7 @@ from upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, VLLM, vllm_ids  # noqa: 
 
 from mmrope import family, position_ids  # noqa: E402
 
-LAWS = {
-    f"{module.__name__}.{name}": law
-    for module in (test_build, test_inputs, test_spans)
-    for name, law in vars(module).items()
-    if getattr(law, "is_hypothesis_test", False) and not getattr(law, "pytestmark", None)
-}
+DIFFERENTIAL = "test_ids_equal_transformers_on_random_batches"
 
 
 def main() -> None:
@@ -49,42 +45,68 @@ def main() -> None:
     parser.add_argument("--authors", type=Path)
     parser.add_argument("--vllm", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    given_ = parser.parse_args()
-    begun = time.perf_counter()
+    asked = parser.parse_args()
     versions = f"numpy {np.__version__}, transformers {version('transformers')}, torch {version('torch')}"
-    lines = [f"seed {given_.seed}; {versions}; {time.strftime('%Y-%m-%d')}", ""]
+    table = Table(ROOT / "scripts" / "results" / f"fuzz_positions_{TRANSFORMERS}.md")
+    table.add(f"seed {asked.seed}; {versions}; {time.strftime('%Y-%m-%d')}", "")
     failed = False
-    if given_.laws:
-        each = -(-given_.laws // len(LAWS))
-        lines += [f"{each * len(LAWS):,} cases of {len(LAWS)} laws, {each:,} each", "", "| law | holds |", "|---|---|"]
-        for name, law in tqdm(LAWS.items(), desc="laws", disable=None):
-            holds = run(law, each, given_.seed)
-            failed |= not holds
-            lines.append(f"| {name} | {'yes' if holds else 'NO'} |")
-    sources = differentials(given_)
-    if given_.differential and sources:
-        each = -(-given_.differential // len(IN_TRANSFORMERS))
-        lines += ["", "| upstream | family | cases | equal |", "|---|---|---|---|"]
+    if asked.laws:
+        found = laws()
+        table.add("| law | cases | holds |", "|---|---|---|")
+        for name, calls in tqdm(found.items(), desc="laws", disable=None):
+            each = -(-asked.laws // len(found) // len(calls))
+            wrong = [text for test, arguments in calls if (text := counterexample(test, arguments, each, asked.seed))]
+            failed |= bool(wrong)
+            for text in wrong:
+                print(text, file=sys.stderr)
+            table.add(f"| {name} | {each * len(calls):,} | {'NO' if wrong else 'yes'} |")
+    if asked.differential:
+        sources = differentials(asked)
+        each = -(-asked.differential // len(IN_TRANSFORMERS))
+        table.add("", "| upstream | family | cases | equal |", "|---|---|---|---|")
         for (upstream, name), (cases, check) in tqdm(sources.items(), desc="differential", disable=None):
-            total, equal = count(cases, check, each, given_.seed)
+            total, equal = count(cases, check, each, asked.seed)
             failed |= equal < total
-            lines.append(f"| {upstream} | {name} | {total:,} | {equal:,} |")
-    lines += ["", f"{time.perf_counter() - begun:.0f} s"]
-    results = ROOT / "scripts" / "results" / f"fuzz_positions_{TRANSFORMERS}.md"
-    results.parent.mkdir(exist_ok=True)
-    results.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+            table.add(f"| {upstream} | {name} | {total:,} | {equal:,} |")
+    print("\n".join(table.lines))
     raise SystemExit(failed)
 
 
-def run(law: Callable[[], None], cases: int, number: int) -> bool:
-    """Whether a law holds for so many cases."""
+class Table:
+    """Lines that are written to a file as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lines = path, []
+        path.parent.mkdir(exist_ok=True)
+
+    def add(self, *lines: str) -> None:
+        self.lines += lines
+        self.path.write_text("\n".join(self.lines) + "\n")
+
+
+def laws() -> dict[str, list[tuple[Callable[..., None], dict[str, Any]]]]:
+    """The hypothesis tests by name, with their arguments: for parametrized tests one call a value."""
+    found = {}
+    for module in (test_build, test_inputs, test_segments, test_spans):
+        for name, test in vars(module).items():
+            if not getattr(test, "is_hypothesis_test", False) or name == DIFFERENTIAL:
+                continue
+            marks = [mark.args for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
+            assert len(marks) <= 1, f"{name}: one parameter at most"
+            calls = [{argument: getattr(value, "values", [value])[0]} for argument, values in marks for value in values]
+            found[f"{module.__name__}.{name}"] = [(test, arguments) for arguments in calls or [{}]]
+    return found
+
+
+def counterexample(test: Any, arguments: dict[str, Any], cases: int, number: int) -> str:
+    """What breaks a law within so many cases; "" if nothing does."""
+    again = given(**test.hypothesis._given_kwargs)(test.hypothesis.inner_test)  # a copy, which takes settings anew
     try:
-        seed(number)(settings(**options(cases), phases=(Phase.generate, Phase.shrink))(law))()
-    except AssertionError as error:
-        print(f"{law.__name__}: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-        return False
-    return True
+        seed(number)(settings(**options(cases), phases=(Phase.generate, Phase.shrink))(again))(**arguments)
+    except Exception as error:  # whatever it is, it is reported
+        notes = getattr(error, "__notes__", ())
+        return "\n".join([f"{test.__name__} {arguments}: {type(error).__name__}: {error}", *notes])
+    return ""
 
 
 def options(cases: int) -> dict[str, Any]:
@@ -92,26 +114,24 @@ def options(cases: int) -> dict[str, Any]:
     return {"max_examples": cases, "derandomize": False, "database": None, "deadline": None, "suppress_health_check": unchecked}
 
 
-def differentials(given_: argparse.Namespace) -> dict[tuple[str, str], tuple[st.SearchStrategy[Any], Callable[..., None]]]:
+def differentials(asked: argparse.Namespace) -> dict[tuple[str, str], tuple[st.SearchStrategy[Any], Callable[..., None]]]:
     """By upstream and family: what draws a case, and what asserts that the ids are equal."""
     found: dict[tuple[str, str], Any] = {}
+    check = test_inputs.assert_ids_equal_transformers
     for name in IN_TRANSFORMERS:
         cases = st.tuples(test_inputs.upstream_case(name), st.booleans())
-        found[TRANSFORMERS, name] = (
-            cases,
-            lambda case: test_inputs.assert_ids_equal_transformers(case[0][0], case[0][1], case[1]),
-        )
-    for name in VLLM if given_.vllm else ():
+        found[TRANSFORMERS, name] = (cases, lambda case: check(case[0][0], case[0][1], case[1]))
+    for name in VLLM if asked.vllm else ():
         rule = family(f"{name}@vllm-0.33")
         found["vllm-0.33", name] = (
             upstream_rows(rule),
-            lambda row, rule=rule: same(vllm_ids(given_.vllm, rule, row)[0], rule, row),
+            lambda row, rule=rule: same(vllm_ids(asked.vllm, rule, row)[0], rule, row),
         )
-    for name in AUTHORS if given_.authors else ():
+    for name in AUTHORS if asked.authors else ():
         rule = family(name, **({"stride": STRIDES[name]} if name in STRIDES else {}))
         found["authors", name] = (
             crowded_rows() if name == "v2pe" else upstream_rows(rule),
-            lambda row, rule=rule: same(authors_ids(given_.authors, rule, row), rule, row),
+            lambda row, rule=rule: same(authors_ids(asked.authors, rule, row), rule, row),
         )
     return found
 
@@ -133,9 +153,9 @@ def count(cases: st.SearchStrategy[Any], check: Callable[..., None], most: int, 
         total += 1
         try:
             check(case)
-        except AssertionError as error:
+        except Exception as error:  # an upstream that raises does not agree
             if equal == total - 1:
-                print(f"{case}: {error}", file=sys.stderr)
+                print(f"{case}: {type(error).__name__}: {error}", file=sys.stderr)
         else:
             equal += 1
 

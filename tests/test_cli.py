@@ -145,8 +145,9 @@ def test_families_are_listed_with_their_sources():
     assert done.returncode == 0, done.stderr
     for key, row in FAMILIES.items():
         assert (f"\n  @{row.revision} " if row.revision else f"{key} ") in done.stdout
-        assert row.revision or f"{row.source}\n" in done.stdout
-    assert "  @transformers-5.23  time seconds_rate_first, advance spatial\n" in done.stdout
+        assert f" {row.source}\n" in done.stdout
+    assert "  @transformers-4.57  padding carries 1; time ids are" not in done.stdout
+    assert "  @transformers-4.57  time ids are i * floor(seconds) * ids_per_second; padding carries 1\n" in done.stdout
     assert "  @transformers-5.23  the same ids\n" in done.stdout
 
 

@@ -191,10 +191,21 @@ def test_the_canvas_reads_how_much_it_merges():
 
 
 def test_departures_are_what_an_upstream_does_otherwise():
-    assert departures(family("qwen2_5_vl@transformers-4.57")) == {"pad_value": "1", "time": "whole_seconds"}
-    assert departures(family("qwen2_5_omni@transformers-5.23")) == {"pad_value": "1", "place": "get_rope_index_by_chunk"}
-    assert departures(family("qwen3_vl@transformers-5.23")) == {}
-    assert departures(family("qwen2_5_omni@vllm-0.33"))["place"] == "none"
+    assert departures(family("qwen2_5_vl@transformers-4.57")) == [
+        "time ids are i * floor(seconds) * ids_per_second",
+        "padding carries 1",
+    ]
+    assert departures(family("qwen3_vl@transformers-5.23")) == []
+
+
+@pytest.mark.parametrize("key", [key for key, row in FAMILIES.items() if row.revision])
+def test_every_departure_has_words(key):
+    """A field that a revision changes is said, so that `mmrope families` leaves nothing out."""
+    row, reference = family(key), family(family(key).name)
+    changed = {field.name for field in dataclasses.fields(row) if getattr(row, field.name) != getattr(reference, field.name)}
+    follow = {"revision", "source", "ids_per_second", "seconds_per_chunk"}  # the last two go with time and media
+    follow |= {"place"} if "media" in changed else set()
+    assert len(departures(row)) == len(changed - follow)
 
 
 def test_configs_that_say_too_little_are_refused(tmp_path):

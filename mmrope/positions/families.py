@@ -400,17 +400,35 @@ def _unknown(key: str) -> str:
     return f"unknown family {key!r}.{hint} Known: {', '.join(dict.fromkeys(row.name for row in FAMILIES.values()))}"
 
 
-def departures(row: Family) -> dict[str, str]:
-    """The fields of a revision's rule that are not its reference's, with their values in words."""
+_IN_WORDS: dict[str, dict[Any, str]] = {
+    "advance": {"spatial": "text after a video starts at its start + max(h, w)"},
+    "time": {
+        "index": "time ids are grid indices",
+        "seconds_rate_first": "time ids are floor(i * (ids_per_second * seconds)) in float32",
+        "seconds_float64": "time ids are floor(i * (seconds * ids_per_second)) in float64",
+        "whole_seconds": "time ids are i * floor(seconds) * ids_per_second",
+    },
+    "pad_value": {1: "padding carries 1"},
+    "dtype": {"int64": "ids are whole numbers"},
+    "ordinal": {"batch": "images are counted over the batch"},
+    "layout": {"by_channel": "its rotary embedding is no rotation"},
+    "media": {("image", "video", "audio"): "sound in video is not placed"},
+    "place": {
+        placements.get_rope_index_by_chunk: "sound in video is laid out by the times of the ids, not as the tokens lie",
+        placements.get_rope_index_by_time: "sound in video is laid out by the float32 times of the ids, not as the tokens lie",
+    },
+}
+
+
+def departures(row: Family) -> list[str]:
+    """What a revision's rule does otherwise than its reference, in words."""
     reference = FAMILIES[row.name]
-    found = {}
-    for field in dataclasses.fields(Family):
-        value = getattr(row, field.name)
-        if field.name in ("revision", "source") or value == getattr(reference, field.name):
-            continue
-        if field.name == "place":
-            value = tuple(function.__name__ for function in value.values()) or "none"
-        found[field.name] = ", ".join(value) if isinstance(value, tuple) else str(value)
+    found = []
+    for name, words in _IN_WORDS.items():
+        value = getattr(row, name)
+        if value != getattr(reference, name):
+            values = value.values() if name == "place" else [value]
+            found += [words[value] for value in values]
     return found
 
 
