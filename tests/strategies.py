@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from upstream_ids import processor_order
 
 from mmrope import FAMILIES, Family, Segment, family
+from mmrope.positions import placements
 
 # at these steps, products with the usual rates land on or next to whole numbers
 SECONDS = (0.04, 0.1, 0.3, 0.5, 0.7, 0.83, 1.0, 1.001, 1.5, 2.0, 2 / 3, 2 / 29.97, 10.0)
@@ -117,15 +118,17 @@ def length(row: Sequence[Segment]) -> int:
 def processed(family: Family, *, most: int = 8) -> st.SearchStrategy[list[Segment]]:
     """Rows that a processor can say: videos state evenly spaced seconds or none, frames are a family's only videos."""
     kinds = [kind for kind in family.media if not (kind == "frame" and "video" in family.media)]
+    width = st.integers(1 + family.row_token, 6)  # with the token at a row's end
     timed = st.builds(
         lambda t, h, w, s: Segment.video(t=t, h=h, w=w, seconds_per_grid=s if family.uses_seconds else None),
-        *(st.integers(1, 9), small, small, st.sampled_from(FLOAT32_SECONDS)),
+        *(st.integers(1, 9), small, width, st.sampled_from(FLOAT32_SECONDS)),
     )
     strategies = {
         **_MEDIA,
         "video": timed,
         "audio_in_video": sounds_in_videos(FLOAT32_SECONDS),
-        "image": st.builds(lambda h, w: Segment.image(h=h, w=w), small, st.integers(1 + family.row_token, 6)),
+        "image": st.builds(lambda h, w: Segment.image(h=h, w=w), small, width),
+        "frame": st.builds(lambda h, w: Segment.frame(h=h, w=w), small, width),
     }
     return st.lists(texts | pads | st.one_of([strategies[kind] for kind in kinds]), max_size=most)
 
@@ -189,24 +192,9 @@ def slow_position_ids(row: Sequence[Segment], family: Family, media_before: int 
         elif kind == "audio":
             ids += [(number(i) + p,) * axes for i in range(w)]
             p = number(w - 1) + p + number(1)
-        elif kind == "audio_in_video":
-            block, p = _slow_sound_in_video(segment, p, family)
+        elif kind in family.place:
+            block, p = SLOW_PLACEMENTS[family.place[kind]](segment, p, family)
             ids += block
-        elif kind == "canvas":
-            block, p = _slow_canvas(segment, p)
-            ids += block
-        elif family.name == "vrope":
-            span = h + w - 1
-            for i in range(t):
-                for j in range(h):
-                    for k in range(w):
-                        q = p + i * span
-                        ids.append((q + j + k, q + j + w - 1 - k, q + h - 1 - j + k, q + h - 1 - j + w - 1 - k))
-            p = p + t * span
-        elif family.name == "circle_rope":
-            block = _slow_circle(h, w)
-            ids += [tuple(number(x + float(p)) for x in token) for token in block]
-            p = number(max(x for token in ids[-h * w :] for x in token)) + number(1)
         else:
             block, extent = _slow_grid(segment, p, family, media_before)
             ids += block
@@ -311,7 +299,7 @@ def _slow_sound_in_video(segment: Segment, p: Any, family: Family) -> tuple[list
     return [*markers[:2], *inside, *markers[2:]], markers[3][0] + number(1)
 
 
-def _slow_canvas(segment: Segment, c: Any) -> tuple[list[tuple[int, int, int]], Any]:
+def _slow_canvas(segment: Segment, c: Any, family: Family) -> tuple[list[tuple[int, int, int]], Any]:
     _, h, w = segment.grid
     rows = len(segment.slices) // segment.columns if segment.slices else 0
     crop_h, crop_w = segment.slices[0] if rows else (0, 0)
@@ -339,8 +327,21 @@ def _slow_canvas(segment: Segment, c: Any) -> tuple[list[tuple[int, int, int]], 
     return ids, c + max(height, width) + 1
 
 
-def _slow_circle(h: int, w: int) -> list[tuple[float, float, float]]:
-    """(t, h, w) of an image's tokens around the origin, by the steps of the paper: angles, the circle, its plane."""
+def _slow_vrope(segment: Segment, p: Any, family: Family) -> tuple[list[tuple[Any, ...]], Any]:
+    t, h, w = segment.grid
+    span, ids = h + w - 1, []
+    for i in range(t):
+        for j in range(h):
+            for k in range(w):
+                q = p + i * span
+                ids.append((q + j + k, q + j + w - 1 - k, q + h - 1 - j + k, q + h - 1 - j + w - 1 - k))
+    return ids, p + t * span
+
+
+def _slow_circle(segment: Segment, p: Any, family: Family) -> tuple[list[tuple[Any, ...]], Any]:
+    """By the steps of the paper: angles, the circle, its plane."""
+    _, h, w = segment.grid
+    number = np.dtype(family.dtype).type
     around = [math.atan2(j - (h - 1) / 2, k - (w - 1) / 2) for j in range(h) for k in range(w)]
     low, high = min(around), max(around)
     found = []
@@ -350,5 +351,16 @@ def _slow_circle(h: int, w: int) -> list[tuple[float, float, float]]:
         x, y = 10 * math.cos(theta), 10 * math.sin(theta)
         u, v = np.array([-1, 1, 0]) / math.sqrt(2), np.array([-1, -1, 2]) / math.sqrt(6)
         w_id, h_id, t_id = x * u + y * v
-        found.append((float(t_id), float(h_id), float(w_id)))
-    return found
+        found.append(tuple(number(float(x) + float(p)) for x in (t_id, h_id, w_id)))
+    return found, max(x for token in found for x in token) + number(1)
+
+
+SLOW_PLACEMENTS = {
+    placements.audio_in_video_by_chunk: _slow_sound_in_video,
+    placements.audio_in_video_by_time: _slow_sound_in_video,
+    placements.get_rope_index_by_chunk: _slow_sound_in_video,
+    placements.get_rope_index_by_time: _slow_sound_in_video,
+    placements.canvas: _slow_canvas,
+    placements.vrope: _slow_vrope,
+    placements.circle: _slow_circle,
+}

@@ -218,7 +218,7 @@ def test_configs_that_say_too_little_are_refused(tmp_path):
         family_from_config({"model_type": "qwen2_vl"})
     with pytest.raises(
         ValueError,
-        match=r"model_type 'llama'; known are cohere_compass, cosmos3_edge, .*qwen3_vl_moe, qwen4_exp$",
+        match=r"model_type 'llama'; known are [\w, ]*qwen3_vl_moe[\w, ]*$",
     ):
         family_from_config({"model_type": "llama"})
     with pytest.raises(

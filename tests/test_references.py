@@ -24,7 +24,7 @@ CASES = [
 
 @pytest.mark.parametrize(("reference", "case", "revision"), CASES)
 def test_ids_are_the_expected_ones(reference, case, revision):
-    rule = family(reference["family"] + (f"@{revision}" if revision else ""), **reference["facts"])
+    rule = family(reference["family"] + (f"@{revision}" if revision else ""), **reference.get("facts", {}))
     rows = [[segment(*item) for item in row] for row in case["rows"]]
     positions = position_ids(rows, rule)
     expected, tolerance = case["expected"][revision], reference.get("tolerance", 0)
