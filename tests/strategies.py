@@ -180,7 +180,7 @@ def slow_position_ids(row: Sequence[Segment], family: Family, media_before: int 
     ids: list[tuple[Any, ...]] = []
     p = number(0)
     for segment in row:
-        kind, (t, h, w) = segment.kind, segment.grid
+        kind, w = segment.kind, segment.grid[2]
         if kind == "pad":
             ids += [(family.pad_value,) * axes] * segment.length
         elif kind == "text":
