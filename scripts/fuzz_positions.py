@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
@@ -103,7 +104,7 @@ def counterexample(test: Any, arguments: dict[str, Any], cases: int, number: int
     again = given(**test.hypothesis._given_kwargs)(test.hypothesis.inner_test)  # a copy, which takes settings anew
     try:
         seed(number)(settings(**options(cases), phases=(Phase.generate, Phase.shrink))(again))(**arguments)
-    except Exception as error:  # whatever it is, it is reported
+    except (Exception, pytest.fail.Exception) as error:  # whatever it is, it is reported
         notes = getattr(error, "__notes__", ())
         return "\n".join([f"{test.__name__} {arguments}: {type(error).__name__}: {error}", *notes])
     return ""
@@ -153,7 +154,7 @@ def count(cases: st.SearchStrategy[Any], check: Callable[..., None], most: int, 
         total += 1
         try:
             check(case)
-        except Exception as error:  # an upstream that raises does not agree
+        except (Exception, pytest.fail.Exception) as error:  # an upstream that raises does not agree
             if equal == total - 1:
                 print(f"{case}: {type(error).__name__}: {error}", file=sys.stderr)
         else:
