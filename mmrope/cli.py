@@ -1,4 +1,4 @@
-"""The command line: `mmrope ids`, `mmrope families`."""
+"""The command line: `mmrope ids`, `mmrope families`, `mmrope check`, `mmrope diff`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
+from zipfile import BadZipFile
 
+import numpy as np
 import typer
 from typer.core import TyperCommand
 
+import mmrope.positions as places
 from mmrope.positions import FAMILIES, Positions, explain, family, position_ids
 from mmrope.positions.compare import placed
 from mmrope.positions.families import departures
@@ -81,8 +84,7 @@ def ids(
 
             save(plot_ids(positions), figure)
     except (ValueError, OSError) as error:
-        typer.echo(f"mmrope ids: {error}", err=True)
-        raise typer.Exit(2) from None
+        _fail("ids", error, 2)
     if as_json:
         typer.echo(json.dumps(_as_dict(positions, labels)))
     else:
@@ -101,6 +103,82 @@ def families() -> None:
             typer.echo(f"{key:<22}{facts}\n{'':<22}{row.source}")
         else:
             typer.echo(f"  @{row.revision:<19}{'; '.join(departures(row)) or 'the same ids'}\n{'':<22}{row.source}")
+
+
+@app.command()
+def check(
+    dump: Annotated[Path, typer.Argument(help="A .json, .npz or .safetensors file with a batch and its position_ids.")],
+    family_name: Annotated[str, typer.Option("--family", help="A family, or a family and revision.")] = "",
+    config: Annotated[
+        Path | None, typer.Option(help="A checkpoint's config.json instead, for its own facts.", show_default=False)
+    ] = None,
+) -> None:
+    """Say whether position_ids are those of a processor's batch (input_ids, mm_token_type_ids, image_grid_thw, ...), and what
+    they are if not. Ends with 0 if they are, with 1 if they are others, with 2 if that cannot be said."""
+    try:
+        if bool(family_name) == (config is not None):
+            raise ValueError("name the family (--family qwen2_5_vl) or the checkpoint's config (--config config.json)")
+        rule = family(family_name) if config is None else places.family_from_config(config)
+        batch = _dump(dump)
+        rows = places.segments_from_inputs(batch, rule)
+    except (ValueError, OSError) as error:
+        _fail("check", error, 2)
+    try:
+        places.check(batch["position_ids"], rows, rule)
+    except ValueError as error:
+        _fail("check", error, 1)
+    typer.echo(f"{dump}: the ids of {rule}")
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A .json, .npz or .safetensors file with position_ids.")],
+    b: Annotated[Path, typer.Argument(help="Another.")],
+) -> None:
+    """Show the first difference between two tables of position_ids. Tokens count where an attention_mask in either file says
+    so, and all if there is none. Ends with 0 if they are equal, with 1 if they differ, with 2 if they cannot be compared."""
+    try:
+        one, other = _dump(a), _dump(b)
+        masks = [batch["attention_mask"] for batch in (one, other) if "attention_mask" in batch]
+        found = places.diff(one["position_ids"], other["position_ids"], mask=sum(masks) if masks else None)
+    except (ValueError, OSError) as error:
+        _fail("diff", error, 2)
+    typer.echo(str(found) if found else "no difference")
+    raise typer.Exit(1 if found else 0)
+
+
+def _fail(command: str, error: Exception, code: int) -> NoReturn:
+    typer.echo(f"mmrope {command}: {error}", err=True)
+    raise typer.Exit(code) from None
+
+
+def _dump(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file by name, with position_ids among them."""
+    kind = path.suffix
+    if kind == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+        except BadZipFile as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+    elif kind == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            arrays = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+    elif kind == ".json":
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f'{path} must hold an object, such as {{"input_ids": [[...]], "position_ids": [[[...]]]}}')
+        arrays = {key: np.array(value) for key, value in values.items() if isinstance(value, list) and key != "segments"}
+    else:
+        raise ValueError(f"{path} is no .json, .npz or .safetensors file")
+    if "position_ids" not in arrays:
+        raise ValueError(f"{path} has no position_ids; it has {', '.join(arrays) or 'nothing'}")
+    return arrays
 
 
 def _content(part: str) -> dict[str, Any]:

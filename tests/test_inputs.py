@@ -446,7 +446,7 @@ def without(inputs, *keys):
         ({**VIDEO, "second_per_grid_ts": [1e39]}, "qwen2_5_vl", r"must be positive seconds \(at most 1e\+09\)"),
         ({**IMAGE, "attention_mask": [[1] * 7 + [2] * 7]}, "qwen2_vl", r"attention_mask must be 1 at real tokens and 0 at padding; packed sequences"),
         ({**IMAGE, "attention_mask": [[-np.inf] * 3 + [0.0] * 11]}, "qwen2_vl", r"attention_mask must be 1 at real tokens and 0 at padding; .* additive masks"),
-        ({**VIDEO, "second_per_grid_ts": torch.tensor([0.7], dtype=torch.bfloat16)}, "qwen2_5_vl", r"second_per_grid_ts is torch.bfloat16, in which 0.7 is no longer 0.7: pass what the processor returned, before .to\(dtype\)"),
+        ({**VIDEO, "second_per_grid_ts": torch.tensor([0.7], dtype=torch.bfloat16)}, "qwen2_5_vl", r"second_per_grid_ts is torch.bfloat16, in which neither 0.7 nor 4,097 can be written: pass what was computed, before .to\(dtype\)"),
         ({"input_ids": [[1, 2], [3]]}, "qwen2_vl", r"input_ids is ragged: pad the rows to one length"),
         ([1, 2], "qwen2_vl", r"inputs must be a processor's output \(a dict\), got list"),
         (without(VIDEO, "second_per_grid_ts"), "qwen2_5_vl", r"places videos by time, but the inputs have no second_per_grid_ts for 1 video"),

@@ -47,6 +47,14 @@ class Positions:
     start: int = 0
     """The token of the rows that the first column belongs to."""
 
+    @property
+    def text_ids(self) -> np.ndarray:
+        """[B, S] int64, the place of each token among the real tokens of its row: the order that causal attention and caches
+        go by, whatever the ids. Padding carries the family's `pad_value`."""
+        before = [real_tokens(row, self.start) for row in self.rows]
+        counted = self.mask.cumsum(axis=1, dtype=np.int64) + np.array(before, dtype=np.int64)[:, None] - 1  # [B, S]
+        return np.where(self.mask, counted, self.family.pad_value)
+
     def torch(self, device: Any = None) -> dict[str, Any]:
         """`position_ids` [A, B, S], `attention_mask` [B, S] and `next_position` [B] as tensors on `device`: int64, and
         float32 where ids are fractional."""
@@ -98,26 +106,40 @@ def position_ids(
             shape, ids that do not fit the dtype.
     """
     family = find_family(family)
-    batch = _batch(rows)
+    batch = batch_of(rows)
     p = plan(batch, family)
     length = _common_length(p.lengths)
     start, stop = _slice(start, stop, length)
-    ids = _output(out, dtype, (len(family.axes), len(batch), stop - start), family)
+    ids = output(out, dtype, (len(family.axes), len(batch), stop - start), family)
     if ids.dtype == np.int32:
-        for bound in p.bounds(start, stop):
-            if abs(bound) > np.iinfo(np.int32).max:
-                raise ValueError(f"position id {bound:,} does not fit int32; ask for int64 (dtype=, or the dtype of out)")
+        fits_int32(p.bounds(start, stop))
     mask = np.ones(ids.shape[1:], dtype=bool)  # [B, S]
-    ramp = np.arange(stop - start if len(batch) >= 4 else 0, dtype=_working(ids))  # rows share it; for a few it does not pay
+    ramp = shared_ramp(ids, len(batch), stop - start)
     for b in range(len(batch)):
-        _write(ids[:, b], mask[b], p, b, start, stop, ramp)
+        write_row(ids[:, b], mask[b], p, b, start, stop, ramp)
     return Positions(ids, mask, np.array(p.next, dtype=family.dtype), family, tuple(batch), start)
+
+
+def real_tokens(row: Row, stop: int | None = None) -> int:
+    """How many of the first `stop` tokens of a row, or of all, are no padding; past its end all are none."""
+    lengths = row.lengths
+    length = int(lengths.sum())
+    stop = length if stop is None else stop
+    before = np.minimum(lengths, np.maximum(stop - (lengths.cumsum() - lengths), 0))
+    return int(before[row.kind != PAD].sum()) + max(stop - length, 0)
+
+
+def fits_int32(bounds: tuple[int, int]) -> None:
+    """Refuses ids that numpy would wrap."""
+    for bound in bounds:
+        if abs(bound) > np.iinfo(np.int32).max:
+            raise ValueError(f"position id {bound:,} does not fit int32; ask for int64 (dtype=, or the dtype of out)")
 
 
 # --- writing ids ------------------------------------------------------------------------------------------------------
 
 
-def _write(ids: np.ndarray, mask: np.ndarray, p: Plan, b: int, start: int, stop: int, ramp: np.ndarray) -> None:
+def write_row(ids: np.ndarray, mask: np.ndarray, p: Plan, b: int, start: int, stop: int, ramp: np.ndarray) -> None:
     """Writes the tokens start .. stop of row b of a plan: ids [A, stop - start], mask [stop - start]. `ramp` holds the numbers
     from 0 up, as many as there are."""
     begin, end, length, plain = p.cuts[b], p.cuts[b + 1], p.lengths[b], p.plain
@@ -157,6 +179,11 @@ def _write(ids: np.ndarray, mask: np.ndarray, p: Plan, b: int, start: int, stop:
     if stop > length:
         lo = max(start, length)
         ids[:, lo - start :] = np.arange(lo - length, stop - length) + p.next[b]
+
+
+def shared_ramp(ids: np.ndarray, rows: int, tokens: int) -> np.ndarray:
+    """The numbers from 0 up, which rows share; for a few it does not pay."""
+    return np.arange(tokens if rows >= 4 else 0, dtype=_working(ids))
 
 
 def _series(p: Plan, begin: int, end: int) -> tuple[Any, Iterable[int]]:
@@ -266,7 +293,7 @@ def _working(ids: np.ndarray) -> Any:
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-def _batch(rows: Rows) -> list[Row]:
+def batch_of(rows: Rows) -> list[Row]:
     """One row or a list of rows, as a list of Rows."""
     if isinstance(rows, Row):
         return [rows]
@@ -297,7 +324,8 @@ def _slice(start: int, stop: int | None, length: int) -> tuple[int, int]:
     return start, stop
 
 
-def _output(out: np.ndarray | None, dtype: Any, shape: tuple[int, int, int], family: Family) -> np.ndarray:
+def output(out: np.ndarray | None, dtype: Any, shape: tuple[int, ...], family: Family) -> np.ndarray:
+    """`out`, if it is of this shape and can hold the ids, or a new array."""
     wanted = None if dtype is None else np.dtype(dtype)
     if out is None:
         wanted = np.dtype(family.dtype) if wanted is None else wanted

@@ -1,13 +1,20 @@
-"""Position IDs for human eyes: what each segment got, and where text goes on."""
+"""Position IDs side by side and for human eyes: what each segment got, where two tables differ, a hash of each row."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from mmrope.positions.batches import Packed
 from mmrope.positions.build import Positions, position_ids
 from mmrope.positions.plan import plan
-from mmrope.positions.segments import Segment
+from mmrope.positions.segments import Row, Segment
 
 
 @dataclass(frozen=True)
@@ -93,3 +100,111 @@ def _range(first: float, last: float) -> str:
 
 def _number(x: float) -> str:
     return str(int(x)) if x == int(x) else f"{x:.2f}"
+
+
+# --- two tables -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two tables of ids first differ, by row, then by token."""
+
+    row: int
+    token: int
+    axis: str
+    """Its letter, or the number of its row of ids where no family says it."""
+    a: float
+    b: float
+    tokens: int
+    """How many tokens differ."""
+    of: int
+    """How many were compared."""
+    segment: int | None = None
+    """The segment of the row that the token is of, where that is known."""
+    what: Segment | None = None
+
+    def __str__(self) -> str:
+        where = f"row {self.row}, token {self.token}"
+        if self.segment is not None:
+            where += f" (segment {self.segment}, {self.what!r})"
+        return f"{self.tokens:,} of {self.of:,} tokens differ, first {where}: {self.axis} is {self.a:.9g} and {self.b:.9g}"
+
+
+def diff(a: Positions | Packed | Any, b: Positions | Packed | Any, *, mask: Any = None) -> Difference | None:
+    """The first difference between two tables of position IDs, by row and token; None if there is none.
+
+    Args:
+        a, b: what `position_ids` or `pack` returned, or arrays [A, B, S] or [A, T]. Where one of them says what is padding, it
+            does not count unless the other has a token there.
+        mask: [B, S], True or 1 at the tokens that count, for arrays.
+
+    Raises:
+        ValueError: shapes that cannot be compared.
+    """
+    (ids_a, mask_a), (ids_b, mask_b) = _table(a), _table(b)
+    if ids_a.shape != ids_b.shape:
+        raise ValueError(
+            f"a has shape {list(ids_a.shape)} and b {list(ids_b.shape)} (axes, rows, tokens): "
+            "only tables of the same tokens can be compared"
+        )
+    masks = [m for m in (mask_a, mask_b, None if mask is None else np.atleast_2d(mask).astype(bool)) if m is not None]
+    if any(m.shape != ids_a.shape[1:] for m in masks):
+        raise ValueError(f"masks must be {list(ids_a.shape[1:])} (rows, tokens), got {[list(m.shape) for m in masks]}")
+    real = np.logical_or.reduce(masks) if masks else np.ones(ids_a.shape[1:], dtype=bool)
+    wrong = (ids_a != ids_b) & real  # [A, B, S]
+    if not wrong.any():
+        return None
+    tokens = np.logical_or.reduce(wrong, axis=0)  # [B, S]
+    row, token = (int(i) for i in np.unravel_index(int(np.argmax(tokens)), tokens.shape))
+    axis = int(np.argmax(wrong[:, row, token]))
+    values = (x[axis, row, token].item() for x in (ids_a, ids_b))
+    found = Difference(row, token, str(axis), *values, tokens=int(tokens.sum()), of=int(real.sum()))
+    for x in (a, b):
+        if isinstance(x, Positions):
+            token, segments = token + x.start, x.rows[row]
+            segment = segment_of(segments, token)
+            what = None if segment is None else segments[segment]
+            return dataclasses.replace(found, token=token, axis=x.family.axes[axis], segment=segment, what=what)
+        if isinstance(x, Packed):
+            row = int(np.searchsorted(x.cu_seqlens_padded, token, side="right")) - 1
+            token -= int(x.cu_seqlens_padded[row])
+            return dataclasses.replace(found, row=row, token=token, axis=x.family.axes[axis])
+    return found
+
+
+def _table(x: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """ids [A, B, S], and which tokens are real [B, S], where that is known."""
+    if isinstance(x, Positions):
+        return x.ids, x.mask
+    if isinstance(x, Packed):
+        return x.ids[:, None], x.mask[None]
+    ids = np.asarray(x)
+    if ids.ndim not in (2, 3) or ids.dtype.kind not in "iuf":
+        raise ValueError(f"position ids must be numbers [A, B, S] or [A, T], got {ids.dtype} {list(ids.shape)}")
+    return (ids if ids.ndim == 3 else ids[:, None]), None
+
+
+def segment_of(row: Row, token: int) -> int | None:
+    """The segment that a token of the row is of; None past its end."""
+    segment = int(np.searchsorted(row.lengths.cumsum(), token, side="right"))
+    return segment if segment < len(row) else None
+
+
+def fingerprint(positions: Positions | Packed) -> list[str]:
+    """A hash of the ids of each row: equal if and only if the ids of its real tokens are, whatever its padding, its place in a
+    batch or a pack, and its dtype. For trainers and servers to compare what they compute.
+
+    It is the first 16 hexadecimal digits of the SHA-256 of: the number of axes as one byte, then axis by axis the ids of the
+    real tokens as little-endian float64; fractional ids are rounded to float32 first.
+    """
+    if isinstance(positions, Packed):
+        cuts = positions.cu_seqlens_padded.tolist()
+        rows = [(positions.ids[:, a:b], positions.mask[a:b]) for a, b in itertools.pairwise(cuts)]
+    else:
+        rows = [(positions.ids[:, b], positions.mask[b]) for b in range(len(positions.mask))]
+    return [_hash(ids[:, real]) for ids, real in rows]
+
+
+def _hash(ids: np.ndarray) -> str:
+    exact = ids.astype(np.float32).astype("<f8") if ids.dtype.kind == "f" else ids.astype("<f8")
+    return hashlib.sha256(bytes([len(ids)]) + exact.tobytes()).hexdigest()[:16]

@@ -68,7 +68,7 @@ def segments_from_inputs(
     family = find_family(family)
     if not isinstance(inputs, Mapping):
         raise ValueError(f"inputs must be a processor's output (a dict), got {type(inputs).__name__}")
-    host = _on_host(inputs, sync)
+    host = on_host({key: inputs[key] for key in _KEYS if inputs.get(key) is not None}, sync)
     types, mask = _token_types(host, inputs, family)
     if prompt_lengths is not None:
         types = _prompts_only(types, prompt_lengths)
@@ -87,16 +87,15 @@ def segments_from_inputs(
     return rows_of(runs, media, family, len(types))
 
 
-def _on_host(inputs: Mapping[str, Any], sync: bool) -> dict[str, np.ndarray]:
-    """What is read of the inputs, as numpy arrays; from a GPU only when told to, and then all at once."""
-    given = {key: inputs[key] for key in _KEYS if inputs.get(key) is not None}
+def on_host(given: Mapping[str, Any], sync: bool) -> dict[str, np.ndarray]:
+    """Inputs as numpy arrays; from a GPU only when told to, and then all at once."""
     away = {key: value for key, value in given.items() if _is_away(value)}
     if away and not sync:
         raise ValueError(
             f"{', '.join(away)} are on {next(iter(away.values())).device}: reading them waits for the device. Compute "
             "positions from the processor's host tensors, before .to(device), or pass sync=True to copy, once"
         )
-    return {key: _array(value, key) for key, value in (given | _copied(away) if away else given).items()}
+    return {key: _array(value, key) for key, value in ({**given, **_copied(away)} if away else given).items()}
 
 
 def _is_away(value: Any) -> bool:
@@ -124,8 +123,8 @@ def _array(value: Any, key: str) -> np.ndarray:
         array = None
     if array is None or array.dtype == np.float16:
         raise ValueError(
-            f"{key} is {getattr(value, 'dtype', type(value).__name__)}, in which 0.7 is no longer 0.7: pass what the processor "
-            "returned, before .to(dtype)"
+            f"{key} is {getattr(value, 'dtype', type(value).__name__)}, in which neither 0.7 nor 4,097 can be written: pass "
+            "what was computed, before .to(dtype)"
         )
     return array
 

@@ -48,9 +48,11 @@ class Plan:
         f = self.family
         return f.axes == "thw" and f.origin == "next" and not (f.center or f.couple or f.fractional or f.place)
 
-    def bounds(self, start: int, stop: int) -> tuple[int, int]:
-        """The smallest and the largest id of the segments that the slice start .. stop of the rows touches."""
+    def bounds(self, start: int = 0, stop: int | None = None) -> tuple[int, int]:
+        """The smallest and the largest id of the segments that the slice start .. stop of the rows touches; of whole rows."""
         f, (_, h, w) = self.family, self.grid.T
+        lengths = [] if stop is None else self.lengths  # that may be passed
+        stop = max(self.lengths) if stop is None else stop
         mine = (self.kind != PAD) & (self.tokens > 0) & (self.offset < stop) & (self.offset + self.tokens > start)
         plane = np.maximum(h, w) - 1
         vision = (self.kind == IMAGE) | (self.kind == FRAME) | (self.kind == VIDEO)
@@ -66,7 +68,7 @@ class Plan:
         found += [self.tables[i] for i in self.tables if self.offset[i] < stop and self.offset[i] + self.tokens[i] > start]
         found += [
             np.array([n + max(start - length, 0), n + stop - length - 1])
-            for n, length in zip(self.next, self.lengths, strict=True)
+            for n, length in zip(self.next, lengths, strict=False)
             if stop > length
         ]
         ids = [part for part in found if part.size]
@@ -75,7 +77,9 @@ class Plan:
 
 def plan(rows: Sequence[Row], family: Family) -> Plan:
     """Plans a batch by the family's rules."""
-    kind, grid, seconds, special, cuts = _joined(rows)
+    cuts = [0, *itertools.accumulate(len(row.kind) for row in rows)]
+    joined = Row.join(rows)
+    kind, grid, seconds, special = joined.kind, joined.grid, joined.seconds, dict(joined.special)
     counts = np.bincount(kind, minlength=len(KINDS)).tolist()
     _check(rows, kind, seconds, special, cuts, counts, family)
     t, h, w = grid.T
@@ -101,17 +105,6 @@ def plan(rows: Sequence[Row], family: Family) -> Plan:
     return Plan(
         rows, family, kind, grid, seconds, cuts, tokens, offset, first, last_step, lengths, following, ordinal, special, tables
     )  # fmt: skip
-
-
-def _joined(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, Segment], list[int]]:
-    """The columns of all rows, one after the other: kind, grid, seconds; special segments; where the rows begin and end."""
-    if len(rows) == 1:
-        [row] = rows
-        return row.kind, row.grid, row.seconds, dict(row.special), [0, len(row.kind)]
-    cuts = [0, *itertools.accumulate(len(row.kind) for row in rows)]
-    special = {cut + i: segment for cut, row in zip(cuts, rows, strict=False) for i, segment in row.special}
-    kind, grid, seconds = (np.concatenate(c) for c in zip(*((r.kind, r.grid, r.seconds) for r in rows), strict=True))
-    return kind, grid, seconds, special, cuts
 
 
 def _last_steps(

@@ -228,6 +228,14 @@ def _count(value: Any, what: str, least: int) -> int:
     return count
 
 
+def whole(value: Any, what: str) -> int:
+    """A number of tokens that a user stated."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{what} must be a whole number of tokens, got {value!r}") from None
+
+
 def whole_grids(value: Any, what: str) -> np.ndarray:
     """Grids (t, h, w) as [n, 3] int64; n may be 0."""
     grids = np.asarray(value)
@@ -270,15 +278,43 @@ class Row(Sequence[Segment]):
         kinds = [KINDS.index(segment.kind) for segment in segments]
         grids = [(1, 1, s.length) if k in _SPECIAL else s.grid for k, s in zip(kinds, segments, strict=True)]
         seconds = [math.nan if s.seconds_per_grid is None else s.seconds_per_grid for s in segments]
-        columns = (
+        return cls.of_columns(
             np.array(kinds, dtype=np.int8),
             np.array(grids, dtype=np.int64).reshape(-1, 3),
             np.array(seconds, dtype=np.float64),
+            tuple((i, s) for i, s in enumerate(segments) if kinds[i] in _SPECIAL or s.times is not None),
         )
-        for column in columns:
+
+    @classmethod
+    def join(cls, rows: Sequence[Row]) -> Row:
+        """The segments of several rows, one after the other."""
+        if len(rows) == 1:
+            return rows[0]
+        cuts = itertools.accumulate((len(row.kind) for row in rows), initial=0)
+        special = tuple((cut + i, segment) for cut, row in zip(cuts, rows, strict=False) for i, segment in row.special)
+        if not rows:
+            return cls.of([])
+        return cls.of_columns(
+            np.concatenate([row.kind for row in rows]),
+            np.concatenate([row.grid for row in rows]),
+            np.concatenate([row.seconds for row in rows]),
+            special,
+        )
+
+    def only(self, which: np.ndarray) -> Row:
+        """The segments at these indices [n], in their order."""
+        special = dict(self.special)
+        kept = tuple((n, special[i]) for n, i in enumerate(which.tolist()) if i in special) if special else ()
+        return self.of_columns(self.kind[which], self.grid[which], self.seconds[which], kept)
+
+    @classmethod
+    def of_columns(
+        cls, kind: np.ndarray, grid: np.ndarray, seconds: np.ndarray, special: tuple[tuple[int, Segment], ...]
+    ) -> Row:
+        """A row of these columns, which from here on cannot be written to."""
+        for column in (kind, grid, seconds):
             column.flags.writeable = False
-        special = [(i, s) for i, s in enumerate(segments) if kinds[i] in _SPECIAL or s.times is not None]
-        return cls(*columns, tuple(special))
+        return cls(kind, grid, seconds, special)
 
     @property
     def lengths(self) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from mmrope.positions.runs import (
     with_end_markers_apart,
     with_sound_in_video,
 )
-from mmrope.positions.segments import MAX_SECONDS, Row
+from mmrope.positions.segments import MAX_SECONDS, Row, whole
 from mmrope.positions.timing import VideoTiming
 
 _TYPES = {name: kind for kind, name in MEDIA_TYPES.items()}
@@ -48,7 +47,7 @@ class Span:
 
     def __post_init__(self) -> None:
         for name in ("offset", "length"):
-            object.__setattr__(self, name, _whole(getattr(self, name), f"a span's {name}"))
+            object.__setattr__(self, name, whole(getattr(self, name), f"a span's {name}"))
 
 
 def segments_from_spans(token_count: int, spans: Sequence[Span | tuple[Any, ...]], family: Family | str) -> Row:
@@ -69,7 +68,7 @@ def segments_from_spans(token_count: int, spans: Sequence[Span | tuple[Any, ...]
             grid, grids or times that are missing or impossible, media that the family does not place.
     """
     family = find_family(family)
-    if _whole(token_count, "token_count") < 0:
+    if whole(token_count, "token_count") < 0:
         raise ValueError(f"token_count must be the tokens of the prompt, got {token_count}")
     spans = [_span(span, n) for n, span in enumerate(spans)]
     types = np.zeros((1, token_count), dtype=np.int8)
@@ -102,13 +101,6 @@ def _span(span: Span | tuple[Any, ...], n: int) -> Span:
     if not isinstance(span, tuple):
         raise ValueError(f"span {n} must be a Span or a tuple (offset, length, grid), got {span!r}")
     return Span(*span)
-
-
-def _whole(value: Any, what: str) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{what} must be a whole number of tokens, got {value!r}") from None
 
 
 def _tokens(span: Span, family: Family, token_count: int, where: str) -> np.ndarray:

@@ -1,0 +1,124 @@
+"""Position IDs in the shapes that others want: which dimension is which, and the row of text positions in front."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from mmrope.positions.batches import Packed
+from mmrope.positions.build import Positions, real_tokens
+
+Layout = Literal["axes_first", "batch_first", "text_row_first", "batch_text_row", "packed"]
+_SHAPES = {
+    "axes_first": "[A, B, S]",
+    "batch_first": "[B, A, S]",
+    "text_row_first": "[1 + A, B, S]",
+    "batch_text_row": "[B, 1 + A, S]",
+    "packed": "[A, T]",
+}
+
+
+def hf_position_ids(positions: Positions | Packed, *, text_row: bool = True) -> np.ndarray:
+    """The form that transformers' models read: [1 + A, B, S], and [1 + A, 1, T] of a pack.
+
+    Row 0 holds the text positions, by which transformers makes the causal mask and finds the sequences of a pack; pass no
+    `attention_mask` with a pack. The other rows are t, h, w. Without the text row, [A, B, S]: models then mask by
+    `attention_mask` alone.
+    """
+    ids, text = (positions.ids, positions.text_ids)
+    if isinstance(positions, Packed):
+        ids, text = ids[:, None], text[None]  # [A, 1, T], [1, T]
+    return np.concatenate([text[None].astype(ids.dtype), ids]) if text_row else ids  # [1 + A, B, S]
+
+
+def convert_ids(
+    ids: Any, source: Layout, target: Layout, *, axes: int = 3, mask: Any = None, text_ids: Any = None
+) -> np.ndarray:
+    """Position IDs from one layout to another. Both are named; nothing is read from shapes, which cannot tell three axes from
+    a batch of three.
+
+    Args:
+        ids: the ids, an array or a CPU tensor.
+        source, target: "axes_first" [A, B, S]; "batch_first" [B, A, S], for code that slices batches along dimension 0;
+            "text_row_first" [1 + A, B, S], with the row of text positions that transformers reads; "batch_text_row"
+            [B, 1 + A, S], the same by batch; "packed" [A, T].
+        axes: A.
+        mask: [B, S], True or 1 at real tokens. To "packed" the real tokens are taken row by row, from "packed" they are put
+            there, with 0 between them. Without it a pack is a batch of one row.
+        text_ids: [B, S], the row of text positions, where the target has one and the source has none; by default counted by
+            `mask`.
+
+    Raises:
+        ValueError: an unknown layout, a shape that is not the source's, a target that cannot be made of what is given.
+    """
+    for name, layout in (("source", source), ("target", target)):
+        if layout not in get_args(Layout):
+            raise ValueError(f"{name} must be {', '.join(map(repr, get_args(Layout)))}, got {layout!r}")
+    ids, mask = np.asarray(ids), None if mask is None else np.asarray(mask)
+    table, text = _from(ids, source, axes, mask)  # [A, B, S], [B, S]
+    if mask is not None and mask.shape != table.shape[1:]:
+        raise ValueError(f"mask has shape {list(mask.shape)}, but {source!r} ids {list(ids.shape)} are {_rows(table)}")
+    if target in ("text_row_first", "batch_text_row"):
+        text = _text_row(text, mask, text_ids, table, source, target)
+        table = np.concatenate([text[None].astype(table.dtype), table])  # [1 + A, B, S]
+    if target == "packed":
+        if mask is None and table.shape[1] != 1:
+            raise ValueError(f"{_rows(table)} do not make a pack by themselves: pass mask [B, S], which says what is padding")
+        return table[:, 0] if mask is None else table[:, mask.astype(bool)]  # [A, T]
+    return table.swapaxes(0, 1) if target.startswith("batch") else table
+
+
+def _from(ids: np.ndarray, source: Layout, axes: int, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """ids [A, B, S], and the text row [B, S] of a source that has one."""
+    rows = axes + (source in ("text_row_first", "batch_text_row"))
+    dim = 1 if source.startswith("batch") else 0
+    if ids.ndim != (2 if source == "packed" else 3) or ids.shape[dim] != rows:
+        raise ValueError(
+            f"{source!r} ids of {axes} axes are {_SHAPES[source]} with {rows} at dimension {dim}, got {list(ids.shape)}"
+        )
+    if source == "packed":
+        if mask is None:
+            return ids[:, None], None  # [A, 1, T]
+        if mask.ndim != 2 or mask.astype(bool).sum() != ids.shape[1]:
+            raise ValueError(f"mask {list(mask.shape)} has {mask.astype(bool).sum()} real tokens, the pack {ids.shape[1]}")
+        table = np.zeros((axes, *mask.shape), dtype=ids.dtype)
+        table[:, mask.astype(bool)] = ids
+        return table, None
+    table = ids.swapaxes(0, 1) if dim else ids
+    return (table[1:], table[0]) if rows > axes else (table, None)
+
+
+def _text_row(
+    text: np.ndarray | None, mask: np.ndarray | None, stated: Any, table: np.ndarray, source: Layout, target: Layout
+) -> np.ndarray:
+    if stated is not None and text is not None:
+        raise ValueError(f"{source!r} has a row of text positions already; leave text_ids out")
+    if stated is not None:
+        stated = np.asarray(stated)
+        if stated.shape != table.shape[1:]:
+            raise ValueError(f"text_ids has shape {list(stated.shape)}, but there are {_rows(table)}")
+        return stated
+    if text is not None:
+        return text
+    if mask is None:
+        raise ValueError(f"{target!r} needs the text positions, which {source!r} has not: pass mask [B, S], or text_ids")
+    return np.where(mask.astype(bool), mask.astype(bool).cumsum(axis=1) - 1, 0)
+
+
+def _rows(table: np.ndarray) -> str:
+    return f"{table.shape[1]} rows of {table.shape[2]} tokens"
+
+
+def rope_deltas(positions: Positions, *, length: Literal["padded", "unpadded"]) -> np.ndarray:
+    """[B, 1], what transformers calls `rope_deltas`: the next id, less the length of the row. A decoding step adds it to the
+    number of tokens before. Versions differ in what they count, and a delta of the one is wrong in the other:
+
+    "padded" counts padding (transformers 4; the step adds `cache_position`), "unpadded" real tokens (transformers 5).
+    They are the same without padding, and of a slice what they are of the whole. Where text does not go on after the largest id
+    (`advance` other than "max"), transformers' own delta is another number, which its `generate` does not use.
+    """
+    if length not in ("padded", "unpadded"):
+        raise ValueError(f"length must be 'padded' (transformers 4) or 'unpadded' (transformers 5), got {length!r}")
+    counts = [row.length if length == "padded" else real_tokens(row) for row in positions.rows]
+    return (positions.next - np.array(counts, dtype=positions.next.dtype))[:, None]
