@@ -86,9 +86,7 @@ def test_packed_is_separate(rule, data):
     assert packed.ids.dtype == rule.dtype
     assert packed.cu_seqlens.tolist() == np.cumsum([0, *(ids.shape[1] for ids in expected)]).tolist()
     assert (np.diff(packed.cu_seqlens_padded) % multiple == 0).all()
-    for b, (ids, start, end) in enumerate(
-        zip(expected, packed.cu_seqlens_padded, packed.cu_seqlens_padded[1:], strict=False)
-    ):
+    for b, (ids, start, end) in enumerate(zip(expected, packed.cu_seqlens_padded, packed.cu_seqlens_padded[1:], strict=False)):
         n = ids.shape[1]
         assert end - start == -(-n // multiple) * multiple
         np.testing.assert_array_equal(packed.ids[:, start : start + n], ids)
@@ -142,7 +140,12 @@ def test_a_pack_says_what_it_is():
 
 def test_empty_packs():
     packed = pack([[], [PAD(3)]], "qwen2_vl")
-    assert (packed.ids.shape, packed.cu_seqlens.tolist(), packed.max_seqlen, packed.next.tolist()) == ((3, 0), [0, 0, 0], 0, [0, 0])
+    assert (packed.ids.shape, packed.cu_seqlens.tolist(), packed.max_seqlen, packed.next.tolist()) == (
+        (3, 0),
+        [0, 0, 0],
+        0,
+        [0, 0],
+    )
     assert packed.take([[], [1, 2, 3]], fill=0).tolist() == []
 
 

@@ -51,6 +51,10 @@ def test_chunks_put_together_are_the_whole(rule, data):
     np.testing.assert_array_equal(np.concatenate([c.ids for c in chunks], axis=-1), whole.ids)
     np.testing.assert_array_equal(np.concatenate([c.mask for c in chunks], axis=-1), whole.mask)
     assert all(c.next == whole.next for c in chunks)
+    buffer = np.empty((len(rule.axes), 1, n + 5), dtype=np.float32 if rule.fractional else np.int32)
+    for a, b in zip([0, *cuts], [*cuts, n + 5], strict=True):
+        position_ids(row, rule, start=a, stop=b, out=buffer[..., a:b])
+    np.testing.assert_array_equal(buffer, whole.ids)
 
 
 @law

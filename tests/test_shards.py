@@ -31,7 +31,10 @@ def test_zigzag_gives_all_ranks_equal_causal_work(size, parts):
     """Of each sequence, as many pairs of a token and one that it sees."""
     cu_seqlens = np.cumsum([0, *(2 * size * part for part in parts)])
     place = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
-    work = {int((place[shard_index(cu_seqlens, size=size, rank=rank, scheme="zigzag_per_sequence")] + 1).sum()) for rank in range(size)}
+    work = {
+        int((place[shard_index(cu_seqlens, size=size, rank=rank, scheme="zigzag_per_sequence")] + 1).sum())
+        for rank in range(size)
+    }
     assert len(work) == 1
 
 

@@ -68,7 +68,7 @@ def _as_packed(given: np.ndarray, rows: Sequence[Row], expected: Packed) -> tupl
     lengths = {row.length for row in rows}
     asked = f"[{axes}, {len(rows)}, {max(lengths)}] (axes {expected.family.axes}, rows, tokens)"
     if given.ndim == 2:
-        if given.shape == (len(rows), max(lengths)) and len(rows) not in (axes, axes + 1):
+        if len(given) not in (axes, axes + 1):
             raise ValueError(
                 f"position_ids are {list(given.shape)}, one number a token: 1D ids. {expected.family} has {axes} axes: {asked}"
             )
@@ -144,13 +144,13 @@ def _suspects(expected: Packed, rows: Sequence[Row]) -> Iterator[tuple[str, np.n
         yield "They run on from one sequence into the next: each begins at 0", pack(Row.join(rows), family).ids
     others = [row for row in FAMILIES.values() if len(row.axes) == len(family.axes)]
     for row in sorted(others, key=lambda row: (row.name != family.name, row.revision)):
-        facts = {fact: getattr(family, fact) for fact in FACTS if fact != "token_ids" and row.has(fact) and family.has(fact)}
-        for candidate in (find_family(row, **facts), row):
+        shared = [fact for fact in FACTS if fact != "token_ids" and row.has(fact) and family.has(fact)]
+        for facts in ({fact: getattr(family, fact) for fact in shared}, {}):
             try:
-                ids = pack(rows, candidate).ids
-            except ValueError:  # a family that does not place such rows did not place these
+                ids = pack(rows, find_family(row, **facts)).ids
+            except ValueError:  # a family that does not place such rows, or with such facts, did not place these
                 continue
-            words = "; ".join(departures(candidate)) or "the facts of the table, not the checkpoint's" * (row.key == family.key)
+            words = "; ".join(departures(row)) or "the facts of the table, not the checkpoint's" * (row.key == family.key)
             yield f"They are those of {row.key}" + (f" ({words})" if words else ""), ids
 
 
