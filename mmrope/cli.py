@@ -154,31 +154,39 @@ def _fail(command: str, error: Exception, code: int) -> NoReturn:
 
 def _dump(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file by name, with position_ids among them."""
-    kind = path.suffix
-    if kind == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-        except BadZipFile as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-    elif kind == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            arrays = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-    elif kind == ".json":
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f'{path} must hold an object, such as {{"input_ids": [[...]], "position_ids": [[[...]]]}}')
-        arrays = {key: np.array(value) for key, value in values.items() if isinstance(value, list) and key != "segments"}
-    else:
-        raise ValueError(f"{path} is no .json, .npz or .safetensors file")
+    readers = {".json": _read_json, ".npz": _read_npz, ".safetensors": _read_safetensors}
+    if path.suffix not in readers:
+        raise ValueError(f"{path} is no {', '.join(readers)} file")
+    try:
+        arrays = readers[path.suffix](path)
+    except (ValueError, BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
     if "position_ids" not in arrays:
         raise ValueError(f"{path} has no position_ids; it has {', '.join(arrays) or 'nothing'}")
     return arrays
+
+
+def _read_json(path: Path) -> dict[str, np.ndarray]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError('it must hold an object, such as {"input_ids": [[...]], "position_ids": [[[...]]]}')
+    # of what `mmrope ids --json` writes, segments are words about the ids
+    return {key: np.array(value) for key, value in values.items() if isinstance(value, list) and key != "segments"}
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(error) from None
 
 
 def _content(part: str) -> dict[str, Any]:

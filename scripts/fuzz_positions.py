@@ -26,16 +26,26 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+import test_batches  # noqa: E402
 import test_build  # noqa: E402
+import test_compare  # noqa: E402
+import test_edits  # noqa: E402
 import test_inputs  # noqa: E402
+import test_layouts  # noqa: E402
 import test_segments  # noqa: E402
+import test_shards  # noqa: E402
 import test_spans  # noqa: E402
+import test_workers  # noqa: E402
 from authors import AUTHORS, authors_ids  # noqa: E402
 from strategies import STRIDES, crowded_rows, upstream_rows  # noqa: E402
 from upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, VLLM, vllm_ids  # noqa: E402
 
 from mmrope import family, position_ids  # noqa: E402
 
+LAWS = (
+    *(test_build, test_inputs, test_segments, test_spans),
+    *(test_edits, test_batches, test_shards, test_layouts, test_compare, test_workers),
+)
 DIFFERENTIAL = "test_ids_equal_transformers_on_random_batches"
 
 
@@ -88,7 +98,7 @@ class Table:
 def laws() -> dict[str, list[tuple[Callable[..., None], dict[str, Any]]]]:
     """The hypothesis tests by name, with their arguments: for parametrized tests one call a value."""
     found = {}
-    for module in (test_build, test_inputs, test_segments, test_spans):
+    for module in LAWS:
         for name, test in vars(module).items():
             if not getattr(test, "is_hypothesis_test", False) or name == DIFFERENTIAL:
                 continue

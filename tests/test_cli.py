@@ -1,4 +1,4 @@
-"""`mmrope ids`, as a shell runs it."""
+"""`mmrope ids`, `check` and `diff`, as a shell runs them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+import upstream
 from films import film
 from PIL import Image
+from safetensors.numpy import save_file
+from upstream_ids import as_inputs
 
-from mmrope import FAMILIES, Segment, position_ids
+from mmrope import FAMILIES, Segment, family, position_ids
 
 MMROPE = [sys.executable, "-c", "from mmrope.cli import app; app(prog_name='mmrope')"]
 
@@ -164,3 +167,94 @@ def test_help_names_what_there_is():
     shown = mmrope("ids", "--help").stdout
     for option in ("--image", "--video", "--family", "--fps", "--json", "--figure"):
         assert option in shown
+
+
+# --- check and diff ---------------------------------------------------------------------------------------------------
+
+
+ROW = [Segment.text(3), Segment.video(t=6, h=2, w=3, seconds_per_grid=1.0), Segment.text(5)]
+
+
+def dump(path, ids, **more):
+    """A processor's batch of ROW with ids, in any of the formats."""
+    arrays = {**as_inputs([ROW], family("qwen2_5_vl")), "position_ids": ids, **more}
+    if path.suffix == ".json":
+        path.write_text(json.dumps({key: np.asarray(value).tolist() for key, value in arrays.items()} | {"note": "words"}))
+    elif path.suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz", ".safetensors"])
+def test_check_reads_dumps(tmp_path, suffix):
+    right = dump(tmp_path / f"right{suffix}", position_ids(ROW, "qwen2_5_vl").ids)
+    done = mmrope("check", right, "--family", "qwen2_5_vl")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{right}: the ids of qwen2_5_vl\n", "")
+    wrong = dump(tmp_path / f"wrong{suffix}", position_ids(ROW, "qwen2_5_vl@transformers-5.23").ids)
+    done = mmrope("check", wrong, "--family", "qwen2_5_vl")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "mmrope check: position_ids are not those of qwen2_5_vl: 5 of 44 tokens differ, first token 39"
+    )
+    assert "They are those of qwen2_5_vl@transformers-5.23" in done.stderr
+    done = mmrope("diff", right, wrong)
+    assert (done.returncode, done.stdout) == (1, "5 of 44 tokens differ, first row 0, token 39: 0 is 14 and 6\n")
+    done = mmrope("diff", right, right)
+    assert (done.returncode, done.stdout) == (0, "no difference\n")
+
+
+def test_check_takes_a_checkpoints_config(tmp_path):
+    path = dump(tmp_path / "a.npz", position_ids(ROW, family("qwen2_5_vl", ids_per_second=4)).ids)
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps(upstream.model().config.to_dict() | {"vision_config": {"tokens_per_second": 4, "spatial_merge_size": 2}})
+    )
+    assert mmrope("check", path, "--config", config).returncode == 0
+    assert mmrope("check", path, "--family", "qwen2_5_vl").returncode == 1
+
+
+def test_check_needs_no_torch(tmp_path):
+    path = dump(tmp_path / "a.safetensors", position_ids(ROW, "qwen2_5_vl").ids)
+    code = (
+        f"import sys; from mmrope.cli import app; app(['check', {str(path)!r}, '--family', 'qwen2_5_vl'], standalone_mode=False);"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_padding_does_not_count_in_diff(tmp_path):
+    mask = np.ones((1, 44), dtype=np.int64)
+    mask[0, 40:] = 0
+    one = dump(tmp_path / "a.npz", position_ids(ROW, "qwen2_5_vl").ids, attention_mask=mask)
+    other = dump(tmp_path / "b.npz", np.where(mask, position_ids(ROW, "qwen2_5_vl").ids, 1), attention_mask=mask)
+    assert mmrope("diff", one, other).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("check", "good.npz"), "name the family (--family qwen2_5_vl) or the checkpoint's config (--config config.json)"),
+        (("check", "good.npz", "--family", "qwen2_5_v"), "unknown family 'qwen2_5_v'"),
+        (("check", "nowhere.npz", "--family", "qwen2_vl"), "nowhere.npz"),
+        (("check", "words.txt", "--family", "qwen2_vl"), "words.txt is no .json, .npz, .safetensors file"),
+        (("check", "list.json", "--family", "qwen2_vl"), "list.json cannot be read: it must hold an object"),
+        (("check", "none.json", "--family", "qwen2_vl"), "none.json has no position_ids; it has input_ids"),
+        (("check", "bare.json", "--family", "qwen2_vl"), "inputs have no input_ids"),
+        (("check", "bad.npz", "--family", "qwen2_vl"), "bad.npz cannot be read"),
+        (("check", "bad.safetensors", "--family", "qwen2_vl"), "bad.safetensors cannot be read"),
+        (("diff", "good.npz", "bare.json"), "only tables of the same tokens can be compared"),
+        (("diff", "good.npz", "bad.json cannot be read"), "bad.json cannot be read"),
+    ],
+)  # fmt: skip
+def test_check_and_diff_refuse(arguments, message, tmp_path):
+    dump(tmp_path / "good.npz", position_ids(ROW, "qwen2_5_vl").ids)
+    for name, words in (("words.txt", "a"), ("list.json", "[1]"), ("none.json", '{"input_ids": [[1]]}'), ("bad.json", "{"),
+                        ("bare.json", '{"position_ids": [[[1]]]}'), ("bad.npz", "PK"), ("bad.safetensors", "a")):  # fmt: skip
+        (tmp_path / name).write_text(words)
+    done = mmrope(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -26,7 +26,7 @@ def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples):
     content = [{"type": "image", "image": load_image(samples / "cat.jpg")}, {"type": "text", "text": "What is it?"}]
     names = {"processor": processor, "messages": [{"role": "user", "content": content}], "model": upstream.model()}
     code = [body for language, body in BLOCKS if language == "python"]
-    assert len(code) == 6
+    assert len(code) == 7
     exec(code[0], names)
     shown = capsys.readouterr().out
     table = next(body for language, body in BLOCKS if language == "")
@@ -41,8 +41,13 @@ def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples):
     exec(code[3], names)
     assert [segment.kind for segment in names["row"]] == ["text", "image", "text", "image", "text"]
     exec(code[4], names)
+    assert names["packed"].ids.shape == (3, 90)
+    assert names["packed"].cu_seqlens.tolist() == [0, 60, 90]
+    assert names["batch"].ids.shape == (3, 2, 60)
+    assert names["shard"].shape == (3, 45)
+    exec(code[5], names)
     assert names["inputs"]["position_ids"].shape[0] == 3
-    exec(code[5], {**names, "positions": by_hand})
+    exec(code[6], {**names, "positions": by_hand})
 
 
 def test_commands_run(tmp_path):

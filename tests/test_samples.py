@@ -33,7 +33,7 @@ def test_a_script_runs_on_the_cpu_from_anywhere(script, tmp_path):
 
 
 def test_there_are_the_scripts_that_the_readme_names():
-    assert SCRIPTS == ["image_ids.py", "mixed_batch.py", "video_ids.py"]
+    assert SCRIPTS == ["context_parallel.py", "image_ids.py", "mixed_batch.py", "video_ids.py"]
 
 
 def test_the_demo_keeps_its_promises(tmp_path):

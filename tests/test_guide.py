@@ -1,0 +1,166 @@
+"""The recipes of docs/sequences.md run as they stand, and do what they say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import upstream
+from conftest import ROOT
+
+import mmrope
+from mmrope import Segment
+from mmrope.preprocess.image import load_image
+
+GUIDE = (ROOT / "docs" / "sequences.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, re.DOTALL)
+PYTHON = [body for language, body in BLOCKS if language == "python"]
+
+
+@pytest.fixture(scope="module")
+def names():
+    """Everything that the guide's code has made, run from top to bottom."""
+    samples = ROOT / "samples"
+    photo = lambda name: {"type": "image", "image": load_image(samples / f"{name}.jpg")}  # noqa: E731
+    film = {"type": "video", "video": np.random.default_rng(0).integers(0, 255, (8, 56, 84, 3), dtype=np.uint8)}
+    text = lambda words: {"type": "text", "text": words}  # noqa: E731
+    contents = [
+        [photo("cat"), text("What is it?")],
+        [film, text("When?")],
+        [photo("coffee"), text("and"), photo("cat"), text("?")],
+        [text("Two and two?")],
+    ]
+    made = {
+        "model": upstream.model(),
+        "processor": upstream.processor(
+            "qwen2_5_vl", image_pixels=(56 * 56, 9 * 28 * 28), video_pixels=(4 * 28 * 28, 6 * 28 * 28)
+        ),
+        "conversations": [[{"role": "user", "content": content}] for content in contents],
+    }
+    with torch.no_grad():
+        exec("\n".join(PYTHON), made)
+    return made
+
+
+def own(names, inputs):
+    """The logits of one sample by itself, with its own ids."""
+    ids = mmrope.position_ids(mmrope.segments_from_inputs(inputs, names["family"]), names["family"]).ids
+    with torch.no_grad():
+        return names["model"](**inputs, position_ids=torch.tensor(ids)).logits[0]
+
+
+def test_packed_logits_and_loss_are_those_of_the_samples(names):
+    packed = mmrope.pack(names["rows"], names["family"])
+    losses = []
+    for sample, a, b in zip(names["samples"], packed.cu_seqlens, packed.cu_seqlens[1:], strict=False):
+        alone = own(names, sample)
+        torch.testing.assert_close(names["packed_output"].logits[0, a:b], alone, rtol=0, atol=1e-5)
+        target = torch.where(sample["mm_token_type_ids"][0] == 0, sample["input_ids"][0], -100)
+        losses.append(
+            torch.nn.functional.cross_entropy(alone[:-1], target[1:], reduction="none", ignore_index=-100)[target[1:] != -100]
+        )
+    torch.testing.assert_close(names["packed_output"].loss, torch.cat(losses).mean(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["no text row", "a cache"])
+def test_samples_would_see_each_other_otherwise(names, how):
+    """What the recipe guards against, in transformers 5.23: it reads the pack as one sequence."""
+    batch = {**names["batch"], "use_cache": how == "a cache"}
+    if how == "no text row":
+        batch["position_ids"] = batch["position_ids"][1:]
+    with torch.no_grad():
+        logits = names["model"](**batch).logits
+    first = names["rows"][0].length
+    assert (logits - names["packed_output"].logits)[0, :first].abs().max() < 1e-5
+    assert (logits - names["packed_output"].logits)[0, first:].abs().max() > 1e-3
+
+
+def test_cached_decoding_equals_recomputation(names):
+    generated = torch.cat(names["generated"], dim=1)
+    for b, conversation in enumerate(names["conversations"]):
+        sample = names["processor"].apply_chat_template(conversation, add_generation_prompt=True, **names["options"])
+        for step in range(generated.shape[1]):
+            logits = own(names, sample)[-1]
+            assert logits.argmax() == generated[b, step]
+            assert logits.topk(2).values.diff().abs() > 1e-5  # no tie that hides a difference
+            sample["input_ids"] = torch.cat([sample["input_ids"], generated[b, step].reshape(1, 1)], dim=1)
+            for key, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+                sample[key] = torch.nn.functional.pad(sample[key], (0, 1), value=value)
+        last = names["output"].logits[b, -1]  # of the step after
+        torch.testing.assert_close(last, own(names, sample)[-1], rtol=0, atol=1e-5)
+
+
+def test_the_new_turn_is_where_it_would_be_in_the_whole(names):
+    whole = mmrope.position_ids(names["longer"], names["family"]).ids
+    n = names["longer"].length - sum(s.length for s in names["turn"])
+    np.testing.assert_array_equal(names["new"].ids, whole[..., n:])
+
+
+def test_chunks_that_cut_an_image_equal_the_whole(names):
+    row = names["rows"][0]
+    [image] = [i for i, s in enumerate(row) if s.kind == "image"]
+    start = int(row.lengths[:image].sum())
+    assert any(start < edge < start + row[image].length for edge in range(0, row.length, 10))
+    with torch.no_grad():
+        whole = (
+            names["model"]
+            .model(**names["samples"][0], position_ids=torch.tensor(mmrope.position_ids(row, names["family"]).ids))
+            .last_hidden_state
+        )
+    torch.testing.assert_close(torch.cat(names["hidden"], dim=1), whole, rtol=0, atol=1e-5)
+
+
+def test_what_is_cut_to_a_length_still_belongs_together(names):
+    assert names["short"].row.length <= names["rows"][0].length - 8
+    inputs = {
+        "input_ids": names["input_ids"],
+        "mm_token_type_ids": names["sample"]["mm_token_type_ids"][:, names["short"].tokens],
+    }
+    grids = {"image_grid_thw": names["image_grid_thw"]} if len(names["image_grid_thw"]) else {}
+    row = mmrope.segments_from_inputs({**inputs, **grids}, names["family"])
+    np.testing.assert_array_equal(
+        mmrope.position_ids(row, names["family"]).ids, mmrope.position_ids(names["short"].row, names["family"]).ids
+    )
+
+
+def test_shards_are_of_the_pack(names):
+    assert names["local_ids"].shape[1] * 2 == names["packed"].ids.shape[1]
+    assert len(names["local_text_ids"]) == len(names["index"])
+
+
+def test_the_message_that_is_quoted():
+    rows = [Segment.text(3), Segment.video(t=6, h=2, w=3, seconds_per_grid=1.0), Segment.text(5)]
+    with pytest.raises(ValueError, match=r"^position_ids are not those of qwen2_5_vl") as caught:
+        mmrope.check(mmrope.position_ids(rows, "qwen2_5_vl@transformers-5.23").ids, rows, "qwen2_5_vl")
+    [quoted] = re.findall(r"`(position_ids are not .*)`", GUIDE)
+    beginning, end = quoted.split("...")
+    assert str(caught.value).startswith(beginning)
+    assert str(caught.value).endswith(end)
+
+
+def test_commands_run(names, tmp_path):
+    batch = {key: value.numpy() for key, value in names["inputs"].items()}
+    batch["position_ids"] = mmrope.position_ids(mmrope.segments_from_inputs(batch, names["family"]), names["family"]).ids
+    for name in ("batch", "trainer", "server"):
+        np.savez(tmp_path / f"{name}.npz", **batch)
+    commands = [line for language, body in BLOCKS if language == "sh" for line in body.splitlines()]
+    assert len(commands) == 2
+    for command in commands:
+        program = [sys.executable, "-c", "from mmrope.cli import app; app()", *shlex.split(command)[1:]]
+        done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", re.findall(r"`((?:samples|scripts|tests|mmrope|docs)/[\w/.]*)`", GUIDE))
+def test_what_is_named_exists(path):
+    assert (ROOT / path).exists()
+
+
+def test_the_functions_that_are_named_are_there():
+    for name in re.findall(r"`(?:mmrope\.)?(\w+)\(", GUIDE):
+        assert hasattr(mmrope, name), name
