@@ -13,7 +13,7 @@ from mmrope.positions.build import Positions, Rows, batch_of, fits_int32, output
 from mmrope.positions.families import family as find_family
 from mmrope.positions.plan import plan
 from mmrope.positions.rules import Family
-from mmrope.positions.segments import PAD, Row, Segment, whole
+from mmrope.positions.segments import PAD, Row, whole
 
 
 def collate(rows: Rows, *, pad_side: Literal["left", "right"] = "right", multiple_of: int = 1) -> list[Row]:
@@ -33,13 +33,22 @@ def collate(rows: Rows, *, pad_side: Literal["left", "right"] = "right", multipl
     batch = batch_of(rows)
     if pad_side not in ("left", "right"):
         raise ValueError(f"pad_side must be 'left' or 'right', got {pad_side!r}")
-    lengths = [row.length for row in batch]
-    longest = _up(max(lengths), _multiple(multiple_of))
-    padded = []
-    for row, length in zip(batch, lengths, strict=True):
-        pad = [Row.of([Segment.pad(longest - length)])] if length < longest else []
-        padded.append(Row.join([*pad, row] if pad_side == "left" else [row, *pad]))
-    return padded
+    # all rows at once: a pad of 0 tokens goes into those that have the length, too
+    joined = Row.join(batch)
+    cuts = np.cumsum([0, *(len(row) for row in batch)])
+    ends = np.concatenate([[0], joined.lengths.cumsum()])[cuts]
+    lengths = np.diff(ends)
+    pads = np.ones((len(batch), 3), dtype=np.int64)  # token grids (1, 1, n)
+    pads[:, 2] = _up(int(lengths.max()), _multiple(multiple_of)) - lengths
+    left = pad_side == "left"
+    at = cuts[:-1] if left else cuts[1:]
+    kind = np.insert(joined.kind, at, PAD)
+    grid = np.insert(joined.grid, at, pads, axis=0)
+    seconds = np.insert(joined.seconds, at, np.nan)
+    return [
+        Row.of_columns(kind[a:b], grid[a:b], seconds[a:b], tuple((i + left, segment) for i, segment in row.special))
+        for row, (a, b) in zip(batch, itertools.pairwise((cuts + np.arange(len(cuts))).tolist()), strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,8 +87,10 @@ class Packed:
     def text_ids(self) -> np.ndarray:
         """[T] int64, the place of each token in its sequence: the order of causal attention. It goes on through what a sequence
         is filled up by, so that who looks for boundaries in it (transformers does) finds none there."""
-        starts = self.cu_seqlens_padded[:-1]
-        return np.arange(len(self.index)) - np.repeat(starts, np.diff(self.cu_seqlens_padded))
+        counted, places = np.arange(self.max_seqlen), np.empty(len(self.index), dtype=np.int64)
+        for start, end in itertools.pairwise(self.cu_seqlens_padded.tolist()):
+            places[start:end] = counted[: end - start]
+        return places
 
     @property
     def sequence_index(self) -> np.ndarray:
@@ -126,7 +137,9 @@ def pack(rows: Rows, family: Family | str, *, multiple_of: int = 1, dtype: Any =
     family = find_family(family)
     batch = batch_of(rows)
     multiple = _multiple(multiple_of)
-    real = [row.only(np.flatnonzero(row.kind != PAD)) if (row.kind == PAD).any() else row for row in batch]
+    joined = Row.join(batch)
+    is_real = joined.kind != PAD
+    real = batch if is_real.all() else [row.only(np.flatnonzero(row.kind != PAD)) for row in batch]
     p = plan(real, family)
     padded = [_up(length, multiple) for length in p.lengths]
     starts = _totals(padded)
@@ -137,10 +150,10 @@ def pack(rows: Rows, family: Family | str, *, multiple_of: int = 1, dtype: Any =
     for b, (start, length, end) in enumerate(zip(starts[:-1].tolist(), p.lengths, starts[1:].tolist(), strict=True)):
         write_row(ids[:, start : start + length], none, p, b, 0, length, ramp)  # without padding there is no mask to write
         ids[:, start + length : end] = family.pad_value
-    index = _index(batch, real, p.lengths, padded)
+    tokens = joined.lengths
+    index = _index(is_real, tokens, p.lengths, padded)
     following = np.array(p.next, dtype=family.dtype)
-    given = sum(row.length for row in batch)
-    return Packed(ids, _totals(p.lengths), starts, following, index, given, family)
+    return Packed(ids, _totals(p.lengths), starts, following, index, int(tokens.sum()), family)
 
 
 def keep(positions: Positions, mask: Any) -> Packed:
@@ -165,28 +178,20 @@ def keep(positions: Positions, mask: Any) -> Packed:
         )
     wanted = wanted & positions.mask
     totals = _totals(wanted.sum(axis=1).tolist())
-    ids = positions.ids[:, wanted]  # [A, T]
-    return Packed(ids, totals, totals, positions.next, np.flatnonzero(wanted), wanted.size, positions.family)
+    index = np.flatnonzero(wanted)
+    ids = positions.ids.reshape(len(positions.ids), -1).take(index, axis=1)  # [A, T]
+    return Packed(ids, totals, totals, positions.next, index, wanted.size, positions.family)
 
 
-def _index(batch: Sequence[Row], real: Sequence[Row], lengths: Sequence[int], padded: Sequence[int]) -> np.ndarray:
-    """[T] the tokens of the batch that a pack holds, -1 where sequences are filled up."""
-    if all(row is same for row, same in zip(batch, real, strict=True)):
-        tokens = np.arange(sum(lengths))
-    else:
-        joined = Row.join(batch)
-        tokens = np.flatnonzero(np.repeat(joined.kind != PAD, joined.lengths))
-    if sum(padded) == len(tokens):
-        return tokens
+def _index(is_real: np.ndarray, tokens: np.ndarray, lengths: Sequence[int], padded: Sequence[int]) -> np.ndarray:
+    """[T] the tokens that a pack holds of segments of so many tokens, real or padding; -1 where sequences are filled up."""
+    taken = np.arange(sum(lengths)) if is_real.all() else np.flatnonzero(np.repeat(is_real, tokens))
+    if sum(padded) == len(taken):
+        return taken
     index = np.full(sum(padded), -1)
-    is_real = np.repeat(np.tile([True, False], len(lengths)), _alternately(lengths, padded))
-    index[is_real] = tokens
+    in_turns = [n for length, whole in zip(lengths, padded, strict=True) for n in (length, whole - length)]
+    index[np.repeat(np.tile([True, False], len(lengths)), in_turns)] = taken
     return index
-
-
-def _alternately(lengths: Sequence[int], padded: Sequence[int]) -> list[int]:
-    """Real tokens and filling of each sequence, in turns."""
-    return [n for length, whole in zip(lengths, padded, strict=True) for n in (length, whole - length)]
 
 
 def _totals(lengths: Sequence[int]) -> np.ndarray:
