@@ -17,6 +17,7 @@ import mmrope.positions as places
 from mmrope.positions import FAMILIES, Positions, explain, family, position_ids
 from mmrope.positions.compare import placed
 from mmrope.positions.families import departures
+from mmrope.positions.inputs import INPUTS
 from mmrope.preprocess.patches import PRESETS
 
 app = typer.Typer(
@@ -113,20 +114,19 @@ def check(
         Path | None, typer.Option(help="A checkpoint's config.json instead, for its own facts.", show_default=False)
     ] = None,
 ) -> None:
-    """Say whether position_ids are those of a processor's batch (input_ids, mm_token_type_ids, image_grid_thw, ...), and what
-    they are if not. Ends with 0 if they are, with 1 if they are others, with 2 if that cannot be said."""
+    """Say whether position_ids are those of a processor's batch (input_ids, mm_token_type_ids, image_grid_thw, ...; cu_seqlens
+    of a packed one), and what they are if not. Ends with 0 if they are, with 1 if they are others, else with 2."""
     try:
         if bool(family_name) == (config is not None):
             raise ValueError("name the family (--family qwen2_5_vl) or the checkpoint's config (--config config.json)")
         rule = family(family_name) if config is None else places.family_from_config(config)
         batch = _dump(dump)
         rows = places.segments_from_inputs(batch, rule)
+        places.check(batch["position_ids"], rows, rule, cu_seqlens=batch.get("cu_seqlens"))
+    except places.WrongPositions as error:
+        _fail("check", error, 1)
     except (ValueError, OSError) as error:
         _fail("check", error, 2)
-    try:
-        places.check(batch["position_ids"], rows, rule)
-    except ValueError as error:
-        _fail("check", error, 1)
     typer.echo(f"{dump}: the ids of {rule}")
 
 
@@ -135,12 +135,14 @@ def diff(
     a: Annotated[Path, typer.Argument(help="A .json, .npz or .safetensors file with position_ids.")],
     b: Annotated[Path, typer.Argument(help="Another.")],
 ) -> None:
-    """Show the first difference between two tables of position_ids. Tokens count where an attention_mask in either file says
-    so, and all if there is none. Ends with 0 if they are equal, with 1 if they differ, with 2 if they cannot be compared."""
+    """Show the first difference between two tables of position_ids. Tokens count where the files' attention_mask says so, and
+    all if there is none. Ends with 0 if they are equal, with 1 if they differ, with 2 if they cannot be compared."""
     try:
         one, other = _dump(a), _dump(b)
         masks = [batch["attention_mask"] for batch in (one, other) if "attention_mask" in batch]
-        found = places.diff(one["position_ids"], other["position_ids"], mask=sum(masks) if masks else None)
+        found = places.diff(one["position_ids"], other["position_ids"], mask=masks[0] if masks else None)
+        if len(masks) == 2 and not np.array_equal(masks[0], masks[1]):
+            raise ValueError(f"{a} and {b} have different attention masks: they are not of the same tokens")
     except (ValueError, OSError) as error:
         _fail("diff", error, 2)
     typer.echo(str(found) if found else "no difference")
@@ -150,6 +152,9 @@ def diff(
 def _fail(command: str, error: Exception, code: int) -> NoReturn:
     typer.echo(f"mmrope {command}: {error}", err=True)
     raise typer.Exit(code) from None
+
+
+_KEYS = {"position_ids", "cu_seqlens", *INPUTS}
 
 
 def _dump(path: Path) -> dict[str, np.ndarray]:
@@ -162,7 +167,7 @@ def _dump(path: Path) -> dict[str, np.ndarray]:
     except (ValueError, BadZipFile) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if "position_ids" not in arrays:
-        raise ValueError(f"{path} has no position_ids; it has {', '.join(arrays) or 'nothing'}")
+        raise ValueError(f"{path} has no position_ids; of what is read it has {', '.join(arrays) or 'nothing'}")
     return arrays
 
 
@@ -170,22 +175,21 @@ def _read_json(path: Path) -> dict[str, np.ndarray]:
     values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError('it must hold an object, such as {"input_ids": [[...]], "position_ids": [[[...]]]}')
-    # of what `mmrope ids --json` writes, segments are words about the ids
-    return {key: np.array(value) for key, value in values.items() if isinstance(value, list) and key != "segments"}
+    return {key: np.array(values[key]) for key in _KEYS & set(values) if values[key] is not None}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+        return {key: file[key] for key in _KEYS & set(file)}
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, framework="numpy") as file:
+            return {key: file.get_tensor(key) for key in _KEYS & set(file.keys())}
+    except (SafetensorError, TypeError) as error:  # TypeError: of a dtype that numpy has not
         raise ValueError(error) from None
 
 

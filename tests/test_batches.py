@@ -191,9 +191,10 @@ ROWS = [[TEXT(2), IMAGE], [TEXT(1)]]
         (lambda: pack([[Segment.video(t=1, h=1, w=1, times=[0.0])]], "qwen3_vl"), "splits videos into frames"),
         (lambda: pack([[Segment.custom([[0]] * 3, advance=2**40), IMAGE]], "qwen2_vl", dtype=np.int32), r"position id 1,099,511,627,778 does not fit int32; ask for int64"),
         (lambda: pack([[Segment.text(2**31 - 1)]] * 2, "qwen2_vl"), r"4,294,967,294 tokens in one pack are more than cu_seqlens \(int32\) can say; pack fewer rows"),
-        (lambda: pack(ROWS, "qwen2_vl").take([[1, 2]], fill=0), "there are 2 values, but the rows that were packed have 9 tokens"),
+        (lambda: pack(ROWS, "qwen2_vl").take([[1], [1] * 8], fill=0), r"there are values for rows of \[1, 8\] tokens, but the rows that were packed have \[8, 1\]"),
         (lambda: keep(position_ids(ROWS[0], "qwen2_vl"), [True] * 8), r"mask must be bool \[1, 8\] \(rows, tokens\), True at what is kept, got bool \[8\]"),
         (lambda: keep(position_ids(ROWS[0], "qwen2_vl"), [[1] * 8]), r"got int64 \[1, 8\]"),
+        (lambda: keep(position_ids(ROWS[0], "qwen2_vl", start=4), [[True] * 4]), "these positions are a slice from token 4 on, and what was kept before is not known"),
     ],
 )  # fmt: skip
 def test_refusals(call, message):

@@ -241,11 +241,11 @@ def test_padding_does_not_count_in_diff(tmp_path):
         (("check", "nowhere.npz", "--family", "qwen2_vl"), "nowhere.npz"),
         (("check", "words.txt", "--family", "qwen2_vl"), "words.txt is no .json, .npz, .safetensors file"),
         (("check", "list.json", "--family", "qwen2_vl"), "list.json cannot be read: it must hold an object"),
-        (("check", "none.json", "--family", "qwen2_vl"), "none.json has no position_ids; it has input_ids"),
+        (("check", "none.json", "--family", "qwen2_vl"), "none.json has no position_ids; of what is read it has input_ids"),
         (("check", "bare.json", "--family", "qwen2_vl"), "inputs have no input_ids"),
         (("check", "bad.npz", "--family", "qwen2_vl"), "bad.npz cannot be read"),
         (("check", "bad.safetensors", "--family", "qwen2_vl"), "bad.safetensors cannot be read"),
-        (("diff", "good.npz", "bare.json"), "only tables of the same tokens can be compared"),
+        (("diff", "good.npz", "bare.json"), "only tables of the same tokens and axes can be compared"),
         (("diff", "good.npz", "bad.json cannot be read"), "bad.json cannot be read"),
     ],
 )  # fmt: skip

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from strategies import any_rows, law, length
+from strategies import any_rows, law, length, rows
 from test_batches import batches
 from upstream_ids import as_inputs
 
 import mmrope
-from mmrope import Segment, check, collate, diff, family, fingerprint, hf_position_ids, pack, position_ids
+from mmrope import Segment, WrongPositions, check, collate, diff, family, fingerprint, hf_position_ids, pack, position_ids
 
 TEXT, PAD, IMAGE = Segment.text, Segment.pad, Segment.image(h=2, w=3)
 VIDEO = Segment.video(t=6, h=2, w=3, seconds_per_grid=1.0)
@@ -68,6 +68,74 @@ def test_lost_ids_are_recognised():
     assert "They are 1D ids that run on from one row into the next" in wrong(run_on, rows)
 
 
+@law
+def test_1d_ids_are_recognised_in_every_family(rule, data):
+    """Also where one row of a batch lost its ids, and another did not."""
+    media = [s for s in data.draw(rows(rule, padding=False, custom=False)) if s.kind != "text"]
+    lost, kept = [TEXT(2), *media, TEXT(3)], [TEXT(4)]
+    right = position_ids(collate([lost, kept]), rule)
+    one = np.where(np.arange(2)[:, None] == 0, right.text_ids, right.ids).astype(rule.dtype)
+    if (one == right.ids)[:, right.mask].all():  # families that are 1D
+        return
+    with pytest.raises(WrongPositions, match="They are 1D ids: every axis counts the tokens of the row"):
+        check(one, collate([lost, kept]), rule)
+
+
+@law
+def test_shifts_are_recognised_in_every_family(rule, data):
+    row, pad = data.draw(any_rows(rule, padding=False)), data.draw(st.integers(1, 9))
+    if not length(row):
+        return
+    padded = [PAD(pad), *row]
+    with pytest.raises(
+        WrongPositions, match=rf"shifted by {pad}: its left padding was counted|They are 1D ids|They are those of"
+    ):
+        check((position_ids(padded, rule).ids + pad).astype(rule.dtype), padded, rule)
+
+
+def test_ids_of_the_wrong_shape_that_are_1d():
+    """[B, S], also where B is the number of axes."""
+    for count in (2, 3, 4):
+        rows = collate([[TEXT(2), IMAGE]] * count)
+        with pytest.raises(WrongPositions, match=r"one number a token: 1D ids"):
+            check(np.zeros((count, 8), dtype=np.int64), rows, RULE)
+
+
+def test_packs_are_checked_by_their_boundaries():
+    """As a trainer dumps them: one row, the token types of all, and where sequences begin; filled up or not."""
+    rows = [[TEXT(3), IMAGE, TEXT(2)], [TEXT(2), IMAGE], [IMAGE, TEXT(4)]]
+    packed, filled = pack(rows, "qwen2_vl"), pack(rows, "qwen2_vl", multiple_of=8)
+    joined = as_inputs([[part for row in rows for part in row]], family("qwen2_vl"))
+    del joined["attention_mask"]
+    for ids in (packed.ids, hf_position_ids(packed), packed):
+        check(ids, joined, "qwen2_vl", cu_seqlens=packed.cu_seqlens)
+        with pytest.raises(WrongPositions):
+            check(ids, joined, "qwen2_vl")
+    with pytest.raises(WrongPositions, match="begin anew within the row, so it is a pack: state its cu_seqlens"):
+        check(hf_position_ids(packed), joined, "qwen2_vl")
+    parts = [part for row, n in zip(rows, (5, 0, 6), strict=True) for part in (*row, PAD(n))]
+    inputs = as_inputs([parts], family("qwen2_vl"))
+    for ids in (filled.ids, hf_position_ids(filled), filled):
+        check(ids, inputs, "qwen2_vl", cu_seqlens=filled.cu_seqlens_padded)
+    check(filled, rows, "qwen2_vl")
+    with pytest.raises(ValueError, match=r"cu_seqlens cut through segment 1, Segment.image\(h=2, w=3\) at 3\.\.8"):
+        check(packed.ids, joined, "qwen2_vl", cu_seqlens=[0, 5, 29])
+    with pytest.raises(ValueError, match="cu_seqlens end at 9, but the inputs are 1 x 29 tokens"):
+        check(packed.ids, joined, "qwen2_vl", cu_seqlens=[0, 9])
+
+
+def test_fractional_ids_may_be_rounded_once_more():
+    """Decoding adds to an id that was rounded; a processor sees one text."""
+    video = Segment.video(t=5, h=4, w=4, seconds_per_grid=2 / 29.97)
+    cut, whole = [TEXT(10), video, TEXT(43), TEXT(200)], [TEXT(10), video, TEXT(243)]
+    ids = position_ids(cut, "qwen3_omni_moe").ids
+    assert (ids != position_ids(whole, "qwen3_omni_moe").ids).any()
+    check(ids, whole, "qwen3_omni_moe")
+    ids[0, 0, -1] += 0.001
+    with pytest.raises(WrongPositions):
+        check(ids, whole, "qwen3_omni_moe")
+
+
 def test_known_revisions_are_named():
     ids = position_ids(ROWS, "qwen2_5_vl@transformers-5.23").ids
     said = wrong(ids)
@@ -87,8 +155,16 @@ def test_the_facts_of_the_table_are_recognised():
 def test_counted_padding_is_recognised():
     positions = position_ids(ROWS, RULE)
     shifted = positions.ids + np.argmax(positions.mask, axis=1)[:, None]
-    assert "All ids of a row are shifted by the same, 2, 9: left padding was counted" in wrong(shifted)
-    assert "shifted by the same, 7, 7: were other tokens before them?" in wrong(positions.ids + 7)
+    said = wrong(shifted)
+    assert (
+        "row 0: All ids of the row are shifted by 2: its left padding was counted; row 1: All ids of the row are shifted by 9"
+        in said
+    )
+    assert "All ids of the row are shifted by 7: were other tokens before them?" in wrong(positions.ids + 7)
+    inside = [TEXT(2), IMAGE, TEXT(3), PAD(2), TEXT(5)]
+    counted = position_ids(inside, RULE).ids.copy()
+    counted[..., -5:] += 2
+    assert "Up to there all is right: the padding before it was counted" in wrong(counted, inside)
 
 
 def test_sequences_that_run_on_are_recognised():
@@ -110,7 +186,7 @@ def test_a_wrong_advance_is_recognised():
     ids = position_ids([TEXT(3), VIDEO, TEXT(5)], RULE).ids
     ids[..., 39:] -= 3
     said = wrong(ids, [TEXT(3), VIDEO, TEXT(5)])
-    assert "t is 11, expected 14. Up to there all is right: text after the video starts at the wrong id (the advance)" in said
+    assert "t is 11, expected 14. Up to there all is right: what follows the video starts at the wrong id (the advance)" in said
 
 
 def test_what_is_nothing_known_is_said_to_be_so():
@@ -191,6 +267,9 @@ def test_a_difference_says_where_it_is():
 
 def test_padding_does_not_count_and_a_mask_says_what_does():
     ids = position_ids(ROWS, RULE)
+    some = np.zeros_like(ids.mask)
+    some[:, 9:12] = True
+    assert diff(ids, ids.ids + 1, mask=some).of == 6
     other = np.where(ids.mask, ids.ids, 99)
     assert diff(ids, other) is None
     assert diff(ids.ids, other) is not None
@@ -200,10 +279,11 @@ def test_padding_does_not_count_and_a_mask_says_what_does():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([[1, 2]], [[1]]), r"a has shape \[1, 1, 2\] and b \[1, 1, 1\] \(axes, rows, tokens\): only tables of the same tokens can be compared"),
+        (([[1, 2]], [[1]]), r"a has shape \[1, 1, 2\] and b \[1, 1, 1\] \(axes, rows, tokens\): only tables of the same tokens and axes can be compared; a row of text positions in front is not an axis"),
         (([1], [[1]]), r"position ids must be numbers \[A, B, S\] or \[A, T\], got int64 \[1\]"),
         (([["a"]], [[1]]), "position ids must be numbers"),
-        (([[1]], [[1]], [[1, 1]]), r"masks must be \[1, 1\] \(rows, tokens\), got \[\[1, 2\]\]"),
+        (([[1]], [[1]], [[1, 1]]), r"mask must be \[1, 1\] \(rows, tokens\), got \[1, 2\]"),
+        (([[1]], [[1]], [[-1e9]]), r"mask must be True or 1 at the tokens that count .* additive masks \(0, -inf\) and sequence numbers"),
     ],
 )  # fmt: skip
 def test_diff_refuses(arguments, message):
@@ -236,6 +316,25 @@ def test_other_ids_have_another_fingerprint(rule, data):
     if length(row):
         positions.ids[0, 0, data.draw(st.integers(0, length(row) - 1))] += 1
         assert fingerprint(positions) != before
+
+
+@law
+def test_arrays_have_the_fingerprints_of_what_they_hold(rule, data):
+    """What an engine computed, without any value of this library."""
+    rows = collate(data.draw(batches(rule)), pad_side=data.draw(st.sampled_from(("left", "right"))))
+    positions, packed = position_ids(rows, rule), pack(rows, rule)
+    assert fingerprint(positions.ids, mask=positions.mask.astype(int)) == fingerprint(positions)
+    if rule.ordinal != "batch":
+        assert fingerprint(packed.ids, cu_seqlens=packed.cu_seqlens) == fingerprint(positions)
+
+
+def test_fingerprint_refuses():
+    with pytest.raises(ValueError, match=r"cu_seqlens end at 4, but ids \[3, 1, 5\] are no pack of so many tokens"):
+        fingerprint(np.zeros((3, 5)), cu_seqlens=[0, 4])
+    with pytest.raises(ValueError, match="additive masks"):
+        fingerprint(np.zeros((3, 1, 2)), mask=[[0, -1e9]])
+    with pytest.raises(ValueError, match="explain takes what position_ids returned, which knows its segments, got Packed"):
+        mmrope.explain(pack(ROWS, RULE))
 
 
 def test_fingerprints_stay_what_they_are():

@@ -129,10 +129,12 @@ def test_before_media_keeps_a_beginning(rule, data):
 def test_dropped_media_are_as_if_they_had_never_been(rule, data):
     row = marked(data, rule)
     left = cut(row, data.draw(st.integers(0, length(row))), "drop_media")
-    media = [i for i, s in enumerate(row) if s.kind != "text"]
-    kept_tokens = set(left.tokens.tolist())
-    starts = np.cumsum([0, *(s.length for s in row)])
-    gone = {i for i in media if row[i].length and starts[i] not in kept_tokens}
+    starts, gone, seen = np.cumsum([0, *(s.length for s in row)]), set(), dict.fromkeys(left.media, 0)
+    for i, s in enumerate(row):
+        kinds = media_in([s])  # none of text, both of a video with its sound
+        gone |= {i for kind in kinds if seen[kind] not in left.media[kind]}
+        for kind in kinds:
+            seen[kind] += 1
     without, at = [], []
     for i, s in enumerate(row):
         if i in gone:
@@ -179,6 +181,26 @@ def test_a_later_image_may_take_the_place_of_one_that_did_not_fit():
     assert left.media["image"].tolist() == [1]
 
 
+def test_padding_goes_first():
+    row = [Segment.pad(6), TEXT(2), IMAGE, TEXT(3), Segment.pad(2)]
+    for policy in ("error", "drop_media", "before_media"):
+        left = truncate(row, 12, policy=policy, markers=(1, 1))
+        assert left.row == row[1:4]
+        assert left.tokens.tolist() == list(range(6, 17))
+        assert left.media["image"].tolist() == [0]
+
+
+def test_what_stands_right_behind_media_may_close_them():
+    row = [TEXT(2), IMAGE, TEXT(3)]
+    with pytest.raises(
+        ValueError, match=r"at 8 the image at 2\.\.7 \(segment 1\) would lose the text that closes it\. Allow more"
+    ):
+        truncate(row, 8)
+    assert truncate(row, 9).row == [TEXT(2), IMAGE, TEXT(1)]
+    assert truncate(row, 8, markers=(0, 0)).row == row[:2]
+    assert truncate(row[:2], 8).row == row[:2]
+
+
 def test_a_video_in_frames_goes_whole():
     frame = Segment.frame(h=2, w=2)
     video = [TEXT(5), frame, TEXT(3), frame]
@@ -207,6 +229,7 @@ def test_a_video_with_its_sound_counts_as_both():
         (({"length": 12, "policy": "drop"}), "policy must be 'error', 'drop_media', 'before_media', got 'drop'"),
         (({"length": -1}), "length must be at least 0, got -1"),
         (({"length": 1.5}), "length must be a whole number of tokens, got 1.5"),
+        (({"length": 12, "policy": "drop_media", "markers": (2, 2)}), r"the markers of the image from 9 on and of what is before it \(up to 9\) are the same text tokens"),
         (({"length": 12, "frames": [2]}), r"frames \[2\] are 2 frames in all, but the row has 0"),
     ],
 )  # fmt: skip
@@ -217,7 +240,8 @@ def test_refusals(arguments, message):
 
 def test_frames_have_to_be_told_apart():
     with pytest.raises(ValueError, match=r"the row has 1 frames, and does not say of which videos: pass frames=\[\.\.\.\]"):
-        truncate([Segment.frame(h=1, w=1)], 1)
+        truncate([TEXT(1), Segment.frame(h=1, w=1)], 1)
+    assert truncate([TEXT(1), Segment.frame(h=1, w=1)], 2).media["frame"].tolist() == [0]
 
 
 @given(st.lists(st.integers(0, 3), max_size=5))

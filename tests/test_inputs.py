@@ -21,7 +21,7 @@ from upstream_ids import (
     with_tokens,
 )
 
-from mmrope import Segment, TokenIds, VideoTiming, family, position_ids, segments_from_inputs
+from mmrope import Segment, TokenIds, VideoTiming, family, position_ids, rope_deltas, segments_from_inputs
 
 READABLE = sorted({row.name for row in BY_KEY.values()})
 
@@ -72,11 +72,10 @@ def upstream_case(draw, name):
     return rule, draw(upstream_batches(rule))
 
 
-def delta_lengths(rule, positions):
-    """The tokens [B] that rope_deltas count from: without padding, but with it in transformers 4.57 for all but the Omni models."""
-    if rule.revision == "transformers-4.57" and rule.audio_tokens is None:
-        return np.full(len(positions.mask), positions.mask.shape[1])
-    return positions.mask.sum(axis=1)
+def deltas_of(rule, positions):
+    """rope_deltas [B] by the convention of a revision: padding counts in transformers 4.57, but not for the Omni models."""
+    padded = rule.revision == "transformers-4.57" and rule.audio_tokens is None
+    return rope_deltas(positions, length="padded" if padded else "unpadded")[:, 0]
 
 
 def assert_ids_equal_transformers(rule, batch, seconds_as_list=False):
@@ -92,8 +91,7 @@ def assert_ids_equal_transformers(rule, batch, seconds_as_list=False):
         expected = np.where(positions.mask, expected, rule.pad_value)  # without grids it takes another path, which pads with 1
     np.testing.assert_array_equal(positions.ids, expected)
     if rule.name not in ("neomme", "glm_image"):  # which return no deltas, or zeros
-        largest = np.where(positions.mask, positions.ids, -1).max(axis=(0, 2))
-        np.testing.assert_array_equal(largest + 1 - delta_lengths(rule, positions).astype(deltas.dtype), deltas)
+        np.testing.assert_array_equal(deltas_of(rule, positions), deltas)
 
 
 @pytest.mark.parametrize("name", IN_TRANSFORMERS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reference_format import as_json, segment
-from test_inputs import delta_lengths
+from test_inputs import deltas_of
 
 from mmrope import FAMILIES, family, position_ids
 
@@ -33,8 +33,7 @@ def test_ids_are_the_expected_ones(reference, case, revision):
     if "next" in expected:
         compare(positions.next, expected["next"])
     if "rope_deltas" in expected and rule.name != "glm_image":  # whose deltas are zeros
-        largest = np.where(positions.mask, positions.ids, -1).max(axis=(0, 2))
-        compare(largest + 1 - delta_lengths(rule, positions), expected["rope_deltas"])
+        compare(deltas_of(rule, positions), expected["rope_deltas"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import any_rows, law
+from strategies import any_rows, law, length
 
-from mmrope import pack, position_ids, shard_index
+from mmrope import Row, collate, pack, position_ids, shard_index
 
 SCHEMES = ("contiguous", "zigzag", "zigzag_per_sequence", "ulysses")
 
@@ -38,18 +38,29 @@ def test_zigzag_gives_all_ranks_equal_causal_work(size, parts):
     assert len(work) == 1
 
 
+def pads(row):
+    return sum(s.length for s in row if s.kind == "pad")
+
+
 @law
 def test_ids_of_shards_are_shards_of_ids(rule, data):
-    """Ids are computed on whole sequences; one index serves ids, text positions and tokens."""
-    rows, size = data.draw(st.lists(any_rows(rule), min_size=1, max_size=3)), data.draw(st.integers(1, 3))
+    """Computed on whole sequences and then cut, they are the slices of each sequence that a rank holds; one index serves ids, text
+    positions and tokens."""
+    rows, size = data.draw(st.lists(any_rows(rule, padding=False), min_size=1, max_size=3)), data.draw(st.integers(1, 3))
+    if rule.ordinal == "batch":
+        rows = rows[:1]
     packed = pack(rows, rule, multiple_of=2 * size)
-    tokens = packed.take([np.arange(position_ids(row, rule).mask.size) for row in rows], fill=-1)
-    for scheme in SCHEMES:
-        shards = [shard_index(packed.cu_seqlens_padded, size=size, rank=rank, scheme=scheme) for rank in range(size)]
-        order = np.argsort(np.concatenate(shards))
-        for whole in (packed.ids, packed.text_ids, tokens):
-            together = np.concatenate([whole[..., shard] for shard in shards], axis=-1)[..., order]
-            np.testing.assert_array_equal(together, whole)
+    filled = [collate(row, multiple_of=2 * size)[0] for row in rows]
+    tokens = packed.take([np.arange(row.length) for row in map(Row.of, rows)], fill=-1)
+    for rank in range(size):
+        index = shard_index(packed.cu_seqlens_padded, size=size, rank=rank, scheme="zigzag_per_sequence")
+        part = [row.length // (2 * size) for row in filled]
+        slices = [(row, at * n, at * n + n) for row, n in zip(filled, part, strict=True) for at in (rank, 2 * size - 1 - rank)]
+        ids = [position_ids(row, rule, start=a, stop=b).ids[:, 0] for row, a, b in slices]
+        np.testing.assert_array_equal(packed.ids[:, index], np.concatenate(ids, axis=1))
+        assert packed.text_ids[index].tolist() == [n for _, a, b in slices for n in range(a, b)]
+        real = [[n if n < length(list(row)) - pads(row) else -1 for n in range(a, b)] for row, a, b in slices]
+        assert tokens[index].tolist() == [n for part in real for n in part]
 
 
 CASES = json.loads((ROOT / "tests" / "references" / "shards" / "shards.json").read_text())["cases"]

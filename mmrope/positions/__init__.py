@@ -2,7 +2,7 @@
 
 from mmrope.positions.batches import Packed, collate, keep, pack
 from mmrope.positions.build import Positions, patch_position_ids, position_ids
-from mmrope.positions.checks import check
+from mmrope.positions.checks import WrongPositions, check
 from mmrope.positions.compare import Difference, diff, explain, fingerprint
 from mmrope.positions.edits import Truncated, append, truncate
 from mmrope.positions.families import FAMILIES, family, family_from_config
@@ -26,6 +26,7 @@ __all__ = [
     "TokenIds",
     "Truncated",
     "VideoTiming",
+    "WrongPositions",
     "append",
     "check",
     "collate",

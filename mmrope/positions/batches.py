@@ -69,8 +69,8 @@ class Packed:
     """[B] the id that text after each sequence takes."""
     index: np.ndarray
     """[T] int64, the token that each slot holds, counted through all tokens of the rows; -1 where a sequence is filled up."""
-    given: int
-    """Tokens of the rows, padding included: what `index` counts through."""
+    row_lengths: tuple[int, ...]
+    """[B] tokens of each row, padding included: what `index` counts through."""
     family: Family
 
     @property
@@ -106,10 +106,13 @@ class Packed:
             fill: what fills sequences up.
         """
         parts = [np.asarray(part) for part in values]
-        flat = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-        if len(flat) != self.given:
-            raise ValueError(f"there are {len(flat)} values, but the rows that were packed have {self.given} tokens")
-        taken = flat[self.index] if self.given else np.full((len(self.index), *flat.shape[1:]), fill, dtype=flat.dtype)
+        lengths = [len(part) for part in parts]
+        if lengths != list(self.row_lengths):
+            raise ValueError(
+                f"there are values for rows of {lengths} tokens, but the rows that were packed have {list(self.row_lengths)}"
+            )
+        flat = np.concatenate(parts)
+        taken = flat[self.index] if len(flat) else np.full((len(self.index), *flat.shape[1:]), fill, dtype=flat.dtype)
         taken[~self.mask] = fill
         return taken
 
@@ -151,9 +154,10 @@ def pack(rows: Rows, family: Family | str, *, multiple_of: int = 1, dtype: Any =
         write_row(ids[:, start : start + length], none, p, b, 0, length, ramp)  # without padding there is no mask to write
         ids[:, start + length : end] = family.pad_value
     tokens = joined.lengths
+    row_lengths = tuple(p.lengths if real is batch else (row.length for row in batch))
     index = _index(is_real, tokens, p.lengths, padded)
     following = np.array(p.next, dtype=family.dtype)
-    return Packed(ids, _totals(p.lengths), starts, following, index, int(tokens.sum()), family)
+    return Packed(ids, _totals(p.lengths), starts, following, index, row_lengths, family)
 
 
 def keep(positions: Positions, mask: Any) -> Packed:
@@ -168,8 +172,14 @@ def keep(positions: Positions, mask: Any) -> Packed:
         mask: [B, S] bool, the tokens to keep. Padding goes in any case.
 
     Raises:
-        ValueError: a mask of another shape or kind.
+        ValueError: a mask of another shape or kind, or a slice of the rows: what was kept before it is not known. Prune whole
+            rows, and slice what remains.
     """
+    if positions.start:
+        raise ValueError(
+            f"these positions are a slice from token {positions.start} on, and what was kept before is not known: prune whole "
+            "rows, then slice what remains"
+        )
     wanted = np.asarray(mask)
     if wanted.shape != positions.mask.shape or wanted.dtype != np.bool_:
         raise ValueError(
@@ -180,7 +190,8 @@ def keep(positions: Positions, mask: Any) -> Packed:
     totals = _totals(wanted.sum(axis=1).tolist())
     index = np.flatnonzero(wanted)
     ids = positions.ids.reshape(len(positions.ids), -1).take(index, axis=1)  # [A, T]
-    return Packed(ids, totals, totals, positions.next, index, wanted.size, positions.family)
+    lengths = (wanted.shape[1],) * len(wanted)
+    return Packed(ids, totals, totals, positions.next, index, lengths, positions.family)
 
 
 def _index(is_real: np.ndarray, tokens: np.ndarray, lengths: Sequence[int], padded: Sequence[int]) -> np.ndarray:

@@ -14,7 +14,8 @@ import numpy as np
 from mmrope.positions.batches import Packed
 from mmrope.positions.build import Positions, position_ids
 from mmrope.positions.plan import plan
-from mmrope.positions.segments import Row, Segment
+from mmrope.positions.segments import Row, Segment, token_mask
+from mmrope.positions.shards import running_totals
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ def explain(positions: Positions, *, labels: Sequence[Sequence[str]] | None = No
         positions: what `position_ids` returned.
         labels: for each row what its segments hold, for a last column.
     """
+    if not isinstance(positions, Positions):
+        raise ValueError(f"explain takes what position_ids returned, which knows its segments, got {type(positions).__name__}")
     tables = []
     for b in range(len(positions.rows)):
         items = placed(positions, b)
@@ -136,7 +139,7 @@ def diff(a: Positions | Packed | Any, b: Positions | Packed | Any, *, mask: Any 
     Args:
         a, b: what `position_ids` or `pack` returned, or arrays [A, B, S] or [A, T]. Where one of them says what is padding, it
             does not count unless the other has a token there.
-        mask: [B, S], True or 1 at the tokens that count, for arrays.
+        mask: [B, S], True or 1 at the tokens that count; the others do not.
 
     Raises:
         ValueError: shapes that cannot be compared.
@@ -145,12 +148,12 @@ def diff(a: Positions | Packed | Any, b: Positions | Packed | Any, *, mask: Any 
     if ids_a.shape != ids_b.shape:
         raise ValueError(
             f"a has shape {list(ids_a.shape)} and b {list(ids_b.shape)} (axes, rows, tokens): "
-            "only tables of the same tokens can be compared"
+            "only tables of the same tokens and axes can be compared; a row of text positions in front is not an axis"
         )
-    masks = [m for m in (mask_a, mask_b, None if mask is None else np.atleast_2d(mask).astype(bool)) if m is not None]
-    if any(m.shape != ids_a.shape[1:] for m in masks):
-        raise ValueError(f"masks must be {list(ids_a.shape[1:])} (rows, tokens), got {[list(m.shape) for m in masks]}")
+    masks = [m for m in (mask_a, mask_b) if m is not None]
     real = np.logical_or.reduce(masks) if masks else np.ones(ids_a.shape[1:], dtype=bool)
+    if mask is not None:
+        real = real & token_mask(np.atleast_2d(mask), ids_a.shape[1:], "mask")
     wrong = (ids_a != ids_b) & real  # [A, B, S]
     if not wrong.any():
         return None
@@ -190,19 +193,34 @@ def segment_of(row: Row, token: int) -> int | None:
     return segment if segment < len(row) else None
 
 
-def fingerprint(positions: Positions | Packed) -> list[str]:
+def fingerprint(
+    positions: Positions | Packed | Any, *, mask: Any = None, cu_seqlens: Sequence[int] | np.ndarray | None = None
+) -> list[str]:
     """A hash of the ids of each row: equal if and only if the ids of its real tokens are, whatever its padding, its place in a
     batch or a pack, and its dtype. For trainers and servers to compare what they compute.
+
+    Args:
+        positions: what `position_ids` or `pack` returned; or what another program computed, [A, B, S] or [A, T], without a row
+            of text positions in front.
+        mask: of an array, [B, S], True or 1 at real tokens; all are by default.
+        cu_seqlens: of an array that is packed, where each sequence begins, and the end.
 
     It is the first 16 hexadecimal digits of the SHA-256 of: the number of axes as one byte, then axis by axis the ids of the
     real tokens as little-endian float64; fractional ids are rounded to float32 first.
     """
+    ids, real = _table(positions)
+    cuts = [0, ids.shape[2]]
     if isinstance(positions, Packed):
         cuts = positions.cu_seqlens_padded.tolist()
-        rows = [(positions.ids[:, a:b], positions.mask[a:b]) for a, b in itertools.pairwise(cuts)]
-    else:
-        rows = [(positions.ids[:, b], positions.mask[b]) for b in range(len(positions.mask))]
-    return [_hash(ids[:, real]) for ids, real in rows]
+    elif cu_seqlens is not None:
+        cuts = running_totals(cu_seqlens).tolist()
+    if (ids.shape[1] != 1 and len(cuts) > 2) or cuts[-1] != ids.shape[2]:
+        raise ValueError(f"cu_seqlens end at {cuts[-1]}, but ids {list(ids.shape)} are no pack of so many tokens")
+    if mask is not None:
+        stated = token_mask(np.atleast_2d(mask), ids.shape[1:], "mask")
+        real = stated if real is None else real & stated
+    real = np.ones(ids.shape[1:], dtype=bool) if real is None else real
+    return [_hash(ids[:, b, a:z][:, real[b, a:z]]) for b in range(ids.shape[1]) for a, z in itertools.pairwise(cuts)]
 
 
 def _hash(ids: np.ndarray) -> str:

@@ -33,7 +33,8 @@ class Truncated:
     """[n] int64, the tokens of the old row that are left: `input_ids[tokens]`, `labels[tokens]`, ..."""
     media: dict[str, np.ndarray]
     """For "image", "video", "audio", "canvas" and "custom", as far as the row had any, which of them are left [k] int64:
-    `image_grid_thw[media["image"]]`. A video with its sound is one of the videos and one of the sounds."""
+    `image_grid_thw[media["image"]]`. A video with its sound is one of the videos and one of the sounds. "frame" where nothing
+    had to be cut and it was not stated which frames are a video's."""
 
 
 def truncate(
@@ -47,17 +48,18 @@ def truncate(
     """The row cut to at most `length` tokens. Images, videos and sounds stay whole, or go.
 
     Args:
-        row: a Row, or a list of Segments.
+        row: a Row, or a list of Segments. If it is too long, its padding goes first.
         length: the most tokens that it may keep.
         policy: what to do about media that would be cut or lost. "error" refuses; what is cut then is text alone.
             "drop_media" leaves out those that do not fit, with their markers, lets what follows move up, and cuts text at the
             end. "before_media" cuts the row before the first that does not fit, with its markers.
         markers: text tokens (before, after) that open and close each of the media and go with it: (1, 1) for Qwen-VL's
             <|vision_start|> and <|vision_end|>; or one such pair for each kind: {"image": (1, 1), "video": (7, 1)}, where the
-            first of a video in frames also counts the time stamp before its first frame. Needed as soon as something is left
-            out.
-        frames: of rows with videos in frames, how many frames each video has, in order (`video_grid_thw[:, 0]`): a video
-            goes with all its frames and the time stamps between them.
+            first of a video in frames also counts the time stamp before its first frame. Needed as soon as media are left out,
+            and to cut right behind one.
+        frames: of rows that are too long and have videos in frames, how many frames each video has, in order
+            (`video_grid_thw[:, 0]`): a video goes with all its frames and the time stamps between them. A canvas goes by
+            itself, also if it is the frame of a video.
 
     Raises:
         ValueError: media do not fit and the policy is "error", unstated markers or frames, markers that are not there.
@@ -67,25 +69,29 @@ def truncate(
         raise ValueError(f"policy must be {', '.join(map(repr, get_args(Policy)))}, got {policy!r}")
     if length < 0:
         raise ValueError(f"length must be at least 0, got {length}")
-    items = _items(row, frames)
+    fits = row.length <= length
+    items = _items(row, frames, fits)
     ends = row.lengths.cumsum()
-    tokens = int(ends[-1]) if len(ends) else 0
-    kept = np.ones(tokens, dtype=bool)
+    kept = np.ones(row.length, dtype=bool)
     here = np.ones(len(items), dtype=bool)
-    if tokens > length:
+    if not fits:
+        kept = np.repeat(row.kind != PAD, row.lengths)  # padding goes first
         starts = ends - row.lengths
         spans = [(int(starts[a]), int(ends[b - 1])) for _, a, b in items]
-        around = spans if markers is None else [_around(row, *pair, markers) for pair in zip(items, spans, strict=True)]
-        lost = [n for n, (_, end) in enumerate(around) if end > length]
+        around = spans if markers is None else _with_markers(row, items, spans, markers)
+        place = np.concatenate([[0], kept.cumsum()])  # of each token among the real ones
+        # unless markers are stated, what stands right behind media may close them
+        needed = [int(place[end]) + (markers is None and end < len(kept)) for _, end in around]
+        lost = [n for n, end in enumerate(needed) if end > length]
         if lost and (policy == "error" or markers is None):
-            raise ValueError(_refusal(policy, items[lost[0]], spans[lost[0]], len(lost), tokens, length))
+            raise ValueError(_refusal(policy, items[lost[0]], spans[lost[0]], len(lost), place, length))
         if lost and policy == "before_media":
             kept[around[lost[0]][0] :] = False
             here[lost[0] :] = False
         moved = 0
         for n in lost if policy == "drop_media" else ():
             start, end = around[n]
-            if end - moved > length:
+            if needed[n] - moved > length:
                 moved += int(kept[start:end].sum())
                 kept[start:end], here[n] = False, False
         kept &= kept.cumsum() <= length
@@ -96,8 +102,8 @@ def truncate(
     return Truncated(_remaining(row, kept, gone), np.flatnonzero(kept), media)
 
 
-def _items(row: Row, frames: Sequence[int] | None) -> list[tuple[str, int, int]]:
-    """(kind, first segment, behind the last) of each of the media; a video in frames is one."""
+def _items(row: Row, frames: Sequence[int] | None, fits: bool) -> list[tuple[str, int, int]]:
+    """(kind, first segment, behind the last) of each of the media; a video in frames is one, where it is known which."""
     items, at = [], 0
     single = np.flatnonzero((row.kind != PAD) & (row.kind != TEXT) & (row.kind != FRAME)).tolist()
     for i in single:
@@ -111,11 +117,27 @@ def _items(row: Row, frames: Sequence[int] | None) -> list[tuple[str, int, int]]
         for count in counts:
             items.append(("video", places[at], places[at + count - 1] + 1))
             at += count
+    elif fits:
+        items += [("frame", i, i + 1) for i in places]
     elif places:
         raise ValueError(
             f"the row has {len(places)} frames, and does not say of which videos: pass frames=[...], how many each video has"
         )
     return sorted(items, key=lambda item: item[1])
+
+
+def _with_markers(
+    row: Row, items: list[tuple[str, int, int]], spans: list[tuple[int, int]], markers: Markers
+) -> list[tuple[int, int]]:
+    """The tokens of the media with their markers."""
+    around = [_around(row, item, span, markers) for item, span in zip(items, spans, strict=True)]
+    for (_, end), (start, _), (name, _, _) in zip(around, around[1:], items[1:], strict=False):
+        if start < end:
+            raise ValueError(
+                f"the markers of the {name.partition('+')[0]} from {start} on and of what is before it (up to {end - 1}) are "
+                "the same text tokens; state markers that belong to one of the media alone"
+            )
+    return around
 
 
 def _around(row: Row, item: tuple[str, int, int], span: tuple[int, int], markers: Markers) -> tuple[int, int]:
@@ -135,8 +157,11 @@ def _around(row: Row, item: tuple[str, int, int], span: tuple[int, int], markers
     return span[0] - before, span[1] + after
 
 
-def _refusal(policy: Policy, item: tuple[str, int, int], span: tuple[int, int], count: int, tokens: int, length: int) -> str:
-    where = "would be cut" if span[0] < length < span[1] else "would be lost"
+def _refusal(
+    policy: Policy, item: tuple[str, int, int], span: tuple[int, int], count: int, place: np.ndarray, length: int
+) -> str:
+    start, end = (int(place[token]) for token in span)
+    where = "would be lost" if start >= length else "would be cut" if length < end else "would lose the text that closes it"
     others = f", and {count - 1} more" if count > 1 else ""
     instead = 'Allow more tokens, make the media smaller, or choose policy="drop_media" or "before_media"'
     if policy != "error":
@@ -145,7 +170,7 @@ def _refusal(policy: Policy, item: tuple[str, int, int], span: tuple[int, int], 
             "each of the media, (0, 0) for none"
         )
     return (
-        f"the row has {tokens} tokens; at {length} the {item[0].replace('+', ' with its ')} at {span[0]}..{span[1] - 1} "
+        f"the row has {place[-1]} tokens; at {length} the {item[0].replace('+', ' with its ')} at {span[0]}..{span[1] - 1} "
         f"(segment {item[1]}) {where}{others}. {instead}"
     )
 

@@ -26,7 +26,7 @@ from mmrope.positions.timing import VideoTiming
 _GRIDS = {T_IMAGE: "image_grid_thw", T_VIDEO: "video_grid_thw"}
 _SECONDS = ("second_per_grid_ts", "video_second_per_grid")
 _SOUNDS = ("audio_seqlens", "audio_feature_lengths", "feature_attention_mask")
-_KEYS = (
+INPUTS = (  # what is read of a processor's output
     *("input_ids", "attention_mask", "mm_token_type_ids", "images_per_sample"),
     *(*_GRIDS.values(), *_SECONDS, *_SOUNDS, *SIZES.values()),
 )
@@ -68,7 +68,7 @@ def segments_from_inputs(
     family = find_family(family)
     if not isinstance(inputs, Mapping):
         raise ValueError(f"inputs must be a processor's output (a dict), got {type(inputs).__name__}")
-    host = on_host({key: inputs[key] for key in _KEYS if inputs.get(key) is not None}, sync)
+    host = on_host({key: inputs[key] for key in INPUTS if inputs.get(key) is not None}, sync)
     types, mask = _token_types(host, inputs, family)
     if prompt_lengths is not None:
         types = _prompts_only(types, prompt_lengths)

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mmrope.positions.batches import Packed
-from mmrope.positions.build import Positions, real_tokens
+from mmrope.positions.build import Positions, position_ids, real_tokens
+from mmrope.positions.segments import token_mask
 
 Layout = Literal["axes_first", "batch_first", "text_row_first", "batch_text_row", "packed"]
 _SHAPES = {
@@ -55,17 +56,19 @@ def convert_ids(
     for name, layout in (("source", source), ("target", target)):
         if layout not in get_args(Layout):
             raise ValueError(f"{name} must be {', '.join(map(repr, get_args(Layout)))}, got {layout!r}")
-    ids, mask = np.asarray(ids), None if mask is None else np.asarray(mask)
+    ids = np.asarray(ids)
+    if mask is not None:
+        mask = token_mask(mask, np.shape(mask) if source == "packed" else _tokens(ids, source), "mask")
     table, text = _from(ids, source, axes, mask)  # [A, B, S], [B, S]
-    if mask is not None and mask.shape != table.shape[1:]:
-        raise ValueError(f"mask has shape {list(mask.shape)}, but {source!r} ids {list(ids.shape)} are {_rows(table)}")
+    if text_ids is not None and target not in ("text_row_first", "batch_text_row"):
+        raise ValueError(f"{target!r} has no row of text positions: leave text_ids out")
     if target in ("text_row_first", "batch_text_row"):
         text = _text_row(text, mask, text_ids, table, source, target)
         table = np.concatenate([text[None].astype(table.dtype), table])  # [1 + A, B, S]
     if target == "packed":
         if mask is None and table.shape[1] != 1:
             raise ValueError(f"{_rows(table)} do not make a pack by themselves: pass mask [B, S], which says what is padding")
-        return table[:, 0] if mask is None else table[:, mask.astype(bool)]  # [A, T]
+        return table[:, 0] if mask is None else table[:, mask]  # [A, T]
     return table.swapaxes(0, 1) if target.startswith("batch") else table
 
 
@@ -80,10 +83,10 @@ def _from(ids: np.ndarray, source: Layout, axes: int, mask: np.ndarray | None) -
     if source == "packed":
         if mask is None:
             return ids[:, None], None  # [A, 1, T]
-        if mask.ndim != 2 or mask.astype(bool).sum() != ids.shape[1]:
-            raise ValueError(f"mask {list(mask.shape)} has {mask.astype(bool).sum()} real tokens, the pack {ids.shape[1]}")
+        if mask.ndim != 2 or mask.sum() != ids.shape[1]:
+            raise ValueError(f"mask {list(mask.shape)} has {mask.sum()} real tokens, the pack {ids.shape[1]}")
         table = np.zeros((axes, *mask.shape), dtype=ids.dtype)
-        table[:, mask.astype(bool)] = ids
+        table[:, mask] = ids
         return table, None
     table = ids.swapaxes(0, 1) if dim else ids
     return (table[1:], table[0]) if rows > axes else (table, None)
@@ -103,7 +106,12 @@ def _text_row(
         return text
     if mask is None:
         raise ValueError(f"{target!r} needs the text positions, which {source!r} has not: pass mask [B, S], or text_ids")
-    return np.where(mask.astype(bool), mask.astype(bool).cumsum(axis=1) - 1, 0)
+    return np.where(mask, mask.cumsum(axis=1) - 1, 0)
+
+
+def _tokens(ids: np.ndarray, source: Layout) -> tuple[int, ...]:
+    """(B, S) of ids [A, B, S] or [B, A, S]."""
+    return ids.shape[:1] + ids.shape[2:] if source.startswith("batch") else ids.shape[1:]
 
 
 def _rows(table: np.ndarray) -> str:
@@ -111,14 +119,24 @@ def _rows(table: np.ndarray) -> str:
 
 
 def rope_deltas(positions: Positions, *, length: Literal["padded", "unpadded"]) -> np.ndarray:
-    """[B, 1], what transformers calls `rope_deltas`: the next id, less the length of the row. A decoding step adds it to the
-    number of tokens before. Versions differ in what they count, and a delta of the one is wrong in the other:
+    """[B, 1], what transformers calls `rope_deltas`: the largest id and one, less the length of the row. Frameworks keep it to
+    decode by (delta + tokens before); versions differ in what they count, and a delta of the one is wrong in the other:
 
-    "padded" counts padding (transformers 4; the step adds `cache_position`), "unpadded" real tokens (transformers 5).
-    They are the same without padding, and of a slice what they are of the whole. Where text does not go on after the largest id
-    (`advance` other than "max"), transformers' own delta is another number, which its `generate` does not use.
+    "padded" counts padding (transformers 4.57, all but the Omni models), "unpadded" real tokens (transformers 5; the Omni
+    models in both). Without padding they are the same; of a slice they are what they are of the whole. (GLM-Image returns
+    zeros.)
+
+    By the reference rules text goes on after the largest id, so that the delta leads to `next`. By rules that do not (those of
+    transformers 5.23 after long videos), it does not: decode by `next`.
     """
     if length not in ("padded", "unpadded"):
         raise ValueError(f"length must be 'padded' (transformers 4) or 'unpadded' (transformers 5), got {length!r}")
-    counts = [row.length if length == "padded" else real_tokens(row) for row in positions.rows]
-    return (positions.next - np.array(counts, dtype=positions.next.dtype))[:, None]
+    if not isinstance(positions, Positions):
+        raise ValueError(f"rope_deltas takes what position_ids returned, got {type(positions).__name__}")
+    rows = positions.rows
+    whole = (
+        positions if positions.start == 0 and positions.ids.shape[2] == rows[0].length else position_ids(rows, positions.family)
+    )
+    largest = np.where(whole.mask, whole.ids, -1).max(axis=(0, 2), initial=-1)  # [B]
+    counts = [row.length if length == "padded" else real_tokens(row) for row in rows]
+    return (largest + 1 - np.array(counts, dtype=largest.dtype))[:, None]

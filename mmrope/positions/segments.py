@@ -236,6 +236,19 @@ def whole(value: Any, what: str) -> int:
         raise ValueError(f"{what} must be a whole number of tokens, got {value!r}") from None
 
 
+def token_mask(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """A mask of tokens as bool; True or 1 at those that count."""
+    mask = np.asarray(value)
+    if mask.shape != shape:
+        raise ValueError(f"{what} must be {list(shape)} (rows, tokens), got {list(mask.shape)}")
+    if mask.dtype.kind not in "bui" or ((mask != 0) & (mask != 1)).any():
+        raise ValueError(
+            f"{what} must be True or 1 at the tokens that count and False or 0 at the others; additive masks (0, -inf) and "
+            f"sequence numbers (1, 1, 2, 2) say something else; got {mask.dtype}"
+        )
+    return mask.astype(bool)
+
+
 def whole_grids(value: Any, what: str) -> np.ndarray:
     """Grids (t, h, w) as [n, 3] int64; n may be 0."""
     grids = np.asarray(value)

@@ -41,7 +41,7 @@ def shard_index(cu_seqlens: int | Sequence[int] | np.ndarray, *, size: int, rank
     size, rank = whole(size, "size"), whole(rank, "rank")
     if not 0 <= rank < size:
         raise ValueError(f"rank must be from 0 to size - 1, got rank {rank} of size {size}")
-    totals = _totals(cu_seqlens)
+    totals = running_totals(cu_seqlens)
     if scheme in ("contiguous", "ulysses"):
         part = _part(int(totals[-1]), size, "the tokens", scheme)
         return np.arange(rank * part, (rank + 1) * part)
@@ -57,7 +57,8 @@ def shard_index(cu_seqlens: int | Sequence[int] | np.ndarray, *, size: int, rank
     return np.concatenate(pieces) if pieces else np.arange(0)
 
 
-def _totals(cu_seqlens: Any) -> np.ndarray:
+def running_totals(cu_seqlens: Any) -> np.ndarray:
+    """[B + 1] int64, where sequences begin, and the end; of a number, of one sequence of so many tokens."""
     totals = np.asarray(cu_seqlens)
     if totals.dtype.kind not in "iu" or totals.ndim > 1 or not totals.size:
         raise ValueError(
