@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mmrope.encodings.scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, NTKByParts, Proportional, YaRN
 from mmrope.encodings.spec import RotarySpec
 from mmrope.positions import (
     FAMILIES,
@@ -69,15 +70,22 @@ _ON_FIRST_USE = {
 
 __all__ = [
     "FAMILIES",
+    "NTK",
+    "PI",
     "VLM",
     "Difference",
+    "DynamicNTK",
     "Family",
     "Limits",
+    "Llama3",
+    "LongRoPE",
     "MediaError",
+    "NTKByParts",
     "Packed",
     "PatchConfig",
     "Positions",
     "Processor",
+    "Proportional",
     "RotaryEmbedding",
     "RotarySpec",
     "Row",
@@ -88,6 +96,7 @@ __all__ = [
     "VLMConfig",
     "VideoTiming",
     "WrongPositions",
+    "YaRN",
     "append",
     "apply_rotary",
     "check",

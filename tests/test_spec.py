@@ -12,7 +12,8 @@ from transformers import CONFIG_MAPPING
 from upstream_ids import IN_TRANSFORMERS
 
 from mmrope import FAMILIES, RotarySpec
-from mmrope.encodings.spec import axis_of_pairs, frequencies
+from mmrope.encodings.scaling import NTK, frequencies
+from mmrope.encodings.spec import axis_of_pairs
 
 # --- frequencies ------------------------------------------------------------------------------------------------------
 
@@ -157,10 +158,8 @@ def test_a_config_gives_the_rotation_of_the_models_own_module(name):
 
 
 @pytest.mark.parametrize("name", PER_LAYER)
-def test_parameters_for_each_type_of_layer_are_refused(name):
-    with pytest.raises(
-        ValueError, match=r"the config has no rope_theta|unknown keys \['full_attention', 'sliding_attention'\]"
-    ):
+def test_parameters_for_each_type_of_layer_need_the_type(name):
+    with pytest.raises(ValueError, match=r"the config has no rope_theta|its layers differ, .*: say which by layer_type"):
         RotarySpec.from_config(CONFIG_MAPPING[name]())
 
 
@@ -171,9 +170,12 @@ def test_hunyuan_turns_by_pairs_and_what_transformers_does_is_refused():
     with pytest.raises(ValueError, match=r"'by_channel' gives the two channels of a pair to different axes"):
         RotarySpec.from_config(config, revision="transformers-5.23")
     released = {**config.to_dict()}
-    released["text_config"] = {**TEXT, "rope_scaling": {"type": "xdrope", "alpha": 1000.0, "xdrope_section": [16] * 4}}
-    with pytest.raises(ValueError, match=r"rope parameters have type xdrope .* Nothing was ignored"):
-        RotarySpec.from_config(released)
+    scaled = {"type": "xdrope", "alpha": 1000.0, "factor": 1.0, "xdrope_section": [16] * 4}
+    released["text_config"] = {**TEXT, "head_dim": 128, "rope_theta": 1e4, "rope_scaling": scaled}
+    spec = RotarySpec.from_config(released)
+    assert spec.axis_letters == "p" * 16 + "w" * 16 + "h" * 16 + "i" * 16
+    assert spec.scaling == NTK(1000.0)
+    np.testing.assert_array_equal(spec.inv_freq, frequencies(128, 1e4 * 1000 ** (128 / 126)))
 
 
 def test_released_configs_of_both_forms():
@@ -207,8 +209,8 @@ def config_with(**rope):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RotarySpec.from_config(config_with(rope_type="yarn", factor=4.0)), r"rope parameters have type yarn .* Nothing was ignored"),
-        (lambda: RotarySpec.from_config(config_with(rope_thta=1.0)), r"unknown keys \['rope_thta'\]"),
+        (lambda: RotarySpec.from_config(config_with(rope_type="yarn", factor=4.0)), r"rope type 'yarn' needs original_max_position_embeddings, which the config does not state"),
+        (lambda: RotarySpec.from_config(config_with(rope_thta=1.0)), r"rope parameters have keys \['rope_thta'\] that type 'default' does not read, .* Nothing was ignored"),
         (lambda: RotarySpec.from_config(config_with(rope_theta=None)), r"the config has no rope_theta"),
         (lambda: RotarySpec.from_config(config_with(mrope_section=None)), r"no mrope_section; released checkpoints have \[24, 20, 20\]"),
         (lambda: RotarySpec.from_config(config_with(mrope_section=[4, 2, 1])), r"sections \(4, 2, 1\) make 7 pairs, but 16 rotated channels are 8"),

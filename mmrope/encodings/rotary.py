@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmrope.encodings.scaling import DynamicNTK, LongRoPE
 from mmrope.encodings.spec import RotarySpec
 from mmrope.positions.rules import Pairing
 
@@ -26,13 +27,17 @@ class RotaryEmbedding(nn.Module):
     Args:
         spec: the frequencies and axes.
         angles: "exact" reduces position * inv_freq by whole turns in 64-bit integers, so that cos and sin are right to
-            1e-6 at every integer position below 2^31 (fractional positions: float64). "hf" is the plain float32 product
-            of Hugging Face models, which is off by 2e-3 at position 1e5 and by 3e-2 at 1e6.
+            1e-6 at every integer position below 2^31 (fractional positions, and scalings that depend on the length: float64).
+            "hf" is the plain float32 product of Hugging Face models, with their frequencies to the last bit, on the CPU; it is
+            off by 2e-3 at position 1e5 and by 3e-2 at 1e6.
     """
 
-    axis: Tensor  # [P] int64
+    axis: Tensor  # [P] int64, or [K, P]
     inv_freq: Tensor  # [P] float32
     turns: Tensor  # [P] int64, inv_freq / 2 pi in units of 2^-64 turns
+    longer: Tensor
+    """Of scalings that depend on the length. LongRoPE: [P], the frequencies of longer sequences. DynamicNTK: [2, P] float64,
+    ln(theta) and dim / (dim - 2), times the exponent of each pair."""
 
     def __init__(self, spec: RotarySpec, *, angles: Angles = "exact") -> None:
         super().__init__()
@@ -44,7 +49,20 @@ class RotaryEmbedding(nn.Module):
             self.register_buffer(name, torch.tensor(array), persistent=False)
 
     def _constants(self) -> dict[str, np.ndarray]:
-        return {"axis": self.spec.axis, "inv_freq": self.spec.inv_freq, "turns": _turns(self.spec.inv_freq)}
+        spec = self.spec
+        inv_freq = spec.inv_freq
+        if self.angles == "hf" and spec.spectra is not None:
+            length = spec.scaling.original_max_position if isinstance(spec.scaling, (DynamicNTK, LongRoPE)) else None
+            inv_freq = spec.spectra.frequencies(spec.scaling, length=length, powers=_torch_powers)
+        made = {"axis": spec.axis, "inv_freq": inv_freq, "turns": _turns(inv_freq)}
+        if isinstance(spec.scaling, LongRoPE):
+            made["longer"] = spec.at_length(spec.scaling.original_max_position + 1)
+        elif isinstance(spec.scaling, DynamicNTK):
+            assert spec.spectra is not None
+            theta, dim = np.array(spec.spectra.of, dtype=np.float64)[spec.spectra.which].T
+            exponent = 2 * spec.spectra.index / dim
+            made["longer"] = np.stack([np.log(theta), dim / (dim - 2)]) * exponent
+        return made
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryEmbedding:
         # casts and moves (.to, .bfloat16, .to_empty) come through here: keep the device they chose, not the values
@@ -54,29 +72,61 @@ class RotaryEmbedding(nn.Module):
             setattr(self, name, torch.tensor(array, device=device))
         return self
 
-    def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, position_ids: Tensor, *, length: int | Tensor | None = None, fold: bool = True) -> tuple[Tensor, Tensor]:
         """cos and sin of every pair's angle.
 
         Args:
             position_ids: [A, B, S] or packed [A, T], one row per axis of the spec, integers or floats.
+            length: of scalings that depend on it (`spec.needs_length`), the length of the sequence, a number or a tensor of no
+                dimensions. It is never read from the ids, which would wait for the device; keys of a cache must be of the same.
+            fold: multiply by `spec.attention_factor`.
 
         Returns:
-            cos, sin: [B, S, P] or [T, P] float32.
+            cos, sin: [B, S, P] or [T, P] float32; [B, S, K, P] or [T, K, P] of a spec whose KV heads differ.
         """
         self._check(position_ids)
-        ids = position_ids.index_select(0, self.axis).movedim(0, -1)  # [B, S, P]
+        inv_freq = self._frequencies(length)
+        ids = position_ids.index_select(0, self.axis.flatten()).movedim(0, -1)  # [B, S, P]
+        if self.axis.ndim == 2:
+            ids = ids.unflatten(-1, self.axis.shape)  # [B, S, K, P]
         if self.angles == "hf":
-            angle = ids.to(torch.float32) * self.inv_freq
-        elif ids.dtype.is_floating_point:
-            angle = ids.to(torch.float64) * self.inv_freq.to(torch.float64)
+            angle = ids.to(torch.float32) * inv_freq
+        elif ids.dtype.is_floating_point or self.spec.needs_length:
+            angle = ids.to(torch.float64) * inv_freq.to(torch.float64)
         else:
             # whole turns fall off the top of the int64 product; its upper half is the angle, -pi .. pi in 2^32 steps
             angle = ((ids.to(torch.int64) * self.turns) >> 32).to(torch.float32) * (2 * np.pi / 2**32)
-        return angle.cos().to(torch.float32), angle.sin().to(torch.float32)
+        cos, sin = angle.cos().to(torch.float32), angle.sin().to(torch.float32)
+        factor = self.spec.attention_factor if fold else 1.0
+        return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
-    def rotate(self, q: Tensor, k: Tensor, position_ids: Tensor, *, heads: int = -3) -> tuple[Tensor, Tensor]:
+    def _frequencies(self, length: int | Tensor | None) -> Tensor:
+        """[P] float32, of sequences of this length."""
+        scaling = self.spec.scaling
+        if not self.spec.needs_length:
+            if length is not None:
+                raise ValueError(
+                    f"{scaling or 'an unscaled embedding'} does not depend on the length: leave length={length} out"
+                )
+            return self.inv_freq
+        if length is None:
+            raise ValueError(f"{scaling} depends on the length of the sequence: pass length=, which is never read from the ids")
+        if isinstance(scaling, LongRoPE):
+            stated = torch.as_tensor(length, device=self.inv_freq.device)
+            return torch.where(stated > scaling.original_max_position, self.longer, self.inv_freq)
+        assert isinstance(scaling, DynamicNTK)
+        stated = torch.as_tensor(length, device=self.inv_freq.device, dtype=torch.float64)
+        ratio = stated.clamp(min=scaling.original_max_position) / scaling.original_max_position
+        log_theta, growth = self.longer
+        bracket = scaling.factor * ratio - (scaling.factor - 1)
+        grown = (-(log_theta + growth * bracket.log())).exp().to(torch.float32)
+        return torch.where(stated > scaling.original_max_position, grown, self.inv_freq)
+
+    def rotate(
+        self, q: Tensor, k: Tensor, position_ids: Tensor, *, length: int | Tensor | None = None, heads: int = -3
+    ) -> tuple[Tensor, Tensor]:
         """q and k turned to their positions: `apply_rotary` with cos and sin of `position_ids`."""
-        cos, sin = self(position_ids)
+        cos, sin = self(position_ids, length=length)
         return apply_rotary(q, k, cos, sin, pairing=self.spec.pairing, heads=heads)
 
     def _check(self, position_ids: Tensor) -> None:
@@ -110,7 +160,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, pairing: Pairing = "half", he
 
     Args:
         x: [B, N, S, D], or [B, S, N, D] and packed [T, N, D] with heads=-2.
-        cos, sin: [B, S, P] or [T, P], as RotaryEmbedding returns them.
+        cos, sin: [B, S, P] or [T, P], as RotaryEmbedding returns them; with heads [B, S, K, P] or [T, K, P], where K divides N:
+            each is for N / K heads in turn.
         pairing: which channels form a pair: "half" p and p + P, "adjacent" 2 p and 2 p + 1.
         heads: the dimension of x that holds the heads, -3 or -2.
     """
@@ -119,8 +170,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, pairing: Pairing = "half", he
     pairs = cos.shape[-1]
     _check_shapes(x, cos, sin, heads)
     working = torch.float64 if x.dtype == torch.float64 else torch.float32
-    cos = cos.unsqueeze(heads).to(working)  # [B, 1, S, P]
-    sin = sin.unsqueeze(heads).to(working)  # [B, 1, S, P]
+    cos, sin = (_by_head(table, x, heads).to(working) for table in (cos, sin))  # [B, 1, S, P], or N in place of 1
     turned, rest = x[..., : 2 * pairs].to(working), x[..., 2 * pairs :]
     if pairing == "half":
         a, b = turned[..., :pairs], turned[..., pairs:]  # [x0 x1 x2 x3] -> a [x0 x1], b [x2 x3]
@@ -132,9 +182,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, pairing: Pairing = "half", he
     return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)
 
 
+def _by_head(table: Tensor, x: Tensor, heads: int) -> Tensor:
+    """cos or sin in x's order of dimensions."""
+    if table.ndim < x.ndim:
+        return table.unsqueeze(heads)  # [B, 1, S, P]
+    return table.movedim(-2, heads).repeat_interleave(x.shape[heads] // table.shape[-2], dim=heads)  # [B, N, S, P]
+
+
 def _check_shapes(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
     if heads not in (-3, -2):
         raise ValueError(f"heads must be -3 ([B, N, S, D]) or -2 ([B, S, N, D], [T, N, D]), got {heads}")
+    if cos.ndim == x.ndim and cos.shape == sin.shape:
+        if x.shape[heads] % cos.shape[-2]:
+            raise ValueError(f"cos and sin are for {cos.shape[-2]} KV heads, but x {list(x.shape)} has {x.shape[heads]} heads")
+        cos = sin = cos.select(-2, 0)
     if cos.shape != sin.shape or cos.ndim != x.ndim - 1 or 2 * cos.shape[-1] > x.shape[-1]:
         raise ValueError(
             f"cos and sin must be [B, S, P] (or [T, P]) with 2 P <= {x.shape[-1]} for x {list(x.shape)}, "
@@ -146,6 +207,11 @@ def _check_shapes(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
             f"cos and sin are for {list(cos.shape[:-1])} tokens, but x {list(x.shape)} with heads={heads} has {places}; "
             "heads=-3 is [B, N, S, D], heads=-2 is [B, S, N, D] or [T, N, D]"
         )
+
+
+def _torch_powers(dim: int, theta: float, over: int | None = None) -> np.ndarray:
+    """theta^(2i / over), as transformers computes it on the CPU."""
+    return (theta ** (torch.arange(0, dim, 2, dtype=torch.int64).to(torch.float32) / (over or dim or 1))).numpy()
 
 
 _PI = Fraction("3.14159265358979323846264338327950288419716939937510582097494459")

@@ -7,15 +7,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.positions.families import config_dict, family_from_config
+from mmrope.encodings.scaling import DynamicNTK, LongRoPE, Powers, Scaling, powers
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family, Layout, Pairing
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """What the frequencies of a spec were made of: spectra theta^(-2i / dim), dealt out to pairs. Scalings start from these."""
+
+    of: tuple[tuple[float, int], ...]
+    """(theta, dim) of each."""
+    which: np.ndarray
+    """[P] the spectrum of each pair, -1 of pairs that stand still."""
+    index: np.ndarray
+    """[P] i, the place of each pair in its spectrum."""
+
+    @classmethod
+    def one(cls, dim: int, theta: float) -> Spectra:
+        """A single one, in its order."""
+        return cls(((theta, dim),), np.zeros(dim // 2, dtype=np.int64), np.arange(dim // 2))
+
+    def frequencies(self, scaling: Scaling | None, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
+        """[P] float32."""
+        inv_freq = np.zeros(len(self.which), dtype=np.float32)
+        for n, (theta, dim) in enumerate(self.of):
+            if scaling is None:
+                spectrum = np.float32(1) / powers(dim, theta)
+            else:
+                spectrum = scaling.frequencies(dim, theta, length=length, powers=powers)
+            mine = self.which == n
+            inv_freq[mine] = spectrum[self.index[mine]]
+        return inv_freq
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +58,16 @@ class RotarySpec:
     inv_freq: np.ndarray
     """[P] float32, radians per position id."""
     axis: np.ndarray
-    """[P] int64, the axis that turns each pair, as an index into `axes`. Given as letters of `axes` or as indices."""
+    """[P] int64, the axis that turns each pair, as an index into `axes`; or [K, P], for each KV head its own. Given as letters
+    of `axes` or as indices."""
     axes: str
     """The axes of the position ids, in their order: "t", "hw", "thw"."""
     pairing: Pairing = "half"
     """"half": channels p and p + P form a pair (NeoX, Hugging Face). "adjacent": 2 p and 2 p + 1 (GPT-J, RoFormer)."""
+    scaling: Scaling | None = None
+    """What `inv_freq` is scaled by."""
+    spectra: Spectra | None = None
+    """What `inv_freq` was made of; None of a spec that was made by hand."""
 
     def __post_init__(self) -> None:
         if not self.axes or len(set(self.axes)) != len(self.axes):
@@ -44,8 +78,10 @@ class RotarySpec:
         if inv_freq.ndim != 1 or not np.isfinite(inv_freq).all():
             raise ValueError(f"inv_freq must be one finite number per pair, [P], got shape {inv_freq.shape}")
         axis = _axis_indices(self.axis, self.axes)
-        if axis.shape != inv_freq.shape:
-            raise ValueError(f"axis has {len(axis)} entries for {len(inv_freq)} pairs of inv_freq: one each is needed")
+        if axis.ndim not in (1, 2) or axis.shape[-1:] != inv_freq.shape:
+            raise ValueError(
+                f"axis has {axis.shape[-1]} entries for {len(inv_freq)} pairs of inv_freq: one each is needed, [P] or [K, P]"
+            )
         if 2 * len(inv_freq) > self.head_dim:
             raise ValueError(
                 f"{len(inv_freq)} pairs rotate {2 * len(inv_freq)} channels, but head_dim is {self.head_dim}; "
@@ -60,8 +96,13 @@ class RotarySpec:
     @classmethod
     def rope(cls, head_dim: int, *, theta: float = 1e4, rotary_dim: int | None = None, pairing: Pairing = "half") -> RotarySpec:
         """1D RoPE (RoFormer, arXiv 2104.09864): the first `rotary_dim` channels, all of them by default."""
-        inv_freq = frequencies(_rotary_dim(head_dim, rotary_dim), theta)
-        return cls(head_dim, inv_freq, np.zeros(len(inv_freq), dtype=np.int64), "t", pairing)
+        spectra = Spectra.one(_rotary_dim(head_dim, rotary_dim), theta)
+        return cls._of(head_dim, spectra, np.zeros(len(spectra.which), dtype=np.int64), "t", pairing)
+
+    @classmethod
+    def nope(cls, head_dim: int, *, axes: str = "t") -> RotarySpec:
+        """No position encoding at all, as a value: nothing is rotated."""
+        return cls(head_dim, np.zeros(0), np.zeros(0, dtype=np.int64), axes)
 
     @classmethod
     def axial(
@@ -69,7 +110,7 @@ class RotarySpec:
         head_dim: int,
         *,
         axes: str = "hw",
-        theta: float = 1e4,
+        theta: float | Sequence[float] = 1e4,
         dims: Sequence[int] | None = None,
         spectrum: Literal["per_axis", "shared"] = "per_axis",
         pairing: Pairing = "half",
@@ -77,6 +118,7 @@ class RotarySpec:
         """2D or 3D RoPE for grids: each axis turns its own block of pairs, in the order of `axes`.
 
         Args:
+            theta: the base; with "per_axis" also one for each axis.
             dims: channels of each axis (even; the rest of head_dim passes through); by default equal shares of head_dim.
             spectrum: "per_axis", each axis has the full spectrum theta^(-2i / dims[a]) (Qwen2-VL's vision tower);
                 "shared", one spectrum over all rotated channels is dealt to the axes in turn (Pixtral).
@@ -90,18 +132,25 @@ class RotarySpec:
             dims = [head_dim // len(axes)] * len(axes)
         if len(dims) != len(axes) or any(d < 0 or d % 2 for d in dims):
             raise ValueError(f"dims must be an even number of channels for each of the axes {axes!r}, got {list(dims)}")
+        axis = np.repeat(np.arange(len(axes)), [d // 2 for d in dims])
+        thetas = [theta] * len(axes) if isinstance(theta, (int, float)) else list(theta)
+        if len(thetas) != len(axes) or (spectrum == "shared" and len(set(thetas)) > 1):
+            raise ValueError(
+                f"theta must be one number, or with spectrum='per_axis' one for each of the axes {axes!r}, got {theta}"
+            )
         if spectrum == "per_axis":
-            inv_freq = np.concatenate([frequencies(d, theta) for d in dims])
+            index = np.concatenate([np.arange(d // 2) for d in dims])
+            spectra = Spectra(tuple(zip(thetas, dims, strict=True)), axis, index)
         elif spectrum == "shared":
             if len(set(dims)) > 1:
                 raise ValueError(
                     f"spectrum='shared' deals one spectrum out in turn, so all dims must be equal, got {list(dims)}"
                 )
-            inv_freq = frequencies(sum(dims), theta).reshape(-1, len(axes)).T.reshape(-1)  # [P], axis by axis
+            index = np.arange(sum(dims) // 2).reshape(-1, len(axes)).T.reshape(-1)  # [P], axis by axis
+            spectra = Spectra(((thetas[0], sum(dims)),), np.zeros_like(index), index)
         else:
             raise ValueError(f"spectrum must be 'per_axis' or 'shared', got {spectrum!r}")
-        axis = np.repeat(np.arange(len(axes)), [d // 2 for d in dims])
-        return cls(head_dim, inv_freq, axis, axes, pairing)
+        return cls._of(head_dim, spectra, axis, axes, pairing)
 
     @classmethod
     def mrope(
@@ -112,6 +161,7 @@ class RotarySpec:
         sections: Sequence[int] | None = None,
         layout: Layout = "contiguous",
         axis: str | None = None,
+        kv_heads: Sequence[int] | None = None,
         axes: str = "thw",
         rotary_dim: int | None = None,
         pairing: Pairing = "half",
@@ -125,18 +175,31 @@ class RotarySpec:
                 t h w t h w ... with the rest of t at the end (Qwen3-VL), or "alternating" h w h w ... with all of t at the
                 end (Ernie, VideoRoPE).
             axis: instead of sections, the letter of each pair's axis: "t" * 16 + "h" * 24 + "w" * 24.
+            kv_heads: instead of sections, KV heads per axis, each of which has the whole spectrum (MHRoPE, arXiv 2510.23095).
             rotary_dim: rotated channels, head_dim by default.
         """
-        inv_freq = frequencies(_rotary_dim(head_dim, rotary_dim), theta)
-        if (sections is None) == (axis is None):
-            raise ValueError("say either sections (pairs per axis) with a layout, or axis (one letter per pair)")
+        spectra = Spectra.one(_rotary_dim(head_dim, rotary_dim), theta)
+        pairs = len(spectra.which)
+        if sum(given is not None for given in (sections, axis, kv_heads)) != 1:
+            raise ValueError(
+                "say either sections (pairs per axis) with a layout, or axis (one letter per pair), or kv_heads (per axis)"
+            )
+        if kv_heads is not None:
+            if len(kv_heads) != len(axes) or any(n < 0 for n in kv_heads):
+                raise ValueError(f"kv_heads must be a number of KV heads for each of the axes {axes!r}, got {list(kv_heads)}")
+            by_head = np.repeat(np.arange(len(axes)), kv_heads)[:, None]  # [K, 1]
+            return cls._of(head_dim, spectra, np.broadcast_to(by_head, (len(by_head), pairs)), axes, pairing)
         if sections is not None:
             axis = axis_of_pairs(sections, layout, axes)
         assert axis is not None
-        if len(axis) != len(inv_freq):
+        if len(axis) != pairs:
             given = f"sections {tuple(sections)} make" if sections is not None else "axis makes"
-            raise ValueError(f"{given} {len(axis)} pairs, but {2 * len(inv_freq)} rotated channels are {len(inv_freq)} pairs")
-        return cls(head_dim, inv_freq, _axis_indices(axis, axes), axes, pairing)
+            raise ValueError(f"{given} {len(axis)} pairs, but {2 * pairs} rotated channels are {pairs} pairs")
+        return cls._of(head_dim, spectra, _axis_indices(axis, axes), axes, pairing)
+
+    @classmethod
+    def _of(cls, head_dim: int, spectra: Spectra, axis: np.ndarray, axes: str, pairing: Pairing) -> RotarySpec:
+        return cls(head_dim, spectra.frequencies(None), axis, axes, pairing, spectra=spectra)
 
     @classmethod
     def from_family(cls, family: Family | str) -> RotarySpec:
@@ -157,57 +220,52 @@ class RotarySpec:
             rotary_dim=rotary_dim,
             pairing=family.pairing,
         )
+        assert spec.spectra is not None
         still = np.isin(spec.axis, [family.axes.index(axis) for axis in family.still])
-        return replace(spec, inv_freq=np.where(still, 0, spec.inv_freq))
+        spectra = replace(spec.spectra, which=np.where(still, -1, spec.spectra.which))
+        return cls._of(spec.head_dim, spectra, spec.axis, spec.axes, spec.pairing)
 
     @classmethod
-    def from_config(cls, config: Any, *, revision: str | None = None) -> RotarySpec:
-        """The rotary embedding of a checkpoint's language model, from its full Hugging Face config.
+    def from_config(cls, config: Any, *, layer_type: str | None = None, revision: str | None = None) -> RotarySpec | None:
+        """The rotary embedding that a checkpoint's config states, its scaling included: `configs.rotary_from_config`."""
+        from mmrope.encodings.configs import rotary_from_config
 
-        The layout and the pairing are the family's; theta, sections and head_dim are the config's. Both forms of config
-        are read: `rope_parameters` (transformers 5) and `rope_theta` with `rope_scaling` (4).
+        return rotary_from_config(config, layer_type=layer_type, revision=revision)
+
+    # --- scaled -----------------------------------------------------------------------------------------------------------
+
+    def scaled(self, scaling: Scaling) -> RotarySpec:
+        """The same rotary embedding, extended to longer contexts: `spec.scaled(YaRN(factor=4, original_max_position=32768))`.
 
         Raises:
-            ValueError: an unknown family, a scaling other than "default", or keys that are missing, unknown, or at odds
-                with what the model's code does.
+            ValueError: a spec that is scaled already, or was made of frequencies by hand, whose spectrum is not known.
         """
-        text = config_dict(config)
-        family = family_from_config(text, revision)
-        for part in ("thinker_config", "text_config"):
-            text = {**text, **(text.get(part) or {})}
-        rope = _rope_parameters(text, str(family))
-        head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-        fraction = rope.get("partial_rotary_factor")
-        if fraction is None and family.rotary_fraction != 1:
+        if self.scaling is not None:
+            raise ValueError(f"the spec is scaled already, by {self.scaling}: scale the unscaled one")
+        if self.spectra is None:
             raise ValueError(
-                f"{family}: the config has no partial_rotary_factor, and class defaults differ between models; released "
-                f"checkpoints have {family.rotary_fraction}"
+                "the spec was made of frequencies by hand, and scalings start from a spectrum, theta and dim: make it with "
+                "rope, axial or mrope, or scale inv_freq yourself"
             )
-        rotary_dim = int(head_dim * float(1 if fraction is None else fraction))
-        if bool(rope.get("mrope_interleaved", family.layout == "interleaved")) != (family.layout == "interleaved"):
-            raise ValueError(
-                f"{family}: the config says mrope_interleaved={rope['mrope_interleaved']}, but the model's code always rotates "
-                f"{family.layout} and does not read the flag; correct the config"
-            )
-        sections = rope.get("mrope_section")
-        order = family.section_order or family.axes
-        if sections is None or len(sections) != len(order):
-            released = [family.sections[family.axes.index(axis)] for axis in order] if family.sections else "none"
-            raise ValueError(
-                f"{family}: the config has "
-                + ("no mrope_section" if sections is None else f"mrope_section {sections}, not one number each for {order}")
-                + f"; released checkpoints have {released}"
-            )
-        sections = [sections[order.index(axis)] for axis in family.axes]
-        return cls.mrope(
-            head_dim,
-            theta=rope["rope_theta"],
-            sections=sections,
-            layout=family.layout,
-            axes=family.axes,
-            rotary_dim=rotary_dim,
-            pairing=family.pairing,
-        )
+        length = scaling.original_max_position if isinstance(scaling, (DynamicNTK, LongRoPE)) else None
+        return replace(self, inv_freq=self.spectra.frequencies(scaling, length=length), scaling=scaling)
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether the frequencies depend on the length of the sequence; `inv_freq` is then that of the original length."""
+        return self.scaling is not None and self.scaling.needs_length
+
+    @property
+    def attention_factor(self) -> float:
+        """What cos and sin are multiplied by."""
+        return 1.0 if self.scaling is None else self.scaling.attention_factor
+
+    def at_length(self, length: int) -> np.ndarray:
+        """[P] float32, the frequencies for sequences of this length."""
+        if not self.needs_length:
+            return self.inv_freq
+        assert self.spectra is not None
+        return self.spectra.frequencies(self.scaling, length=length)
 
     # --- as a value -------------------------------------------------------------------------------------------------------
 
@@ -218,11 +276,12 @@ class RotarySpec:
 
     @property
     def axis_letters(self) -> str:
-        """The axis of each pair as letters: "tttthhhhhhwwwwww"."""
-        return "".join(self.axes[a] for a in self.axis)
+        """The axis of each pair as letters: "tttthhhhhhwwwwww"; where KV heads differ, of each in turn, with spaces between."""
+        return " ".join("".join(self.axes[a] for a in row) for row in np.atleast_2d(self.axis))
 
     def _key(self) -> tuple[Any, ...]:
-        return (self.head_dim, self.inv_freq.tobytes(), self.axis.tobytes(), self.axes, self.pairing)
+        axis = (self.axis.shape, self.axis.tobytes())
+        return (self.head_dim, self.inv_freq.tobytes(), *axis, self.axes, self.pairing, self.scaling)
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, RotarySpec) else NotImplemented
@@ -232,20 +291,8 @@ class RotarySpec:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{letter} {self.axis_letters.count(letter)}" for letter in self.axes)
-        return f"RotarySpec(head_dim {self.head_dim}, {len(self.inv_freq)} pairs: {counts}; pairing {self.pairing})"
-
-
-def frequencies(dim: int, theta: float) -> np.ndarray:
-    """inv_freq[i] = theta^(-2i / dim), i = 0 .. dim / 2 - 1, as [dim / 2] float32.
-
-    Rounded to float32 at each step (the exponent, the power, the inverse), as the code that models train with does it;
-    at dim 80 that differs from the exact power by up to 4e-7 of its value.
-    """
-    if not (np.isfinite(theta) and theta > 0):
-        raise ValueError(f"theta must be a positive number, got {theta!r}")
-    exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim or 1)
-    power = np.power(np.float64(theta), exponent.astype(np.float64)).astype(np.float32)
-    return np.float32(1) / power
+        scaled = f"; {self.scaling}" if self.scaling is not None else ""
+        return f"RotarySpec(head_dim {self.head_dim}, {len(self.inv_freq)} pairs: {counts}; pairing {self.pairing}{scaled})"
 
 
 def axis_of_pairs(sections: Sequence[int], layout: Layout, axes: str = "thw") -> str:
@@ -303,25 +350,3 @@ def _rotary_dim(head_dim: int, rotary_dim: int | None) -> int:
     if rotary_dim % 2 or not 0 <= rotary_dim <= head_dim:
         raise ValueError(f"rotary_dim must be even and at most head_dim ({head_dim}), got {rotary_dim}")
     return rotary_dim
-
-
-_ROPE_KEYS = {"rope_type", "type", "rope_theta", "mrope_section", "mrope_interleaved", "partial_rotary_factor"}
-
-
-def _rope_parameters(text: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """`rope_parameters` of a config, whichever form it has, with its keys checked."""
-    rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
-    for key in ("rope_theta", "partial_rotary_factor"):
-        if text.get(key) is not None:
-            rope.setdefault(key, text[key])
-    unknown = sorted(set(rope) - _ROPE_KEYS)
-    kinds = {str(rope[key]) for key in ("rope_type", "type") if rope.get(key) is not None} - {"default", "mrope"}
-    if kinds or unknown:
-        raise ValueError(
-            f"{family}: rope parameters have "
-            + (f"type {', '.join(sorted(kinds))} " if kinds else f"unknown keys {unknown} ")
-            + f"in {rope}; this version reads unscaled rotary embeddings (type default or mrope). Nothing was ignored"
-        )
-    if rope.get("rope_theta") is None:
-        raise ValueError(f"{family}: the config has no rope_theta")
-    return rope

@@ -1,0 +1,303 @@
+"""Context extension: what becomes of the frequencies of a rotary embedding that is to reach further than it was trained for.
+
+A scaling is a value: it maps one spectrum, theta^(-2i / dim), to [dim / 2] frequencies. `RotarySpec.scaled` applies it to 1D
+RoPE and to every spectrum of a multimodal one alike. numpy only; rounded to float32 where transformers rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+Ramp = Literal["index", "rotations"]
+Powers = Callable[..., np.ndarray]
+"""(dim, theta, over=None) -> theta^(2i / over) as [dim / 2] float32: `powers`, or what torch makes of it, for its last bits."""
+_F32 = np.float32
+
+
+def frequencies(dim: int, theta: float, *, over: int | None = None) -> np.ndarray:
+    """inv_freq[i] = theta^(-2i / over), i = 0 .. dim / 2 - 1, as [dim / 2] float32; `over` is dim by default.
+
+    Rounded to float32 at each step (the exponent, the power, the inverse), as the code that models train with does it;
+    at dim 80 that differs from the exact power by up to 4e-7 of its value.
+    """
+    return _F32(1) / powers(dim, theta, over=over)
+
+
+def powers(dim: int, theta: float, *, over: int | None = None) -> np.ndarray:
+    """theta^(2i / over) as [dim / 2] float32."""
+    if not (np.isfinite(theta) and theta > 0):
+        raise ValueError(f"theta must be a positive number, got {theta!r}")
+    exponent = np.arange(0, dim, 2, dtype=_F32) / _F32(over or dim or 1)
+    return np.power(np.float64(theta), exponent.astype(np.float64)).astype(_F32)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What all scalings have in common."""
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether frequencies depend on the length of the sequence: `RotaryEmbedding` then takes `length`."""
+        return False
+
+    @property
+    def attention_factor(self) -> float:
+        """What cos and sin are multiplied by: its square multiplies the logits of attention."""
+        return 1.0
+
+    def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
+        """[dim / 2] float32, what becomes of theta^(-2i / dim); `length` is that of the sequence, where it is needed."""
+        raise NotImplementedError
+
+    def _positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+                raise ValueError(f"{type(self).__name__}: {name} must be a positive number, got {value!r}")
+
+
+@dataclass(frozen=True)
+class PI(Scaling):
+    """Position interpolation (arXiv 2306.15595): every frequency divided by `factor`; "linear" in Hugging Face configs."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        self._positive("factor")
+
+    def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
+        return _F32(1) / powers(dim, theta) / _F32(self.factor)
+
+
+@dataclass(frozen=True)
+class NTK(Scaling):
+    """NTK-aware scaling (bloc97, 2023; YaRN, arXiv 2309.00071, section 3.1): theta times factor^(dim / (dim - 2)), so that the
+    highest frequency stays and the lowest is divided by `factor`. HunYuan's `alpha` is this factor."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        self._positive("factor")
+
+    def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
+        return _F32(1) / powers(dim, self.theta(dim, theta))
+
+    def theta(self, dim: int, theta: float) -> float:
+        """The base in place of theta."""
+        return theta * self.factor ** _growth(dim)
+
+
+@dataclass(frozen=True)
+class DynamicNTK(Scaling):
+    """NTK-aware scaling that grows with the sequence; needs its length.
+
+    `form="hf"` (transformers, "dynamic"): theta * (factor * l / L - (factor - 1))^(dim / (dim - 2)), where L is
+    `original_max_position` and l = max(length, L). `form="paper"` (YaRN, arXiv 2309.00071, section 3.3): max(1, length / L) in
+    place of the bracket, without a factor.
+
+    Keys of a cache must be kept unrotated, or be rotated by the frequencies of one length: with those of another they do not
+    fit, and distances are not respected.
+    """
+
+    original_max_position: int
+    factor: float = 1.0
+    form: Literal["hf", "paper"] = "hf"
+
+    def __post_init__(self) -> None:
+        self._positive("factor", "original_max_position")
+        if self.form not in ("hf", "paper"):
+            raise ValueError(f"DynamicNTK: form must be 'hf' or 'paper', got {self.form!r}")
+        if self.form == "paper" and self.factor != 1:
+            raise ValueError(f"DynamicNTK: the paper's form has no factor, got factor={self.factor}")
+
+    @property
+    def needs_length(self) -> bool:
+        return True
+
+    def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
+        ratio = max(_stated(length), self.original_max_position) / self.original_max_position
+        return _F32(1) / powers(dim, theta * (self.factor * ratio - (self.factor - 1)) ** _growth(dim))
+
+
+@dataclass(frozen=True)
+class YaRN(Scaling):
+    """YaRN (arXiv 2309.00071): high frequencies stay, low ones are divided by `factor`, those between are blended; and cos and
+    sin are multiplied by an attention factor, 0.1 ln(factor) + 1.
+
+    `beta_fast` and `beta_slow` are the rotations within `original_max_position` from which on a frequency stays, and up to
+    which it is divided. `ramp="index"`, by which all released checkpoints were made, blends linearly in the index of the pair,
+    between bounds rounded outwards (not with `truncate=False`); `ramp="rotations"` is the paper's equation 18, linear in the
+    rotations: the two differ by up to two thirds of a frequency.
+
+    The attention factor may be stated, or follow from `mscale` and `mscale_all_dim` (DeepSeek): the quotient of 0.1 m
+    ln(factor) + 1.
+    """
+
+    factor: float
+    original_max_position: int
+    beta_fast: float = 32
+    beta_slow: float = 1
+    ramp: Ramp = "index"
+    truncate: bool = True
+    stated_attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+
+    def __post_init__(self) -> None:
+        self._positive("factor", "original_max_position", "beta_fast", "beta_slow")
+        if self.beta_fast < self.beta_slow:
+            raise ValueError(f"YaRN: beta_fast {self.beta_fast} must not be below beta_slow {self.beta_slow}")
+        if self.ramp not in get_args(Ramp):
+            raise ValueError(f"YaRN: ramp must be 'index' (released checkpoints) or 'rotations' (the paper), got {self.ramp!r}")
+        if bool(self.mscale) != bool(self.mscale_all_dim):
+            raise ValueError(
+                f"YaRN: mscale {self.mscale} and mscale_all_dim {self.mscale_all_dim} work together; of one alone upstreams "
+                "take no notice. State both or neither"
+            )
+
+    @property
+    def attention_factor(self) -> float:
+        if self.stated_attention_factor is not None:
+            return float(self.stated_attention_factor)
+        if self.mscale and self.mscale_all_dim:
+            return self._magnitude(self.mscale) / self._magnitude(self.mscale_all_dim)
+        return self._magnitude(1)
+
+    def _magnitude(self, scale: float) -> float:
+        return 1.0 if self.factor <= 1 else 0.1 * scale * math.log(self.factor) + 1
+
+    def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
+        power = powers(dim, theta)
+        kept = self._kept(dim, theta)
+        return _F32(1) / (_F32(self.factor) * power) * (_F32(1) - kept) + _F32(1) / power * kept
+
+    def _kept(self, dim: int, theta: float) -> np.ndarray:
+        """[dim / 2] float32, the part of each frequency that stays: from 1 to 0."""
+        if self.ramp == "rotations":
+            rotations = self.original_max_position * frequencies(dim, theta).astype(np.float64) / (2 * math.pi)
+            span = (self.beta_fast - self.beta_slow) or 1e-3
+            return np.clip((rotations - self.beta_slow) / span, 0, 1).astype(_F32)
+        low, high = (self._index(rotations, dim, theta) for rotations in (self.beta_fast, self.beta_slow))
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dim - 1)
+        high = high + 0.001 if low == high else high
+        ramp = (np.arange(dim // 2, dtype=_F32) - _F32(low)) / _F32(high - low)
+        return _F32(1) - np.clip(ramp, 0, 1).astype(_F32)
+
+    def _index(self, rotations: float, dim: int, theta: float) -> float:
+        """The index of the pair that turns so often within the original length."""
+        return dim * math.log(self.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+
+def NTKByParts(factor: float, original_max_position: int, **options: Any) -> YaRN:
+    """YaRN's frequencies without its attention factor (arXiv 2309.00071, section 3.2)."""
+    return YaRN(factor, original_max_position, stated_attention_factor=1.0, **options)
+
+
+@dataclass(frozen=True)
+class Llama3(Scaling):
+    """Llama 3.1's scaling (transformers, "llama3"): wavelengths below L / `high_freq_factor` stay, where L is
+    `original_max_position`; those above L / `low_freq_factor` are multiplied by `factor`; those between are blended."""
+
+    factor: float
+    original_max_position: int
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        self._positive("factor", "original_max_position", "low_freq_factor", "high_freq_factor")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"Llama3: high_freq_factor {self.high_freq_factor} must be above low_freq_factor {self.low_freq_factor}"
+            )
+
+    def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
+        plain, original = _F32(1) / powers(dim, theta), self.original_max_position
+        wavelength = _F32(1) / plain * _F32(2 * math.pi)  # as torch divides a number by a tensor
+        slow = wavelength > _F32(original / self.low_freq_factor)
+        between = ~slow & (wavelength >= _F32(original / self.high_freq_factor))
+        smooth = (_F32(1) / wavelength * _F32(original) - _F32(self.low_freq_factor)) / _F32(
+            self.high_freq_factor - self.low_freq_factor
+        )
+        blended = (_F32(1) - smooth) * plain / _F32(self.factor) + smooth * plain
+        return np.where(between, blended, np.where(slow, plain / _F32(self.factor), plain)).astype(_F32)
+
+
+@dataclass(frozen=True)
+class LongRoPE(Scaling):
+    """LongRoPE (arXiv 2402.13753) as released (Phi-3): a divisor for each pair, of one list for sequences up to
+    `original_max_position` and of another for longer ones; needs the length. cos and sin are multiplied by
+    sqrt(1 + ln(factor) / ln(original_max_position)), if nothing else is stated. No release leaves the first tokens unscaled, as
+    the paper does.
+
+    A sequence that grows past the original length changes lists: its keys must be rotated anew."""
+
+    short_factor: Sequence[float]
+    long_factor: Sequence[float]
+    original_max_position: int
+    factor: float
+    stated_attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        self._positive("factor", "original_max_position")
+        for name in ("short_factor", "long_factor"):
+            values = tuple(float(value) for value in getattr(self, name))
+            if not all(math.isfinite(value) and value > 0 for value in values):
+                raise ValueError(f"LongRoPE: {name} must hold positive numbers, one for each pair")
+            object.__setattr__(self, name, values)
+
+    @property
+    def needs_length(self) -> bool:
+        return True
+
+    @property
+    def attention_factor(self) -> float:
+        if self.stated_attention_factor is not None:
+            return float(self.stated_attention_factor)
+        return 1.0 if self.factor <= 1 else math.sqrt(1 + math.log(self.factor) / math.log(self.original_max_position))
+
+    def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
+        divisors = self.long_factor if _stated(length) > self.original_max_position else self.short_factor
+        if len(divisors) != dim // 2:
+            raise ValueError(f"LongRoPE has {len(divisors)} factors, but {dim} rotated channels are {dim // 2} pairs")
+        return _F32(1) / (np.array(divisors, dtype=_F32) * powers(dim, theta))
+
+
+@dataclass(frozen=True)
+class Proportional(Scaling):
+    """Proportional RoPE (Gemma 4, transformers "proportional"): the first `fraction` of the pairs turn as they would if all
+    did, the others stand still, and all is divided by `factor`. Partial rotary has the same channels turn otherwise: its
+    exponents are over the rotated channels alone."""
+
+    fraction: float
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._positive("factor")
+        if not 0 <= self.fraction <= 1:
+            raise ValueError(f"Proportional: fraction must be from 0 to 1, got {self.fraction!r}")
+
+    def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
+        inv_freq = np.zeros(dim // 2, dtype=_F32)
+        turned = int(self.fraction * dim // 2)
+        inv_freq[:turned] = _F32(1) / powers(2 * turned, theta, over=dim)
+        return inv_freq / _F32(self.factor)
+
+
+def _growth(dim: int) -> float:
+    """By which power of the factor theta grows, so that the lowest frequency is divided by it."""
+    if dim <= 2:
+        raise ValueError(f"NTK scaling needs at least two pairs, but a spectrum of {dim} channels has {dim // 2}")
+    return dim / (dim - 2)
+
+
+def _stated(length: int | None) -> int:
+    if length is None:
+        raise ValueError("this scaling depends on the length of the sequence: pass length=, which is never read from the ids")
+    return length
