@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mmrope.encodings.presets import PRESETS, preset
 from mmrope.encodings.scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, NTKByParts, Proportional, YaRN
 from mmrope.encodings.spec import RotarySpec
 from mmrope.positions import (
@@ -47,7 +48,11 @@ from mmrope.positions import (
 )
 
 if TYPE_CHECKING:
+    from mmrope.encodings.absolute import LearnedEmbedding, SinusoidalEmbedding
+    from mmrope.encodings.alibi import alibi_bias, alibi_score_mod, alibi_slopes
+    from mmrope.encodings.mixed import MixedRotary
     from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary, rotate
+    from mmrope.encodings.xpos import XPos
     from mmrope.preprocess.errors import Limits, MediaError
     from mmrope.preprocess.patches import PatchConfig
     from mmrope.preprocess.processor import Processor
@@ -57,6 +62,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ON_FIRST_USE = {
+    "MixedRotary": "mmrope.encodings.mixed",
+    "XPos": "mmrope.encodings.xpos",
+    "SinusoidalEmbedding": "mmrope.encodings.absolute",
+    "LearnedEmbedding": "mmrope.encodings.absolute",
+    "alibi_bias": "mmrope.encodings.alibi",
+    "alibi_score_mod": "mmrope.encodings.alibi",
+    "alibi_slopes": "mmrope.encodings.alibi",
     "RotaryEmbedding": "mmrope.encodings.rotary",
     "apply_rotary": "mmrope.encodings.rotary",
     "rotate": "mmrope.encodings.rotary",
@@ -72,14 +84,17 @@ __all__ = [
     "FAMILIES",
     "NTK",
     "PI",
+    "PRESETS",
     "VLM",
     "Difference",
     "DynamicNTK",
     "Family",
+    "LearnedEmbedding",
     "Limits",
     "Llama3",
     "LongRoPE",
     "MediaError",
+    "MixedRotary",
     "NTKByParts",
     "Packed",
     "PatchConfig",
@@ -90,13 +105,18 @@ __all__ = [
     "RotarySpec",
     "Row",
     "Segment",
+    "SinusoidalEmbedding",
     "Span",
     "TokenIds",
     "Truncated",
     "VLMConfig",
     "VideoTiming",
     "WrongPositions",
+    "XPos",
     "YaRN",
+    "alibi_bias",
+    "alibi_score_mod",
+    "alibi_slopes",
     "append",
     "apply_rotary",
     "check",
@@ -112,6 +132,7 @@ __all__ = [
     "pack",
     "patch_position_ids",
     "position_ids",
+    "preset",
     "rope_deltas",
     "rotate",
     "segments_from_inputs",

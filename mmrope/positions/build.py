@@ -348,7 +348,13 @@ def output(out: np.ndarray | None, dtype: Any, shape: tuple[int, ...], family: F
 
 
 def patch_position_ids(
-    grid_thw: Any, *, axes: Literal["hw", "thw"] = "hw", order: Literal["raster", "blocks"] = "blocks", merge: int = 2
+    grid_thw: Any,
+    *,
+    axes: Literal["hw", "thw"] = "hw",
+    order: Literal["raster", "blocks"] = "blocks",
+    merge: int = 2,
+    offset: int = 0,
+    normalize: Literal["separate", "max", "min"] | None = None,
 ) -> np.ndarray:
     """The position IDs of packed patches, for the rotary of a vision tower.
 
@@ -358,25 +364,38 @@ def patch_position_ids(
         order: "raster", row by row; "blocks", the merge x merge patches of a token next to each other, as the Qwen
             processors emit them.
         merge: side of a merge block, for order="blocks".
+        offset: the id of the first row and column (1 where 0 is a class token's).
+        normalize: coordinates of the patches' centres from -1 to 1 instead (DINOv3): of h and w each by itself ("separate"), or
+            of the longer ("max") or the shorter side ("min"), so that a patch is square.
 
     Returns:
-        [A, P] int64, P = the number of patches of all grids together.
+        [A, P] int64, float32 if normalized; P = the number of patches of all grids together.
 
     Raises:
-        ValueError: unknown axes or order, or a grid that the merge size does not divide.
+        ValueError: unknown axes, order or normalization, or a grid that the merge size does not divide.
     """
     if axes not in ("hw", "thw") or order not in ("raster", "blocks"):
         raise ValueError(f"axes must be 'hw' or 'thw' and order 'raster' or 'blocks', got axes={axes!r}, order={order!r}")
     grids = whole_grids(grid_thw, "grid_thw")
     if merge < 1:
         raise ValueError(f"merge must be at least 1, got {merge}")
+    if normalize not in (None, "separate", "max", "min") or (normalize and (offset or axes != "hw")):
+        raise ValueError(
+            f"normalize must be 'separate', 'max' or 'min', of axes 'hw' without an offset, got normalize={normalize!r}, "
+            f"axes={axes!r}, offset={offset}"
+        )
     m = merge if order == "blocks" else 1
-    parts = [np.empty((len(axes), 0), dtype=np.int64)]
+    parts = [np.empty((len(axes), 0), dtype=np.float32 if normalize else np.int64)]
     for n, (t, h, w) in enumerate(grids.tolist()):
         if min(t, h, w) < 1 or h % m or w % m:
             raise ValueError(
                 f"patch grid {n} is {t} x {h} x {w}; order='blocks' with merge={m} needs h and w that are multiples of {m}"
             )
         thw = np.indices((t, h, w)).reshape(3, t, h // m, m, w // m, m)
-        parts.append(thw.swapaxes(3, 4).reshape(3, t * h * w)[-len(axes) :])  # [A, t * h * w]
+        ids = thw.swapaxes(3, 4).reshape(3, t * h * w)[-len(axes) :]  # [A, t * h * w]
+        if normalize:
+            size = {"separate": (h, w), "max": (max(h, w),) * 2, "min": (min(h, w),) * 2}[normalize]
+            parts.append(((ids + 0.5) / np.array(size)[:, None] * 2 - 1).astype(np.float32))
+        else:
+            parts.append(ids + offset)
     return np.concatenate(parts, axis=1)  # [A, P]

@@ -1,0 +1,76 @@
+"""Absolute position embeddings: vectors that are added to the tokens, computed or learned."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmrope.encodings.scaling import frequencies
+
+Columns = Literal["interleaved", "concat"]
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sines and cosines of positions (Attention Is All You Need, arXiv 1706.03762, section 3.5).
+
+    Args:
+        dim: channels, even.
+        layout: "interleaved", sin and cos in turns, as the paper has it; "concat", all sines and then all cosines, as
+            tensor2tensor and most code has it. The same columns in another order.
+        theta: the base, 10000 in the paper.
+    """
+
+    def __init__(self, dim: int, *, layout: Columns = "interleaved", theta: float = 1e4) -> None:
+        super().__init__()
+        if dim % 2 or dim < 2:
+            raise ValueError(f"dim must be an even number of channels, got {dim}")
+        if layout not in get_args(Columns):
+            raise ValueError(f"layout must be 'interleaved' or 'concat', got {layout!r}")
+        self.dim, self.layout, self.theta = dim, layout, theta
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """[...] positions, whole or fractional -> [..., dim] float32, right to 1e-6 at any position below 2^31."""
+        inv_freq = torch.tensor(frequencies(self.dim, self.theta), device=positions.device, dtype=torch.float64)
+        angle = positions.to(torch.float64)[..., None] * inv_freq  # [..., dim / 2]
+        parts = angle.sin().to(torch.float32), angle.cos().to(torch.float32)
+        return torch.cat(parts, dim=-1) if self.layout == "concat" else torch.stack(parts, dim=-1).flatten(-2)
+
+
+class LearnedEmbedding(nn.Module):
+    """A learned vector for each position, drawn from N(0, 0.02). There is nothing past the last: a position there is an error.
+
+    Args:
+        max_positions: positions 0 .. max_positions - 1.
+        dim: channels.
+    """
+
+    def __init__(self, max_positions: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(max_positions, dim))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """[...] -> [..., dim]. On the CPU a position that is not there is a ValueError; on a GPU it stops the device."""
+        if positions.device.type == "cpu" and positions.numel():
+            low, high = int(positions.min()), int(positions.max())
+            if low < 0 or high >= len(self.weight):
+                raise ValueError(
+                    f"positions are {low} .. {high}, but there are learned embeddings of 0 .. {len(self.weight) - 1} alone: "
+                    "train longer ones, resize those of images, or use an encoding that extends"
+                )
+        return functional.embedding(positions, self.weight)
+
+    def resized(self, grid: tuple[int, int], to: tuple[int, int]) -> LearnedEmbedding:
+        """The embeddings of an image of `grid` (rows, columns) patches, for one of `to` patches: bicubic, as ViTs have it."""
+        h, w = grid
+        if h * w != len(self.weight):
+            raise ValueError(f"a grid of {h} x {w} has {h * w} patches, but there are {len(self.weight)} embeddings")
+        image = self.weight.detach().reshape(1, h, w, -1).permute(0, 3, 1, 2)  # [1, dim, h, w]
+        image = functional.interpolate(image.to(torch.float32), size=to, mode="bicubic", antialias=True)  # [1, dim, to]
+        made = LearnedEmbedding(to[0] * to[1], self.weight.shape[1]).to(self.weight)
+        with torch.no_grad():
+            made.weight.copy_(image[0].flatten(1).T)
+        return made

@@ -1,0 +1,70 @@
+"""RoPE-Mixed (arXiv 2403.13298): learned frequencies, each of which mixes all axes, of each head by itself."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mmrope.encodings.rotary import apply_rotary
+from mmrope.positions.rules import Pairing
+
+
+class MixedRotary(nn.Module):
+    """Rotations by angle[n, p] = sum over axes of weight[n, p, a] * position_ids[a], with a learned weight.
+
+    At first the frequencies of each head lie on two lines at right angles, turned by a random angle, at magnitudes
+    theta^(-4 i / head_dim) (naver-ai/rope-vit, init_random_2d_freqs).
+
+    Args:
+        head_dim: D; P = D / 2 pairs.
+        heads: N.
+        axes: the axes of the position ids; two are drawn as the paper does, of others each pair in a random direction.
+        theta: 10 in the paper.
+        pairing: which channels form a pair, "adjacent" in the paper's code.
+        generator: for the random angles.
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        heads: int,
+        *,
+        axes: str = "hw",
+        theta: float = 10.0,
+        pairing: Pairing = "adjacent",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if head_dim % 4:
+            raise ValueError(f"head_dim must be a multiple of 4, two lines of frequencies, got {head_dim}")
+        self.axes = axes
+        self.pairing: Pairing = pairing
+        magnitude = theta ** (-4 * torch.arange(head_dim // 4) / head_dim)  # [P / 2]
+        if len(axes) == 2:
+            angle = torch.rand(heads, 1, generator=generator) * 2 * math.pi
+            angle = torch.cat([angle, angle + math.pi / 2], dim=1)[:, :, None]  # [N, 2, 1]
+            # x, the last axis, takes the cosine
+            direction = torch.stack([angle.sin(), angle.cos()], dim=-1)  # [N, 2, 1, A]
+        else:
+            direction = torch.randn(heads, 2, len(magnitude), len(axes), generator=generator)
+            direction = direction / direction.norm(dim=-1, keepdim=True)
+        weight = magnitude[:, None] * direction  # [N, 2, P / 2, A]
+        self.weight = nn.Parameter(weight.flatten(1, 2))  # [N, P, A]
+
+    def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """[A, B, S] or packed [A, T] -> cos, sin [B, S, N, P] or [T, N, P], of float32 angles."""
+        if position_ids.ndim not in (2, 3) or len(position_ids) != len(self.axes):
+            raise ValueError(
+                f"position_ids must be [{len(self.axes)}, B, S] or [{len(self.axes)}, T] for the axes {self.axes!r}, got "
+                f"{list(position_ids.shape)}"
+            )
+        ids, weight = position_ids.movedim(0, -1).to(torch.float32), self.weight.to(torch.float32)
+        angle = torch.einsum("...a,npa->...np", ids, weight)  # [B, S, N, P]
+        return angle.cos(), angle.sin()
+
+    def rotate(self, q: Tensor, k: Tensor, position_ids: Tensor, *, heads: int = -3) -> tuple[Tensor, Tensor]:
+        """q and k turned to their positions; k has as many heads as q."""
+        cos, sin = self(position_ids)
+        return apply_rotary(q, k, cos, sin, pairing=self.pairing, heads=heads)

@@ -1,0 +1,59 @@
+"""xPos: relative, fading, and not keeping norms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmrope import XPos
+
+
+def score(xpos, q, k, p, r):
+    turned, _ = xpos.rotate(q, q, torch.tensor([[[p]]]))
+    _, other = xpos.rotate(k, k, torch.tensor([[[r]]]))
+    return (turned * other).sum()
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return torch.randn(2, 1, 1, 1, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@given(st.integers(0, 2000), st.integers(0, 2000), st.integers(-1000, 1000), st.sampled_from((0, 500)))
+def test_scores_depend_on_the_distance_alone(vectors, p, r, shift, center):
+    xpos = XPos(64, center=center)
+    one, other = (score(xpos, *vectors, p + s, r + s) for s in (0, shift))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(vectors.norm()) * max(1, abs(float(one))))
+
+
+def test_the_factors_are_the_papers():
+    zeta = XPos(64).log_zeta.exp().numpy()
+    np.testing.assert_allclose(zeta[[0, 1, 31]], [0.285714, 0.308036, 0.977679], rtol=1e-5)
+
+
+def test_scores_fade_with_distance_and_norms_are_not_kept():
+    """Pair by pair: zeta^(distance / 512) times the rotation's score."""
+    xpos = XPos(64)
+    one = torch.zeros(1, 1, 1, 64, dtype=torch.float64)
+    one[..., 31] = 1  # the slowest pair, its rotation is all but none
+    assert score(xpos, one, one, 512, 0) == pytest.approx(0.977679 * np.cos(512 * 1e4 ** (-62 / 64)), rel=1e-5)
+    turned, inverse = xpos.rotate(one, one, torch.tensor([[[512]]]))
+    assert turned.norm() == pytest.approx(0.977679, rel=1e-5)
+    assert inverse.norm() == pytest.approx(1 / 0.977679, rel=1e-5)
+
+
+def test_keys_of_a_cache_keep_the_center(vectors):
+    q, k = (x.expand(1, 1, 4, 64) for x in vectors)
+    xpos = XPos(64, center=2)
+    whole, keys = xpos.rotate(q, k, torch.arange(4)[None, None])
+    last, again = xpos.rotate(q[:, :, 3:], k, torch.tensor([[[3]]]), key_position_ids=torch.arange(4)[None, None])
+    torch.testing.assert_close(last, whole[:, :, 3:])
+    torch.testing.assert_close(again, keys)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="scale_base must be a positive number, got 0"):
+        XPos(64, scale_base=0)
