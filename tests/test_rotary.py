@@ -17,6 +17,7 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3_vl
 
 from mmrope import RotaryEmbedding, RotarySpec, apply_rotary, patch_position_ids, rotate
+from mmrope.encodings.rotary import _turned
 
 SPECS = {
     "1D": RotarySpec.rope(16),
@@ -280,3 +281,89 @@ HALF = torch.zeros(2, 3, 8)
 def test_what_cannot_be_right_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- by blocks --------------------------------------------------------------------------------------------------------
+
+
+def block_case(pairing, heads, dtype, shape, partial=0):
+    """x, cos, sin; x is a view with strides of its own."""
+    generator = torch.Generator().manual_seed(0)
+    b, n, s, d = shape
+    spec = RotarySpec.rope(d, rotary_dim=d - partial, pairing=pairing)
+    x = torch.randn(b, s, n, d + 2, generator=generator)[..., 1:-1].to(dtype)
+    x = x if heads == -2 else x.transpose(1, 2)
+    cos, sin = RotaryEmbedding(spec)(torch.randint(0, 9999, (1, b, s), generator=generator))
+    return x, cos, sin
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 5, 8), (2, 3, 1, 16), (1, 28, 200, 128), (2, 4, 0, 8), (1, 1, 3000, 64)])
+@pytest.mark.parametrize("heads", [-3, -2])
+@pytest.mark.parametrize("pairing", ["half", "adjacent"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("partial", [0, 4])
+def test_blocks_are_the_definition(shape, heads, pairing, dtype, partial):
+    x, cos, sin = block_case(pairing, heads, dtype, shape, partial)
+    wanted = _turned(x, cos.unsqueeze(heads), sin.unsqueeze(heads), pairing)
+    made = rotate(x, cos, sin, pairing=pairing, heads=heads)
+    # one rounding of the working type apart, so one of the stored type
+    torch.testing.assert_close(
+        made, wanted, atol=1e-6 if dtype == torch.float32 else 1e-3, rtol=8e-3 if dtype == torch.bfloat16 else 1e-3
+    )
+    assert made.dtype == dtype
+    before = x.clone()
+    again = rotate(x, cos, sin, pairing=pairing, heads=heads, inplace=True)
+    assert again is x or again.data_ptr() == x.data_ptr()
+    assert torch.equal(x, made)
+    assert before.shape == x.shape
+
+
+@pytest.mark.parametrize("pairing", ["half", "adjacent"])
+@pytest.mark.parametrize("heads", [-3, -2])
+def test_gradients_of_blocks_are_those_of_the_definition(pairing, heads):
+    x, cos, sin = block_case(pairing, heads, torch.float32, (2, 3, 50, 16), 4)
+    weight = torch.randn(x.shape)
+    found = []
+    for turn in (
+        lambda x: rotate(x, cos, sin, pairing=pairing, heads=heads),
+        lambda x: _turned(x, cos.unsqueeze(heads), sin.unsqueeze(heads), pairing),
+        lambda x: rotate(x * 1, cos, sin, pairing=pairing, heads=heads, inplace=True),
+    ):
+        leaf = x.clone().requires_grad_()
+        [first] = torch.autograd.grad((turn(leaf) * weight).square().sum(), leaf, create_graph=True)
+        [second] = torch.autograd.grad(first.square().sum(), leaf)
+        found.append((first.detach(), second))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-3, rtol=1e-4)
+
+
+def test_transforms_checkpoints_and_exports_work():
+    x, cos, sin = block_case("half", -3, torch.float32, (2, 3, 50, 16))
+    wanted = rotate(x, cos, sin)
+    mapped = torch.func.vmap(lambda x, cos, sin: rotate(x[None], cos[None], sin[None])[0])(x, cos, sin)
+    torch.testing.assert_close(mapped, wanted)
+    by_transform = torch.func.grad(lambda x: rotate(x, cos, sin).square().sum())(x)
+    torch.testing.assert_close(by_transform, 2 * x, atol=1e-5, rtol=1e-5)  # norms are kept
+    leaf = x.clone().requires_grad_()
+    torch.utils.checkpoint.checkpoint(rotate, leaf, cos, sin, use_reentrant=False).square().sum().backward()
+    torch.testing.assert_close(leaf.grad, by_transform, atol=1e-5, rtol=1e-5)
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rope = RotaryEmbedding(RotarySpec.mrope(16, sections=(2, 3, 3)))
+
+        def forward(self, q, position_ids):
+            return self.rope.rotate(q, q, position_ids)[0]
+
+    ids = torch.randint(0, 999, (3, 2, 50))
+    length = torch.export.Dim("length", min=2)
+    program = torch.export.export(Layer(), (x, ids), dynamic_shapes=({2: length}, {2: length}))
+    torch.testing.assert_close(program.module()(x[:, :, :20], ids[..., :20]), Layer()(x[:, :, :20], ids[..., :20]))
+
+
+def test_tables_that_learn_get_their_gradient():
+    x, cos, sin = block_case("half", -3, torch.float32, (1, 2, 5, 8))
+    cos.requires_grad_()
+    rotate(x, cos, sin).sum().backward()
+    assert cos.grad.abs().sum() > 0

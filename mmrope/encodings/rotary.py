@@ -123,11 +123,18 @@ class RotaryEmbedding(nn.Module):
         return torch.where(stated > scaling.original_max_position, grown, self.inv_freq)
 
     def rotate(
-        self, q: Tensor, k: Tensor, position_ids: Tensor, *, length: int | Tensor | None = None, heads: int = -3
+        self,
+        q: Tensor,
+        k: Tensor,
+        position_ids: Tensor,
+        *,
+        length: int | Tensor | None = None,
+        heads: int = -3,
+        inplace: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """q and k turned to their positions: `apply_rotary` with cos and sin of `position_ids`."""
         cos, sin = self(position_ids, length=length)
-        return apply_rotary(q, k, cos, sin, pairing=self.spec.pairing, heads=heads)
+        return apply_rotary(q, k, cos, sin, pairing=self.spec.pairing, heads=heads, inplace=inplace)
 
     def _check(self, position_ids: Tensor) -> None:
         axes, shape = self.spec.axes, tuple(position_ids.shape)
@@ -147,30 +154,48 @@ class RotaryEmbedding(nn.Module):
 
 
 def apply_rotary(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, pairing: Pairing = "half", heads: int = -3
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    pairing: Pairing = "half",
+    heads: int = -3,
+    inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Rotates queries and keys, which may have different numbers of heads; see `rotate`."""
-    return rotate(q, cos, sin, pairing=pairing, heads=heads), rotate(k, cos, sin, pairing=pairing, heads=heads)
+    options: dict[str, Any] = {"pairing": pairing, "heads": heads, "inplace": inplace}
+    return rotate(q, cos, sin, **options), rotate(k, cos, sin, **options)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, pairing: Pairing = "half", heads: int = -3) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, pairing: Pairing = "half", heads: int = -3, inplace: bool = False) -> Tensor:
     """Turns the first 2 P channels of x by the angles of cos and sin; the rest pass through.
 
     The arithmetic is float32 (float64 for float64 x), the result has x's dtype.
 
     Args:
-        x: [B, N, S, D], or [B, S, N, D] and packed [T, N, D] with heads=-2.
+        x: [B, N, S, D], or [B, S, N, D] and packed [T, N, D] with heads=-2; of any strides.
         cos, sin: [B, S, P] or [T, P], as RotaryEmbedding returns them; with heads [B, S, K, P] or [T, K, P], where K divides N:
             each is for N / K heads in turn.
         pairing: which channels form a pair: "half" p and p + P, "adjacent" 2 p and 2 p + 1.
         heads: the dimension of x that holds the heads, -3 or -2.
+        inplace: write into x.
     """
     if pairing not in PAIRINGS:
         raise ValueError(f"pairing must be one of {PAIRINGS}, got {pairing!r}")
-    pairs = cos.shape[-1]
     _check_shapes(x, cos, sin, heads)
+    tables = (_by_head(cos, x, heads), _by_head(sin, x, heads))  # [B, 1, S, P], or N in place of 1
+    if not _in_blocks(x, cos, sin):
+        turned = _turned(x, *tables, pairing)
+        return x.copy_(turned) if inplace else turned
+    return _Blocks.apply(x, *tables, pairing, heads, inplace)  # pyright: ignore[reportReturnType]
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, pairing: Pairing) -> Tensor:
+    """The definition, for autograd and compilers to take apart."""
+    pairs = cos.shape[-1]
     working = torch.float64 if x.dtype == torch.float64 else torch.float32
-    cos, sin = (_by_head(table, x, heads).to(working) for table in (cos, sin))  # [B, 1, S, P], or N in place of 1
+    cos, sin = cos.to(working), sin.to(working)
     turned, rest = x[..., : 2 * pairs].to(working), x[..., 2 * pairs :]
     if pairing == "half":
         a, b = turned[..., :pairs], turned[..., pairs:]  # [x0 x1 x2 x3] -> a [x0 x1], b [x2 x3]
@@ -180,6 +205,73 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, pairing: Pairing = "half", he
         turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)  # [..., 2 P]
     turned = turned.to(x.dtype)
     return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)
+
+
+# --- on the CPU -------------------------------------------------------------------------------------------------------
+
+_BLOCK = 2**17  # elements: float32 scratch that stays in a core's cache
+
+
+def _in_blocks(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether to turn x by blocks of tokens: plain tensors on the CPU, whose temporaries would cost more than the arithmetic.
+    What traces, transforms or differentiates the tables takes the definition."""
+    if x.device.type != "cpu" or x.dtype == torch.float64 or not x.dtype.is_floating_point:
+        return False
+    if torch.compiler.is_compiling() or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in (x, cos, sin)):
+        return False
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+    return not (transformed or cos.requires_grad or sin.requires_grad)
+
+
+class _Blocks(torch.autograd.Function):
+    """The same numbers in blocks of tokens. Its gradient is the rotation back, so that nothing of x is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, pairing: Pairing, heads: int, inplace: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.pairing, ctx.heads = pairing, heads
+        if inplace:
+            ctx.mark_dirty(x)
+        out = x if inplace else torch.empty_like(x)
+        _turn_blocks(x, cos, sin, pairing, heads, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        back = _Blocks.apply(gradients[0], cos, -sin, ctx.pairing, ctx.heads, False)
+        return back, None, None, None, None, None
+
+
+def _turn_blocks(x: Tensor, cos: Tensor, sin: Tensor, pairing: Pairing, heads: int, out: Tensor) -> None:
+    """x turned into `out`, which may be x."""
+    pairs, tokens = cos.shape[-1], x.ndim + (-2 if heads == -3 else -3)
+    if x.shape[-1] > 2 * pairs and out is not x:
+        out[..., 2 * pairs :] = x[..., 2 * pairs :]
+    if not x.numel() or not pairs:
+        return
+    length = x.shape[tokens]
+    block = max(1, min(length, _BLOCK * length // x.numel()))
+    shape = [*x.shape[:-1], 2 * pairs]
+    shape[tokens] = block
+    if pairing == "half":
+        first, second, cos = slice(None, pairs), slice(pairs, 2 * pairs), torch.cat((cos, cos), dim=-1)  # [..., 2 P]
+    else:
+        first, second, cos = slice(0, None, 2), slice(1, None, 2), cos.repeat_interleave(2, dim=-1)  # [..., 2 P]
+    x, out, back = x[..., : 2 * pairs], out[..., : 2 * pairs], -sin
+    scratch, wide = torch.empty(shape), torch.empty(shape) if x.dtype != torch.float32 else None
+    for start in range(0, length, block):
+        n = min(block, length - start)
+        part, to, c, s, b = (tensor.narrow(tokens, start, n) for tensor in (x, out, cos, sin, back))
+        mixed = scratch.narrow(tokens, 0, n)
+        if wide is not None:
+            part = wide.narrow(tokens, 0, n).copy_(part)
+        torch.mul(part[..., second], b, out=mixed[..., first])
+        torch.mul(part[..., first], s, out=mixed[..., second])
+        if wide is None:
+            torch.addcmul(mixed, part, c, out=to)
+        else:
+            to.copy_(mixed.addcmul_(part, c))
 
 
 def _by_head(table: Tensor, x: Tensor, heads: int) -> Tensor:
