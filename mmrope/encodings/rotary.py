@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +17,7 @@ from mmrope.encodings.spec import RotarySpec
 from mmrope.positions.rules import Pairing
 
 Angles = Literal["exact", "hf"]
+Backend = Literal["auto", "torch", "triton"]
 PAIRINGS = get_args(Pairing)  # looked up here: torch.compile before 2.7 stops at get_args
 
 
@@ -131,10 +134,66 @@ class RotaryEmbedding(nn.Module):
         length: int | Tensor | None = None,
         heads: int = -3,
         inplace: bool = False,
+        backend: Backend = "auto",
     ) -> tuple[Tensor, Tensor]:
-        """q and k turned to their positions: `apply_rotary` with cos and sin of `position_ids`."""
+        """q and k turned to their positions: `apply_rotary` with cos and sin of `position_ids`, or a kernel that makes both.
+
+        Args:
+            q, k: [B, N, S, D] and [B, K, S, D], or with heads=-2 [B, S, N, D] or packed [T, N, D]; of any strides.
+            position_ids, length: as in `forward`.
+            heads: the dimension that holds the heads, -3 or -2.
+            inplace: write into q and k.
+            backend: "torch", the definition; "triton", one launch for q and k, on a GPU; "auto", what `backend_for(q)` says.
+        """
+        if self.backend_for(q, backend) == "torch":
+            cos, sin = self(position_ids, length=length)
+            return apply_rotary(q, k, cos, sin, pairing=self.spec.pairing, heads=heads, inplace=inplace)
+        turned = self._by_kernel(q, k, position_ids, length, heads)
+        return (q.copy_(turned[0]), k.copy_(turned[1])) if inplace else turned
+
+    def backend_for(self, q: Tensor, backend: Backend = "auto") -> Literal["torch", "triton"]:
+        """What `rotate` takes: "auto" is the kernel for half, bfloat16 and float32 tensors on a GPU, wherever triton is there.
+
+        Raises:
+            ValueError: a backend that is chosen and cannot be had.
+        """
+        if backend == "torch":
+            return "torch"
+        if backend not in ("auto", "triton"):
+            raise ValueError(f"backend must be 'auto', 'torch' or 'triton', got {backend!r}")
+        missing = None
+        if find_spec("triton") is None:
+            missing = "triton is not installed"
+        elif not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+            missing = f"it runs on a GPU, and q is on {q.device} (TRITON_INTERPRET=1 runs it on the CPU, slowly)"
+        elif q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            missing = f"it has float32 arithmetic, and q is {q.dtype}"
+        elif self.axis.ndim != 1:
+            missing = "it has no axes by KV head"
+        if backend == "triton" and missing:
+            raise ValueError(f"backend='triton' cannot be had: {missing}")
+        return "triton" if missing is None and (q.is_cuda or backend == "triton") else "torch"
+
+    def _by_kernel(
+        self, q: Tensor, k: Tensor, position_ids: Tensor, length: int | Tensor | None, heads: int
+    ) -> tuple[Tensor, Tensor]:
+        from mmrope.encodings.kernels.rotary import rotate_by_ids, rotate_by_table
+
+        self._check(position_ids)
+        pairs, adjacent = len(self.inv_freq), self.spec.pairing == "adjacent"
+        places = [n for i, n in enumerate(q.shape[:-1]) if i != q.ndim + heads]  # [B, S], or [T]
+        if self.angles == "exact" and not position_ids.dtype.is_floating_point and not self.spec.needs_length:
+            table = position_ids.new_empty(()).expand(*places, pairs)  # its shape alone is looked at
+            for x in (q, k):
+                _check_shapes(x, table, table, heads)
+            ids = position_ids.expand(-1, *places)
+            axis, factor = self.axis.to(torch.int32), self.spec.attention_factor
+            return rotate_by_ids(q, k, ids, axis, self.turns, factor, heads, adjacent, 1)
         cos, sin = self(position_ids, length=length)
-        return apply_rotary(q, k, cos, sin, pairing=self.spec.pairing, heads=heads, inplace=inplace)
+        for x in (q, k):
+            _check_shapes(x, cos, sin, heads)
+        cos, sin = (table.expand(*places, pairs).contiguous() for table in (cos, sin))
+        return rotate_by_table(q, k, cos, sin, heads, adjacent, 1)
 
     def _check(self, position_ids: Tensor) -> None:
         axes, shape = self.spec.axes, tuple(position_ids.shape)
