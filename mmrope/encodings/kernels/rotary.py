@@ -1,7 +1,7 @@
 """The rotation of queries and keys in one launch (Triton): from position IDs, or from tables of cos and sin.
 
 A program turns all heads of one token. From integer position IDs the angle is exact: its fraction of a turn is the upper half
-of position * inv_freq / 2 pi in 64-bit fixed point, where whole turns fall off by themselves; its top bits are the quadrant, and
+of position * inv_freq / 2 pi in 64-bit fixed point, where whole turns fall off by themselves; its top bits are the quadrant,
 polynomials do the rest, without branches. The gradient is the same kernel with the sine negated; nothing of q and k is kept.
 
 Arithmetic is float32 whatever the data is. Strides are arguments, so that any layout is read where it lies.
