@@ -30,8 +30,10 @@ check: .venv/dev  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-gpu: .venv/dev  ## the tests that need a GPU; fails without one
+gpu: .venv/dev  ## the tests that need a GPU, the kernel's on it, and its bench; fails without one
 	MMROPE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
+	MMROPE_REQUIRE_GPU=1 $(BIN)/python -m pytest tests/test_kernels.py
+	$(BIN)/python scripts/bench_rotary.py --device cuda
 
 references: .venv/dev  ## make tests/references anew from the installed upstreams
 	$(BIN)/python scripts/make_references.py

@@ -26,7 +26,7 @@ def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples):
     content = [{"type": "image", "image": load_image(samples / "cat.jpg")}, {"type": "text", "text": "What is it?"}]
     names = {"processor": processor, "messages": [{"role": "user", "content": content}], "model": upstream.model()}
     code = [body for language, body in BLOCKS if language == "python"]
-    assert len(code) == 7
+    assert len(code) == 8
     exec(code[0], names)
     shown = capsys.readouterr().out
     table = next(body for language, body in BLOCKS if language == "")
@@ -47,7 +47,9 @@ def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples):
     assert names["shard"].shape == (3, 45)
     exec(code[5], names)
     assert names["inputs"]["position_ids"].shape[0] == 3
-    exec(code[6], {**names, "positions": by_hand})
+    later = {**names, "positions": by_hand}
+    exec(code[6], later)
+    exec(code[7], later)
 
 
 def test_commands_run(tmp_path):
