@@ -1,10 +1,11 @@
-"""The command line: `mmrope ids`, `mmrope families`, `mmrope check`, `mmrope diff`."""
+"""The command line: `mmrope ids`, `families`, `show`, `check`, `diff`."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from zipfile import BadZipFile
@@ -104,6 +105,49 @@ def families() -> None:
             typer.echo(f"{key:<22}{facts}\n{'':<22}{row.source}")
         else:
             typer.echo(f"  @{row.revision:<19}{'; '.join(departures(row)) or 'the same ids'}\n{'':<22}{row.source}")
+
+
+class Figure(str, Enum):
+    """What `mmrope show` draws."""
+
+    frequencies = "frequencies"
+    decay = "decay"
+    scaling = "scaling"
+    alibi = "alibi"
+
+
+@app.command()
+def show(
+    what: Annotated[Figure, typer.Argument(help="frequencies of each pair, decay with distance, scaling, or alibi.")],
+    figure: Annotated[Path, typer.Option(help="The file to draw into (png, svg, pdf).")] = Path("encoding.png"),
+    family_name: Annotated[str, typer.Option("--family", help="Whose rotary embedding.")] = "qwen2_vl",
+    preset_name: Annotated[str, typer.Option("--preset", help="Or a preset, such as wan.", show_default=False)] = "",
+    heads: Annotated[int, typer.Option(help="Heads, for alibi.")] = 8,
+) -> None:
+    """Draw what an encoding does: the wavelengths of its pairs by axis, how scores fall with distance, what scalings leave of
+    the frequencies, how ALiBi fades."""
+    try:
+        from mmrope import figures
+        from mmrope.encodings.presets import preset
+        from mmrope.encodings.spec import RotarySpec
+        from mmrope.pictures import save
+
+        spec = preset(preset_name) if preset_name else RotarySpec.from_family(family_name)
+        title = preset_name or family_name
+        if what is Figure.frequencies:
+            drawn = figures.plot_frequencies(spec, title=f"{title}: {spec!r}")
+        elif what is Figure.decay:
+            drawn = figures.plot_decay(spec, title=f"{title}: the score of equal vectors, some distance apart")
+        elif what is Figure.scaling:
+            drawn = figures.plot_scalings(spec, title=f"{title}: what scalings by 8 leave of each frequency")
+        else:
+            from mmrope.encodings.alibi import alibi_slopes
+
+            drawn = figures.plot_alibi(alibi_slopes(heads).tolist())
+        save(drawn, figure)
+    except (ValueError, OSError) as error:
+        _fail("show", error, 2)
+    typer.echo(f"wrote {figure}", err=True)
 
 
 @app.command()

@@ -30,7 +30,7 @@ def plot_ids(
     Returns:
         The matplotlib axes.
     """
-    ax = ax if ax is not None else _pyplot().subplots(figsize=(11, 4.2), layout="constrained")[1]
+    ax = ax if ax is not None else pyplot().subplots(figsize=(11, 4.2), layout="constrained")[1]
     items = placed(positions, row)
     ids = positions.ids[:, row]
     tokens = range(positions.start, positions.start + ids.shape[1])
@@ -63,7 +63,7 @@ def plot_rules(rules: Sequence[Positions], *, title: str | None = None) -> Any:
     Returns:
         The matplotlib figure.
     """
-    figure, axes = _pyplot().subplots(
+    figure, axes = pyplot().subplots(
         len(rules), 1, figsize=(11, 3.1 * len(rules)), sharex=True, sharey=True, layout="constrained", squeeze=False
     )
     for positions, ax in zip(rules, axes[:, 0], strict=True):
@@ -105,7 +105,7 @@ def save(figure_or_axes: Any, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure = getattr(figure_or_axes, "figure", figure_or_axes)
     figure.savefig(path, dpi=130)
-    _pyplot().close(figure)
+    pyplot().close(figure)
 
 
 def _names(items: Sequence[Placed]) -> list[str]:
@@ -119,7 +119,8 @@ def _names(items: Sequence[Placed]) -> list[str]:
     return names
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib, drawing into files."""
     try:
         import matplotlib
     except ImportError:

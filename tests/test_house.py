@@ -15,7 +15,7 @@ PACKAGE = ROOT / "mmrope"
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "torchvision", "PIL", "av", "decord", "einops", "matplotlib", "transformers", "vllm", "tqdm", "typer"}
 # from top to bottom the way that data takes: a folder imports itself and what stands above it
-ORDER = ["positions", "encodings", "preprocess", "vlm", "pictures", "cli"]
+ORDER = ["positions", "encodings", "preprocess", "vlm", "pictures", "figures", "cli"]
 
 
 def imports(path, *, top_level_only):
