@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmrope import VLM, Processor, RotaryEmbedding, RotarySpec, position_ids, segments_from_inputs
+from mmrope import VLM, DynamicNTK, Processor, RotaryEmbedding, RotarySpec, position_ids, segments_from_inputs
 
 pytestmark = pytest.mark.gpu
 
@@ -59,3 +59,52 @@ def test_a_training_step_in_bfloat16(inputs):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.5
+
+
+def rotation(dtype=torch.bfloat16):
+    rope = RotaryEmbedding(RotarySpec.mrope(128, theta=1e6, sections=(16, 24, 24))).cuda()
+    q, k = (torch.randn(2, heads, 300, 128, device="cuda", dtype=dtype) for heads in (28, 4))
+    return rope, q, k, torch.randint(0, 10_000, (3, 2, 300), device="cuda")
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_rotations_do_not_wait_for_the_device(backend):
+    rope, q, k, ids = rotation()
+    longer = RotaryEmbedding(RotarySpec.rope(128).scaled(DynamicNTK(4096, 2.0))).cuda()
+    length = torch.tensor(9000, device="cuda")
+
+    def turn():
+        rope.rotate(q, k, ids, backend=backend)
+        longer.rotate(q, k, ids[:1], length=length, backend=backend)
+        longer.rotate(q, k, ids[:1], length=9000, backend=backend)
+
+    turn()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        turn()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_q_and_k_are_one_launch():
+    rope, q, k, ids = rotation()
+    assert rope.backend_for(q) == "triton"
+    rope.rotate(q, k, ids)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        rope.rotate(q, k, ids)
+        torch.cuda.synchronize()
+    launched = [event.key for event in profile.key_averages() if "rotate_kernel" in event.key or "elementwise" in event.key]
+    assert [name for name in launched if "rotate_kernel" in name] == launched
+    torch.testing.assert_close(rope.rotate(q, k, ids), rope.rotate(q, k, ids, backend="torch"), rtol=2e-2, atol=2e-2)
+
+
+def test_decoding_in_a_cuda_graph():
+    rope, q, k, ids = rotation()
+    q, k, ids = q[:, :, :1], k[:, :, :1], ids[..., :1].clone()
+    rope.rotate(q, k, ids)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        turned = rope.rotate(q, k, ids)
+    ids.add_(5)
+    graph.replay()
+    torch.testing.assert_close(turned, rope.rotate(q, k, ids))

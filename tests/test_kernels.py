@@ -114,7 +114,7 @@ def test_the_operators_keep_the_rules_of_operators():
     q, k, ids = case(spec, "[B, N, S, D]", tokens=2)
     rope = RotaryEmbedding(spec).to(DEVICE)
     q, k = q.clone().requires_grad_(), k.clone().requires_grad_()
-    torch.library.opcheck(rotate_by_ids, (q, k, ids, rope.axis.to(torch.int32), rope.turns, 1.0, -3, False, 1))
+    torch.library.opcheck(rotate_by_ids, (q, k, ids, rope.axis, rope.turns, 1.0, -3, False, 1))
     cos, sin = rope(ids)
     torch.library.opcheck(rotate_by_table, (q, k, cos, sin, -3, False, 1))
 
@@ -166,7 +166,7 @@ from mmrope.encodings.kernels.rotary import constants, rotate_kernel
 from_ids, kind = sys.argv[1] == "ids", sys.argv[2]
 four, three = ("i64",) * 4, ("i64",) * 3
 signature = {name: f"*{kind}" for name in ("q", "k", "q_out", "k_out")}
-signature |= {"ids_or_cos": "*i64" if from_ids else "*fp32", "axis_or_sin": "*i32" if from_ids else "*fp32", "turns": "*i64"}
+signature |= {"ids_or_cos": "*i64" if from_ids else "*fp32", "axis_or_sin": "*i64" if from_ids else "*fp32", "turns": "*i64"}
 signature |= dict.fromkeys(("q_strides", "k_strides", "q_out_strides", "k_out_strides"), four) | {"table_strides": three}
 signature |= dict.fromkeys(("length", "q_heads", "k_heads", "sign"), "i32") | {"factor": "fp32"}
 constexprs = {"FROM_IDS": from_ids, "ADJACENT": False, **constants(64, 0, 28)}

@@ -124,12 +124,13 @@ SECTIONS = {
 }
 
 
-def upstream_case(name):
+def upstream_case(name, **scaling):
     """A small config of a family, and transformers' own rotary module for it; 8 pairs."""
     row = FAMILIES[name]
     head_dim = int(16 / row.rotary_fraction)
     sections = [SECTIONS[row.layout][axis] for axis in row.section_order or row.axes]
     rope = {"rope_type": "default", "rope_theta": row.theta, "mrope_section": sections}
+    rope |= scaling
     if row.rotary_fraction != 1:
         rope["partial_rotary_factor"] = row.rotary_fraction
     text = {**TEXT, "head_dim": head_dim, "hidden_size": 4 * head_dim, "rope_parameters": rope}

@@ -187,8 +187,7 @@ class RotaryEmbedding(nn.Module):
             for x in (q, k):
                 _check_shapes(x, table, table, heads)
             ids = position_ids.expand(-1, *places)
-            axis, factor = self.axis.to(torch.int32), self.spec.attention_factor
-            return rotate_by_ids(q, k, ids, axis, self.turns, factor, heads, adjacent, 1)
+            return rotate_by_ids(q, k, ids, self.axis, self.turns, self.spec.attention_factor, heads, adjacent, 1)
         cos, sin = self(position_ids, length=length)
         for x in (q, k):
             _check_shapes(x, cos, sin, heads)

@@ -82,7 +82,7 @@ def rotate_kernel(
     q_out,
     k_out,
     ids_or_cos,  # [A, B, S] int32 or int64, or [B, S, P] float32
-    axis_or_sin,  # [P] int32, or [B, S, P] float32
+    axis_or_sin,  # [P] int64, or [B, S, P] float32
     turns,  # [P] int64, inv_freq / 2 pi in units of 2^-64 turns
     q_strides,  # (b, s, n, d)
     k_strides,
@@ -198,7 +198,7 @@ def rotate_by_ids(
     adjacent: bool,
     sign: int,
 ) -> tuple[Tensor, Tensor]:
-    """q and k turned by integer position ids [A, B, S] or [A, T]; axis [P] int32, turns [P] int64."""
+    """q and k turned by integer position ids [A, B, S] or [A, T]; axis and turns [P] int64."""
     table = position_ids, axis, turns
     return _launch(q, k, table, True, len(turns), factor, heads, adjacent, sign)
 
