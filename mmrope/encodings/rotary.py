@@ -114,12 +114,15 @@ class RotaryEmbedding(nn.Module):
             return self.inv_freq
         if length is None:
             raise ValueError(f"{scaling} depends on the length of the sequence: pass length=, which is never read from the ids")
+        # filled on the device: a number that is copied there would wait for it
+        device = self.inv_freq.device
+        stated = length if isinstance(length, Tensor) else torch.full((), length, dtype=torch.float64, device=device)
+        if stated.ndim:
+            raise ValueError(f"length must be a number or a tensor of no dimensions, got {list(stated.shape)}")
         if isinstance(scaling, LongRoPE):
-            stated = torch.as_tensor(length, device=self.inv_freq.device)
             return torch.where(stated > scaling.original_max_position, self.longer, self.inv_freq)
         assert isinstance(scaling, DynamicNTK)
-        stated = torch.as_tensor(length, device=self.inv_freq.device, dtype=torch.float64)
-        ratio = stated.clamp(min=scaling.original_max_position) / scaling.original_max_position
+        ratio = stated.to(torch.float64).clamp(min=scaling.original_max_position) / scaling.original_max_position
         log_theta, growth = self.longer
         bracket = scaling.factor * ratio - (scaling.factor - 1)
         grown = (-(log_theta + growth * bracket.log())).exp().to(torch.float32)
