@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -43,6 +44,23 @@ def test_shifts_are_rotations(position, shift):
     torch.testing.assert_close(there.norm(dim=1), torch.full((2,), 4.0, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
+def test_far_positions_are_those_of_the_formula():
+    for position in (1_000, 1_000_000, 2**31 - 1):
+        made = SinusoidalEmbedding(128)(torch.tensor(position))
+        exact = [
+            float(f(mpmath.mpf(position) / mpmath.mpf(10_000) ** (mpmath.mpf(2 * i) / 128)))
+            for i in range(64)
+            for f in (mpmath.sin, mpmath.cos)
+        ]
+        np.testing.assert_allclose(made, exact, atol=1e-6)
+
+
+def test_learned_embeddings_compile():
+    embedding = LearnedEmbedding(8, 4)
+    compiled = torch.compile(embedding, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(torch.arange(5)), embedding(torch.arange(5)))
+
+
 def test_inner_products_do_not_only_fall():
     products = SinusoidalEmbedding(128)(torch.arange(20)) @ SinusoidalEmbedding(128)(torch.tensor(0))
     assert int(torch.argmax((products.diff() > 0).int())) == 11  # the product at 12 is larger than that at 11
@@ -68,7 +86,13 @@ def test_embeddings_of_images_are_resized():
     torch.testing.assert_close(image[..., 1], torch.ones(6, 8))
     assert (image[1:, :, 0] > image[:-1, :, 0]).all()
     torch.testing.assert_close(embedding.resized((3, 4), (3, 4)).weight, embedding.weight)
-    with pytest.raises(ValueError, match="a grid of 2 x 2 has 4 patches, but there are 12 embeddings"):
+    with_class = LearnedEmbedding(13, 3)
+    with torch.no_grad():
+        with_class.weight[1:] = embedding.weight
+    again = with_class.resized((3, 4), (6, 8), prefix=1)
+    torch.testing.assert_close(again.weight[0], with_class.weight[0])
+    torch.testing.assert_close(again.weight[1:], larger.weight)
+    with pytest.raises(ValueError, match="0 and a grid of 2 x 2 patches are 4, but there are 12 embeddings"):
         embedding.resized((2, 2), (3, 3))
 
 

@@ -78,3 +78,10 @@ def test_refusals():
         ValueError, match=r"positions must be \[Q\] and \[K\], or \[B, Q\] and \[B, K\], got \[1, 2\] and \[2\]"
     ):
         alibi_bias(alibi_slopes(1), torch.zeros(1, 2), torch.zeros(2))
+
+
+def test_bfloat16_slopes_are_rounded_at_the_end():
+    slopes = alibi_slopes(8).to(torch.bfloat16)
+    bias = alibi_bias(slopes, torch.arange(1000), causal=False)
+    assert bias.dtype == torch.bfloat16
+    torch.testing.assert_close(bias[:, 0, 999].float(), -999 * slopes.float(), rtol=2**-8, atol=0)

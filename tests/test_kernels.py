@@ -155,6 +155,28 @@ def test_shapes_are_checked_before_the_launch():
         rope.rotate(q, k, ids[..., :2], backend="triton")
     with pytest.raises(ValueError, match="cos and sin are for"):
         rope.rotate(q, k[:, :, :2], ids, backend="triton")
+    partial = RotaryEmbedding(RotarySpec.mrope(20, sections=(2, 3, 3), rotary_dim=16)).to(DEVICE)
+    with pytest.raises(
+        ValueError, match=r"q and k must have equal head_dim, of 16 channels at least, got \[2, 6, 3, 16\], \[2, 2, 3, 20\]"
+    ):
+        partial.rotate(q, torch.cat([k, k[..., :4]], dim=-1), ids, backend="triton")
+    with pytest.raises(
+        ValueError,
+        match=r"q and k must be of one floating type of 32 bits at most, .* got torch.float32 on .* and torch.float64",
+    ):
+        rope.rotate(q, k.double(), ids, backend="triton")
+
+
+def test_strides_whose_products_pass_32_bits():
+    """Of a view whose heads lie 2^26 elements apart: head 33 begins past 2^31."""
+    if DEVICE == "cuda":
+        pytest.skip("needs a CUDA GPU, and this machine has none")
+    store = torch.empty(33 * 2**26, dtype=torch.bfloat16)  # pages that are not touched take no memory
+    q = store.as_strided((1, 33, 1, 16), (0, 2**26, 16, 1))
+    q.copy_(torch.arange(16.0))
+    rope, ids = RotaryEmbedding(SPECS["M-RoPE"]), torch.tensor([5, 6, 7])[:, None, None]
+    for one, other in zip(rope.rotate(q, q, ids, backend="triton"), rope.rotate(q, q, ids, backend="torch"), strict=True):
+        torch.testing.assert_close(one.float(), other.float(), rtol=2**-7, atol=1e-6)
 
 
 COMPILE = """
@@ -164,7 +186,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from mmrope.encodings.kernels.rotary import constants, rotate_kernel
 from_ids, kind = sys.argv[1] == "ids", sys.argv[2]
-four, three = ("i64",) * 4, ("i64",) * 3
+four, three = ("i32",) * 4, ("i32",) * 3  # as strides below 2^31 are launched
 signature = {name: f"*{kind}" for name in ("q", "k", "q_out", "k_out")}
 signature |= {"ids_or_cos": "*i64" if from_ids else "*fp32", "axis_or_sin": "*i64" if from_ids else "*fp32", "turns": "*i64"}
 signature |= dict.fromkeys(("q_strides", "k_strides", "q_out_strides", "k_out_strides"), four) | {"table_strides": three}

@@ -68,3 +68,12 @@ def test_refusals():
         MixedRotary(30, 2)
     with pytest.raises(ValueError, match=r"position_ids must be \[2, B, S\] or \[2, T\] for the axes 'hw', got \[3, 1, 5\]"):
         mixed()(torch.zeros(3, 1, 5))
+
+
+def test_autocast_does_not_touch_the_angles():
+    module, ids = mixed(), torch.randint(0, 64, (2, 1, 9))
+    wanted = module(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = module(ids)
+    assert made[0].dtype == torch.float32
+    torch.testing.assert_close(made, wanted)

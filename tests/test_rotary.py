@@ -367,3 +367,32 @@ def test_tables_that_learn_get_their_gradient():
     cos.requires_grad_()
     rotate(x, cos, sin).sum().backward()
     assert cos.grad.abs().sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward-mode differentiation
+def test_blocks_do_not_go_by_global_settings():
+    x, cos, sin = block_case("half", -3, torch.float32, (2, 3, 50, 16))
+    wanted = rotate(x, cos, sin)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(rotate(x, cos, sin), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert torch.equal(rotate(x, cos, sin), wanted)
+    one = rotate(x, cos[:, :1], sin[:, :1])
+    torch.testing.assert_close(one[:, :, :1], wanted[:, :, :1])
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = torch.autograd.forward_ad.unpack_dual(rotate(dual, cos, sin)).tangent
+    torch.testing.assert_close(tangent, rotate(torch.ones_like(x), cos, sin))
+
+
+def test_nothing_is_written_before_all_is_checked():
+    x, cos, sin = block_case("half", -3, torch.float32, (2, 3, 50, 16))
+    before = x.clone()
+    with pytest.raises(ValueError, match="cos and sin are for"):
+        apply_rotary(x, x[:, :, :7], cos, sin, inplace=True)
+    assert torch.equal(x, before)
+    with pytest.raises(ValueError, match=r"what is rotated must be floating-point numbers, got torch.int64"):
+        rotate(x.long(), cos, sin)

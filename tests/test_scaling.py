@@ -279,11 +279,40 @@ def test_layers_that_differ_are_asked_for():
     assert RotarySpec.from_config(nope, layer_type="full_attention") is None
 
 
-def test_gemma_4_turns_a_proportion():
-    config = CONFIG_MAPPING["gemma4_text"](head_dim=64)
-    spec = RotarySpec.from_config(config, layer_type="full_attention")
-    assert spec.scaling == Proportional(0.25)
-    assert (spec.inv_freq > 0).sum() == 8
+def test_gemma_3_of_transformers_4_says_it_otherwise():
+    old = {
+        "model_type": "gemma3_text",
+        "head_dim": 64,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }
+    assert RotarySpec.from_config(old, layer_type="full_attention") == RotarySpec.rope(64, theta=1e6).scaled(PI(8.0))
+    assert RotarySpec.from_config(old, layer_type="sliding_attention") == RotarySpec.rope(64, theta=1e4)
+
+
+@pytest.mark.parametrize("name", [name for names in TEXT_MODELS.values() for name in names.split()])
+def test_frequencies_are_those_of_each_models_own_module(name):
+    """As its config class makes it, by type of layer where there are such."""
+    config = CONFIG_MAPPING[name](**({"head_dim": 128} if name == "glm4_moe" else {}))  # whose default has odd channels
+    module = importlib.import_module(type(config).__module__.replace("configuration", "modeling"))
+    [cls] = {v for k, v in vars(module).items() if k.endswith("RotaryEmbedding") and not re.search("Vision|Audio", k)}
+    theirs = cls(config)
+    types = [key for key, value in config.rope_parameters.items() if isinstance(value, dict)] or [None]
+    for kind in types:
+        spec = RotarySpec.from_config(config, layer_type=kind)
+        inv_freq = getattr(theirs, f"{kind}_inv_freq" if kind else "inv_freq")
+        np.testing.assert_array_equal(RotaryEmbedding(spec, angles="hf").inv_freq, inv_freq)
+
+
+def test_text_configs_of_families_are_read():
+    text = {
+        "model_type": "qwen2_5_vl_text",
+        "head_dim": 128,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    }
+    assert RotarySpec.from_config(text) == RotarySpec.mrope(128, theta=1e6, sections=(16, 24, 24))
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -310,7 +339,7 @@ def llama(**rope):
         (lambda: YaRN(4.0, 4096, mscale=0.7), "mscale 0.7 and mscale_all_dim None work together; of one alone upstreams take no notice"),
         (lambda: Llama3(4.0, 4096, low_freq_factor=4.0), "high_freq_factor 4.0 must be above low_freq_factor 4.0"),
         (lambda: LongRoPE([1.0], [0.0], 4096, 4.0), "long_factor must hold positive numbers, one for each pair"),
-        (lambda: ROPE.scaled(LongRoPE([1.0], [1.0], 4096, 4.0)), "LongRoPE has 1 factors, but 128 rotated channels are 64 pairs"),
+        (lambda: ROPE.scaled(LongRoPE([1.0], [1.0], 4096, 4.0)), "LongRoPE: short_factor has 1 factors, but 128 rotated channels are 64 pairs"),
         (lambda: Proportional(1.5), "fraction must be from 0 to 1, got 1.5"),
         (lambda: RotarySpec.rope(2).scaled(NTK(2.0)), "NTK scaling needs at least two pairs, but a spectrum of 2 channels has 1"),
         (lambda: ROPE.scaled(PI(2.0)).scaled(PI(2.0)), r"the spec is scaled already, by PI\(factor=2.0\)"),
@@ -325,6 +354,17 @@ def llama(**rope):
         (lambda: RotarySpec.from_config(llama(rope_type="llama3", factor=8.0, original_max_position_embeddings=2048)), "needs low_freq_factor"),
         (lambda: RotarySpec.from_config(llama(rope_type="dynamic", factor=2.0, original_max_position_embeddings=2048)), "states original_max_position_embeddings 2048, but upstreams scale from max_position_embeddings 4096"),
         (lambda: RotarySpec.from_config(llama(rope_type="dynamic", factor=2.0, alpha=3.0)), "alpha 3.0 and factor 2.0 exclude each other"),
+        (lambda: RotarySpec.from_config({**llama(), "rope_scaling": {"rope_type": "linear", "factor": 4.0}}), "has rope_parameters .* and rope_scaling .*, which differ: leave one out"),
+        (lambda: RotarySpec.from_config({**llama(), "rope_theta": 5e5}), "the config has rope_theta 500000.0, and 10000.0 in"),
+        (lambda: RotarySpec.from_config(llama(mrope_section=[16, 8, 8])), "llama is a model of text alone, whose code does not read mrope_section"),
+        (lambda: RotarySpec.from_config(llama(rope_type="linear", factor=True)), "rope parameters have factor True, which is no number"),
+        (lambda: RotarySpec.from_config(llama(rope_theta="1e4")), "rope parameters have rope_theta '1e4', which is no number"),
+        (lambda: RotarySpec.from_config(llama(rope_type="yarn", factor=2.0, original_max_position_embeddings=2048, truncate="false")), "truncate 'false', which is neither true nor false"),
+        (lambda: RotarySpec.from_config(llama(rope_type="yarn", factor=2.0, original_max_position_embeddings=2048, attention_factor=-1)), "stated_attention_factor must be a positive number, got -1"),
+        (lambda: RotarySpec.from_config({"model_type": "llama", "rope_theta": 1e4}), "llama: the config has neither head_dim nor hidden_size and num_attention_heads"),
+        (lambda: RotarySpec.from_config({"model_type": "stablelm", "head_dim": 80, "rope_theta": 1e4}), "stablelm: the config has no partial_rotary_factor, and class defaults differ between models"),
+        (lambda: LongRoPE([1.0], [1.0], 1, 4.0), "original_max_position must be at least 2, got 1"),
+        (lambda: RotarySpec.rope(8, theta=1.0).scaled(YaRN(4.0, 64)), "YaRN needs frequencies that fall, theta above 1, got 1.0"),
         (lambda: RotarySpec.from_config({**llama(), "model_type": "nobody"}), "config has model_type 'nobody'"),
         (lambda: RotarySpec.mrope(64, kv_heads=(1, 2)), r"kv_heads must be a number of KV heads for each of the axes 'thw', got \[1, 2\]"),
         (lambda: RotarySpec.axial(64, axes="hw", theta=(1.0, 2.0), spectrum="shared"), "theta must be one number, or with spectrum='per_axis' one for each"),

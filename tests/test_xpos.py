@@ -57,3 +57,12 @@ def test_keys_of_a_cache_keep_the_center(vectors):
 def test_refusals():
     with pytest.raises(ValueError, match="scale_base must be a positive number, got 0"):
         XPos(64, scale_base=0)
+
+
+def test_casts_and_moves_do_not_touch_the_factors(vectors):
+    xpos, ids = XPos(64), torch.tensor([[[8000]]])
+    wanted = xpos.rotate(*vectors, ids)
+    torch.testing.assert_close(XPos(64).to(torch.bfloat16).rotate(*vectors, ids), wanted)
+    with torch.device("meta"):
+        away = XPos(64)
+    torch.testing.assert_close(away.to_empty(device="cpu").rotate(*vectors, ids), wanted)

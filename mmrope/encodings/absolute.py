@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmrope.encodings.scaling import frequencies
-
 Columns = Literal["interleaved", "concat"]
 
 
@@ -33,7 +31,8 @@ class SinusoidalEmbedding(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """[...] positions, whole or fractional -> [..., dim] float32, right to 1e-6 at any position below 2^31."""
-        inv_freq = torch.tensor(frequencies(self.dim, self.theta), device=positions.device, dtype=torch.float64)
+        exponent = torch.arange(0, self.dim, 2, device=positions.device, dtype=torch.float64) / self.dim
+        inv_freq = self.theta**-exponent
         angle = positions.to(torch.float64)[..., None] * inv_freq  # [..., dim / 2]
         parts = angle.sin().to(torch.float32), angle.cos().to(torch.float32)
         return torch.cat(parts, dim=-1) if self.layout == "concat" else torch.stack(parts, dim=-1).flatten(-2)
@@ -53,8 +52,9 @@ class LearnedEmbedding(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """[...] -> [..., dim]. On the CPU a position that is not there is a ValueError; on a GPU it stops the device."""
-        if positions.device.type == "cpu" and positions.numel():
+        """[...] -> [..., dim]. On the CPU a position that is not there is a ValueError; compiled code and a GPU stop at it in
+        their own way."""
+        if positions.device.type == "cpu" and positions.numel() and not torch.compiler.is_compiling():
             low, high = int(positions.min()), int(positions.max())
             if low < 0 or high >= len(self.weight):
                 raise ValueError(
@@ -63,14 +63,22 @@ class LearnedEmbedding(nn.Module):
                 )
         return functional.embedding(positions, self.weight)
 
-    def resized(self, grid: tuple[int, int], to: tuple[int, int]) -> LearnedEmbedding:
-        """The embeddings of an image of `grid` (rows, columns) patches, for one of `to` patches: bicubic, as ViTs have it."""
-        h, w = grid
-        if h * w != len(self.weight):
-            raise ValueError(f"a grid of {h} x {w} has {h * w} patches, but there are {len(self.weight)} embeddings")
-        image = self.weight.detach().reshape(1, h, w, -1).permute(0, 3, 1, 2)  # [1, dim, h, w]
-        image = functional.interpolate(image.to(torch.float32), size=to, mode="bicubic", antialias=True)  # [1, dim, to]
-        made = LearnedEmbedding(to[0] * to[1], self.weight.shape[1]).to(self.weight)
+    def resized(
+        self, grid: tuple[int, int], to: tuple[int, int], *, prefix: int = 0, antialias: bool = False
+    ) -> LearnedEmbedding:
+        """The embeddings of an image of `grid` (rows, columns) patches for one of `to` patches, bicubic.
+
+        Args:
+            prefix: embeddings before the grid that stay as they are (1 of a class token).
+            antialias: as timm resizes; transformers' ViTs do not.
+        """
+        (h, w), count = grid, len(self.weight)
+        if prefix + h * w != count:
+            raise ValueError(f"{prefix} and a grid of {h} x {w} patches are {prefix + h * w}, but there are {count} embeddings")
+        image = self.weight.detach()[prefix:].reshape(1, h, w, -1).permute(0, 3, 1, 2)  # [1, dim, h, w]
+        image = functional.interpolate(image.to(torch.float32), size=to, mode="bicubic", antialias=antialias)  # [1, dim, to]
+        made = LearnedEmbedding(prefix + to[0] * to[1], self.weight.shape[1]).to(self.weight)
         with torch.no_grad():
-            made.weight.copy_(image[0].flatten(1).T)
+            made.weight[:prefix] = self.weight[:prefix]
+            made.weight[prefix:] = image[0].flatten(1).T.to(made.weight.dtype)
         return made

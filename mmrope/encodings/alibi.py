@@ -40,8 +40,8 @@ def alibi_bias(slopes: Tensor, q_positions: Tensor, k_positions: Tensor | None =
             f"positions must be [Q] and [K], or [B, Q] and [B, K], got {list(q_positions.shape)} and {list(k_positions.shape)}"
         )
     distance = (q_positions[..., :, None] - k_positions[..., None, :]).unsqueeze(-3)  # [..., 1, Q, K]
-    bias = -slopes[:, None, None] * distance.abs()  # [..., N, Q, K]
-    return bias.masked_fill(distance < 0, -math.inf) if causal else bias
+    bias = -slopes.to(torch.float32)[:, None, None] * distance.abs()  # [..., N, Q, K]
+    return (bias.masked_fill(distance < 0, -math.inf) if causal else bias).to(slopes.dtype)
 
 
 def alibi_score_mod(slopes: Tensor, q_positions: Tensor, k_positions: Tensor | None = None) -> Callable[..., Tensor]:

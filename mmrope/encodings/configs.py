@@ -7,17 +7,19 @@ from typing import Any
 
 from mmrope.encodings.scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, Proportional, Scaling, YaRN
 from mmrope.encodings.spec import RotarySpec
-from mmrope.positions.families import config_dict, family_from_config
+from mmrope.positions.families import config_dict, family_of
 from mmrope.positions.rules import Family, Pairing
 
 TEXT_MODELS: dict[Pairing, str] = {
-    "half": "apertus arcee bitnet exaone4 falcon gemma gemma2 gemma3 gemma3_text gemma4 gemma4_text glm4_moe gpt_neox granite "
-    "hunyuan_v1_dense llama minimax mistral mixtral nemotron olmo olmo2 olmo3 persimmon phi phi3 qwen2 qwen2_moe qwen3 "
-    "qwen3_moe seed_oss smollm3 stablelm starcoder2",
-    "adjacent": "cohere cohere2 ernie4_5 ernie4_5_moe glm glm4 helium",
+    "half": "apertus arcee bitnet gemma gemma2 gemma3_text gemma4_text glm4_moe granite llama mistral mixtral nemotron olmo "
+    "olmo2 persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss stablelm starcoder2",
+    "adjacent": "cohere ernie4_5 ernie4_5_moe glm glm4 helium",
 }
-"""Models of text alone, by which channels form a pair in their code (transformers 5.23, `rotate_half` of each)."""
+"""Models of text alone, by which channels form a pair in their code (transformers 5.23, `rotate_half` of each). Not among them
+are those of which some layers have no rotary embedding, or whose configs say it in words of their own."""
 _PAIRING: dict[str, Pairing] = {name: pairing for pairing, names in TEXT_MODELS.items() for name in names.split()}
+_PARTIAL = {"glm", "glm4", "glm4_moe", "nemotron", "persimmon", "phi", "stablelm"}
+"""Of these, class defaults rotate a part of the channels: the config must say which."""
 
 
 def rotary_from_config(config: Any, *, layer_type: str | None = None, revision: str | None = None) -> RotarySpec | None:
@@ -39,21 +41,22 @@ def rotary_from_config(config: Any, *, layer_type: str | None = None, revision: 
     """
     text = config_dict(config)
     stated = str(text.get("model_type"))
-    family = None if stated in _PAIRING else family_from_config(text, revision)
+    family = None if stated in _PAIRING else family_of(stated, revision)
     for part in ("thinker_config", "text_config"):
         text = {**text, **(text.get(part) or {})}
     name = str(family or stated)
     rope = _rope_parameters(text, layer_type, name)
     if rope is None:
         return None
-    head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    head_dim = _head_dim(text, layer_type, name)
     scaling = _scaling(rope, text, name)
     fraction = rope.get("partial_rotary_factor")
-    if family is not None and fraction is None and family.rotary_fraction != 1:
-        raise ValueError(
-            f"{family}: the config has no partial_rotary_factor, and class defaults differ between models; released "
-            f"checkpoints have {family.rotary_fraction}"
-        )
+    partial = stated in _PARTIAL if family is None else family.rotary_fraction != 1
+    if partial and fraction is None:
+        released = f"; released checkpoints have {family.rotary_fraction}" if family else ""
+        raise ValueError(f"{name}: the config has no partial_rotary_factor, and class defaults differ between models{released}")
+    if family is None and {"mrope_section", "mrope_interleaved", "xdrope_section"} & set(rope):
+        raise ValueError(f"{name} is a model of text alone, whose code does not read mrope_section: correct the config")
     # proportional rotary turns a fraction of the pairs by itself
     rotary_dim = head_dim if isinstance(scaling, Proportional) or fraction is None else int(head_dim * float(fraction))
     theta = rope["rope_theta"]
@@ -90,6 +93,26 @@ def _of_family(family: Family, rope: Mapping[str, Any], head_dim: int, rotary_di
     )
 
 
+def _head_dim(text: Mapping[str, Any], layer_type: str | None, name: str) -> int:
+    # Gemma 4's full attention has heads of its own size
+    key = "global_head_dim" if layer_type == "full_attention" and text.get("global_head_dim") else "head_dim"
+    by_layer = {int(n): part["head_dim"] for n, part in (text.get("per_layer_config") or {}).items() if "head_dim" in part}
+    if by_layer:  # Gemma 4 of transformers 5: by number of layer
+        types = text.get("layer_types") or []
+        sizes = {by_layer.get(n, text.get("head_dim")) for n, kind in enumerate(types) if kind == layer_type}
+        if len(sizes) != 1 or None in sizes:
+            raise ValueError(
+                f"{name}: layers of type {layer_type!r} have heads of {sorted(map(str, sizes))} channels, not of one size"
+            )
+        [size] = sizes
+        return int(size or 0)
+    if text.get(key):
+        return text[key]
+    if text.get("hidden_size") is None or not text.get("num_attention_heads"):
+        raise ValueError(f"{name}: the config has neither head_dim nor hidden_size and num_attention_heads")
+    return text["hidden_size"] // text["num_attention_heads"]
+
+
 # --- rope parameters --------------------------------------------------------------------------------------------------
 
 _GENERAL = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved", "xdrope_section"}
@@ -108,7 +131,13 @@ _ALIASES = {"mrope": "default", "su": "longrope", "xdrope": "dynamic"}
 
 def _rope_parameters(text: Mapping[str, Any], layer_type: str | None, name: str) -> dict[str, Any] | None:
     """The rope parameters of a config (of a layer type), whichever form it has, with theta and `rope_type` in them."""
-    rope: Any = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    new, old = text.get("rope_parameters"), text.get("rope_scaling")
+    if new and old and new != old:
+        raise ValueError(f"{name}: the config has rope_parameters {new} and rope_scaling {old}, which differ: leave one out")
+    rope: Any = new or old or {}
+    if text.get("rope_local_base_freq") is not None:  # Gemma 3, transformers 4
+        local = {"rope_type": "default", "rope_theta": text["rope_local_base_freq"]}
+        rope = {"full_attention": {"rope_theta": text.get("rope_theta"), **rope}, "sliding_attention": local}
     types = [key for key, value in rope.items() if isinstance(value, Mapping)]
     if types:
         if layer_type not in rope:
@@ -124,10 +153,16 @@ def _rope_parameters(text: Mapping[str, Any], layer_type: str | None, name: str)
     rope = dict(rope)
     if not types:
         for key in ("rope_theta", "partial_rotary_factor"):
-            if text.get(key) is not None:
-                rope.setdefault(key, text[key])
+            if text.get(key) is not None and rope.setdefault(key, text[key]) != text[key]:
+                raise ValueError(f"{name}: the config has {key} {text[key]}, and {rope[key]} in {rope}: correct one of them")
     if rope.get("rope_theta") is None:
         raise ValueError(f"{name}: the config has no rope_theta")
+    for key, value in rope.items():
+        numbers = key not in ("rope_type", "type", "truncate", "mrope_interleaved") and not isinstance(value, (list, tuple))
+        if numbers and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"{name}: rope parameters have {key} {value!r}, which is no number")
+        if key in ("truncate", "mrope_interleaved") and value is not None and not isinstance(value, bool):
+            raise ValueError(f"{name}: rope parameters have {key} {value!r}, which is neither true nor false")
     stated = {_ALIASES.get(str(rope[key]), str(rope[key])) for key in ("rope_type", "type") if rope.get(key) is not None}
     if len(stated) > 1 or not stated <= set(_OF_TYPE):
         raise ValueError(

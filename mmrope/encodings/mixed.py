@@ -23,6 +23,8 @@ class MixedRotary(nn.Module):
         axes: the axes of the position ids; two are drawn as the paper does, of others each pair in a random direction.
         theta: 10 in the paper.
         pairing: which channels form a pair, "adjacent" in the paper's code.
+
+    Keep the weight in float32: in bfloat16 the frequencies themselves are rounded, to three digits.
         generator: for the random angles.
     """
 
@@ -61,7 +63,7 @@ class MixedRotary(nn.Module):
                 f"{list(position_ids.shape)}"
             )
         ids, weight = position_ids.movedim(0, -1).to(torch.float32), self.weight.to(torch.float32)
-        angle = torch.einsum("...a,npa->...np", ids, weight)  # [B, S, N, P]
+        angle = (ids[..., None, None, :] * weight).sum(dim=-1)  # [B, S, N, P]; autocast would take an einsum for bfloat16
         return angle.cos(), angle.sin()
 
     def rotate(self, q: Tensor, k: Tensor, position_ids: Tensor, *, heads: int = -3) -> tuple[Tensor, Tensor]:

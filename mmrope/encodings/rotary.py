@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from mmrope.encodings.scaling import DynamicNTK, LongRoPE
 from mmrope.encodings.spec import RotarySpec
@@ -31,8 +32,9 @@ class RotaryEmbedding(nn.Module):
         spec: the frequencies and axes.
         angles: "exact" reduces position * inv_freq by whole turns in 64-bit integers, so that cos and sin are right to
             1e-6 at every integer position below 2^31 (fractional positions, and scalings that depend on the length: float64).
-            "hf" is the plain float32 product of Hugging Face models, with their frequencies to the last bit, on the CPU; it is
-            off by 2e-3 at position 1e5 and by 3e-2 at 1e6.
+            "hf" is the plain float32 product of Hugging Face models, with their frequencies to the last bit, on the CPU (but
+            for DynamicNTK past the original length, whose base they compute in float32); it is off by 2e-3 at position 1e5
+            and by 3e-2 at 1e6.
     """
 
     axis: Tensor  # [P] int64, or [K, P]
@@ -225,6 +227,8 @@ def apply_rotary(
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Rotates queries and keys, which may have different numbers of heads; see `rotate`."""
+    for x in (q, k):
+        _check_shapes(x, cos, sin, heads)  # both, before one is written to
     options: dict[str, Any] = {"pairing": pairing, "heads": heads, "inplace": inplace}
     return rotate(q, cos, sin, **options), rotate(k, cos, sin, **options)
 
@@ -281,6 +285,7 @@ def _in_blocks(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     if torch.compiler.is_compiling() or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in (x, cos, sin)):
         return False
     transformed = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+    transformed = transformed or forward_ad._current_level >= 0  # forward-mode differentiation
     return not (transformed or cos.requires_grad or sin.requires_grad)
 
 
@@ -320,10 +325,12 @@ def _turn_blocks(x: Tensor, cos: Tensor, sin: Tensor, pairing: Pairing, heads: i
     else:
         first, second, cos = slice(0, None, 2), slice(1, None, 2), cos.repeat_interleave(2, dim=-1)  # [..., 2 P]
     x, out, back = x[..., : 2 * pairs], out[..., : 2 * pairs], -sin
-    scratch, wide = torch.empty(shape), torch.empty(shape) if x.dtype != torch.float32 else None
+    scratch = x.new_empty(shape, dtype=torch.float32)
+    wide = torch.empty_like(scratch) if x.dtype != torch.float32 else None
     for start in range(0, length, block):
         n = min(block, length - start)
-        part, to, c, s, b = (tensor.narrow(tokens, start, n) for tensor in (x, out, cos, sin, back))
+        part, to = (tensor.narrow(tokens, start, n) for tensor in (x, out))
+        c, s, b = (t if t.shape[tokens] == 1 else t.narrow(tokens, start, n) for t in (cos, sin, back))
         mixed = scratch.narrow(tokens, 0, n)
         if wide is not None:
             part = wide.narrow(tokens, 0, n).copy_(part)
@@ -343,6 +350,8 @@ def _by_head(table: Tensor, x: Tensor, heads: int) -> Tensor:
 
 
 def _check_shapes(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
+    if not x.dtype.is_floating_point:
+        raise ValueError(f"what is rotated must be floating-point numbers, got {x.dtype}")
     if heads not in (-3, -2):
         raise ValueError(f"heads must be -3 ([B, N, S, D]) or -2 ([B, S, N, D], [T, N, D]), got {heads}")
     if cos.ndim == x.ndim and cos.shape == sin.shape:

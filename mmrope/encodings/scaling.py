@@ -30,7 +30,7 @@ def frequencies(dim: int, theta: float, *, over: int | None = None) -> np.ndarra
 
 def powers(dim: int, theta: float, *, over: int | None = None) -> np.ndarray:
     """theta^(2i / over) as [dim / 2] float32."""
-    if not (np.isfinite(theta) and theta > 0):
+    if not (isinstance(theta, (int, float)) and math.isfinite(theta) and theta > 0):
         raise ValueError(f"theta must be a positive number, got {theta!r}")
     exponent = np.arange(0, dim, 2, dtype=_F32) / _F32(over or dim or 1)
     return np.power(np.float64(theta), exponent.astype(np.float64)).astype(_F32)
@@ -57,7 +57,8 @@ class Scaling:
     def _positive(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and value > 0):
                 raise ValueError(f"{type(self).__name__}: {name} must be a positive number, got {value!r}")
 
 
@@ -154,6 +155,8 @@ class YaRN(Scaling):
             raise ValueError(f"YaRN: beta_fast {self.beta_fast} must not be below beta_slow {self.beta_slow}")
         if self.ramp not in get_args(Ramp):
             raise ValueError(f"YaRN: ramp must be 'index' (released checkpoints) or 'rotations' (the paper), got {self.ramp!r}")
+        if self.stated_attention_factor is not None:
+            self._positive("stated_attention_factor")
         if bool(self.mscale) != bool(self.mscale_all_dim):
             raise ValueError(
                 f"YaRN: mscale {self.mscale} and mscale_all_dim {self.mscale_all_dim} work together; of one alone upstreams "
@@ -192,6 +195,8 @@ class YaRN(Scaling):
 
     def _index(self, rotations: float, dim: int, theta: float) -> float:
         """The index of the pair that turns so often within the original length."""
+        if theta <= 1:
+            raise ValueError(f"YaRN needs frequencies that fall, theta above 1, got {theta}")
         return dim * math.log(self.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
 
@@ -246,6 +251,10 @@ class LongRoPE(Scaling):
 
     def __post_init__(self) -> None:
         self._positive("factor", "original_max_position")
+        if self.stated_attention_factor is not None:
+            self._positive("stated_attention_factor")
+        if self.original_max_position < 2:
+            raise ValueError(f"LongRoPE: original_max_position must be at least 2, got {self.original_max_position}")
         for name in ("short_factor", "long_factor"):
             values = tuple(float(value) for value in getattr(self, name))
             if not all(math.isfinite(value) and value > 0 for value in values):
@@ -263,9 +272,11 @@ class LongRoPE(Scaling):
         return 1.0 if self.factor <= 1 else math.sqrt(1 + math.log(self.factor) / math.log(self.original_max_position))
 
     def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
+        for name in ("short_factor", "long_factor"):
+            if len(getattr(self, name)) != dim // 2:
+                count = len(getattr(self, name))
+                raise ValueError(f"LongRoPE: {name} has {count} factors, but {dim} rotated channels are {dim // 2} pairs")
         divisors = self.long_factor if _stated(length) > self.original_max_position else self.short_factor
-        if len(divisors) != dim // 2:
-            raise ValueError(f"LongRoPE has {len(divisors)} factors, but {dim} rotated channels are {dim // 2} pairs")
         return _F32(1) / (np.array(divisors, dtype=_F32) * powers(dim, theta))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -35,8 +37,16 @@ class XPos(nn.Module):
             raise ValueError(f"scale_base must be a positive number, got {scale_base}")
         self.rope = RotaryEmbedding(RotarySpec.rope(head_dim, theta=theta, pairing=pairing))
         self.scale_base, self.center = scale_base, center
-        zeta = (np.arange(0, head_dim, 2) / head_dim + 0.4) / 1.4
-        self.register_buffer("log_zeta", torch.tensor(np.log(zeta)), persistent=False)
+        self.head_dim = head_dim
+        self.register_buffer("log_zeta", self._log_zeta(), persistent=False)
+
+    def _log_zeta(self) -> Tensor:
+        return torch.tensor(np.log((np.arange(0, self.head_dim, 2) / self.head_dim + 0.4) / 1.4))  # [P] float64
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> XPos:
+        super()._apply(fn, recurse)  # casts and moves come through here: keep the device they chose, not the values
+        self.log_zeta = self._log_zeta().to(self.log_zeta.device)
+        return self
 
     def rotate(
         self, q: Tensor, k: Tensor, position_ids: Tensor, *, key_position_ids: Tensor | None = None, heads: int = -3
@@ -48,5 +58,5 @@ class XPos(nn.Module):
     def _turned(self, x: Tensor, position_ids: Tensor, heads: int, sign: int) -> Tensor:
         cos, sin = self.rope(position_ids)
         power = (position_ids[0].to(torch.float64) - self.center) * (sign / self.scale_base)  # [B, S]
-        scale = (power[..., None] * self.log_zeta.to(torch.float64)).exp().to(torch.float32)  # [B, S, P]
+        scale = (power[..., None] * self.log_zeta).exp().to(torch.float32)  # [B, S, P]
         return rotate(x, cos * scale, sin * scale, pairing=self.rope.spec.pairing, heads=heads)

@@ -432,6 +432,20 @@ def departures(row: Family) -> list[str]:
     return found
 
 
+def family_of(model_type: str | None, revision: str | None = None, *, whole: bool = False) -> Family:
+    """The row of a model type of Hugging Face configs; that of a text config means its family unless `whole`."""
+    names = {known: row.name for row in FAMILIES.values() if row.config for known in (row.name, *row.model_types)}
+    stated = str(model_type)
+    is_part = stated.endswith(("_text", "_vision"))
+    name = names.get(stated) or ("" if whole else names.get(stated.removesuffix("_text"), ""))
+    if not name:
+        raise ValueError(
+            f"config has model_type {model_type!r}; known are {', '.join(sorted(names))}"
+            + (". A full config is needed, not its text or vision part" if is_part and whole else "")
+        )
+    return family(f"{name}@{revision}" if revision else name)
+
+
 def family_from_config(config: Any, revision: str | None = None) -> Family:
     """The family of a checkpoint, with the facts that its config states.
 
@@ -444,15 +458,7 @@ def family_from_config(config: Any, revision: str | None = None) -> Family:
         ValueError: the model type is not in the table, or the config lacks a fact that the family needs.
     """
     config = config_dict(config)
-    stated = config.get("model_type")
-    names = {model_type: row.name for row in FAMILIES.values() if row.config for model_type in (row.name, *row.model_types)}
-    if stated not in names:
-        part = str(stated).endswith(("_text", "_vision"))
-        raise ValueError(
-            f"config has model_type {stated!r}; known are {', '.join(sorted(names))}"
-            + (". A full config is needed, not its text or vision part" if part else "")
-        )
-    row = family(f"{names[stated]}@{revision}" if revision else names[stated])
+    row = family_of(config.get("model_type"), revision, whole=True)
     facts: dict[str, Any] = {}
     tokens: dict[str, int] = {}
     for fact, paths in row.config.items():

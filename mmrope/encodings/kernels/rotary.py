@@ -56,10 +56,11 @@ def _turn(
     HEADS_BLOCK: tl.constexpr,
 ):
     """All heads of one token of x."""
+    pair = pair.to(tl.int64)  # products with strides may not fit 32 bits
     first = 2 * pair if ADJACENT else pair
     second = first + 1 if ADJACENT else pair + PAIRS
     for begin in range(0, heads, HEADS_BLOCK):
-        head = begin + tl.arange(0, HEADS_BLOCK)
+        head = (begin + tl.arange(0, HEADS_BLOCK)).to(tl.int64)
         here = (head < heads)[:, None] & is_pair[None, :]
         at = head[:, None] * x_head
         a = tl.load(x + at + first[None, :] * x_channel, mask=here, other=0.0).to(tl.float32)
@@ -69,7 +70,7 @@ def _turn(
         tl.store(out + to + first[None, :] * out_channel, (a * cos - b * sin).to(kind), mask=here)
         tl.store(out + to + second[None, :] * out_channel, (b * cos + a * sin).to(kind), mask=here)
         if TAIL > 0:
-            channel = 2 * PAIRS + tl.arange(0, TAIL_BLOCK)
+            channel = (2 * PAIRS + tl.arange(0, TAIL_BLOCK)).to(tl.int64)
             left = (head < heads)[:, None] & (channel < 2 * PAIRS + TAIL)[None, :]
             rest = tl.load(x + at + channel[None, :] * x_channel, mask=left, other=0.0)
             tl.store(out + to + channel[None, :] * out_channel, rest, mask=left)
@@ -138,18 +139,27 @@ def constants(pairs: int, tail: int, heads: int) -> dict[str, Any]:
         "PAIRS_BLOCK": power,
         "TAIL": tail,
         "TAIL_BLOCK": triton.next_power_of_2(max(tail, 1)),
-        "HEADS_BLOCK": min(triton.next_power_of_2(heads), max(1, 512 // power)),
+        "HEADS_BLOCK": min(triton.next_power_of_2(max(heads, 1)), max(1, 512 // power)),
     }
 
 
 def _launch(q: Tensor, k: Tensor, table: tuple[Tensor, Tensor, Tensor], from_ids: bool, pairs: int, factor: float,
             heads: int, adjacent: bool, sign: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if q.shape[-1] != k.shape[-1] or q.ndim != k.ndim or 2 * pairs > q.shape[-1]:
+        raise ValueError(
+            f"q and k must have equal head_dim, of {2 * pairs} channels at least, got {list(q.shape)}, {list(k.shape)}"
+        )
+    if q.dtype != k.dtype or q.device != k.device or not q.dtype.is_floating_point or q.dtype == torch.float64:
+        raise ValueError(
+            f"q and k must be of one floating type of 32 bits at most, and on one device, got {q.dtype} on {q.device} and "
+            f"{k.dtype} on {k.device}"
+        )
     outs = torch.empty_like(q), torch.empty_like(k)
     first, second, turns = table
     lead = first[:, None] if from_ids and first.ndim == 2 else first[None] if not from_ids and first.ndim == 2 else first
     views = [_by_token(x, heads) for x in (q, k, *outs)]  # [B, S, N, D]
     b, s, n, d = views[0].shape
-    if not b * s:
+    if not b * s * d:
         return outs
     with torch.cuda.device(q.device) if q.is_cuda else _nowhere():
         rotate_kernel[(b * s,)](
