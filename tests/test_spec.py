@@ -244,3 +244,28 @@ def config_with(**rope):
 def test_what_cannot_be_right_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_published_bound_of_rotary_scores():
+    """The mean over i of |sum of e^(i r theta_l), l < i| (RoFormer, arXiv 2104.09864, section 3.4.3): it falls on average only."""
+    inv_freq = RotarySpec.rope(128).inv_freq.astype(np.float64)
+
+    def bound(r):
+        return np.abs(np.cumsum(np.exp(1j * r * inv_freq))).mean()
+
+    wanted = {
+        0: 32.5,
+        1: 31.538,
+        2: 28.956,
+        5: 20.845,
+        10: 17.954,
+        20: 15.242,
+        50: 12.629,
+        100: 10.227,
+        200: 7.245,
+        500: 6.190,
+        1000: 4.471,
+    }
+    np.testing.assert_allclose([bound(r) for r in wanted], list(wanted.values()), atol=2e-3)
+    rises = (np.diff([bound(r) for r in range(1001)]) > 0).sum()
+    assert rises == 483

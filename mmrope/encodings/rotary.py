@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -91,7 +92,8 @@ class RotaryEmbedding(nn.Module):
         """
         self._check(position_ids)
         inv_freq = self._frequencies(length)
-        ids = position_ids.index_select(0, self.axis.flatten()).movedim(0, -1)  # [B, S, P]
+        # gathered along the last dimension, so that tables come out with their pairs side by side
+        ids = position_ids.movedim(0, -1).index_select(-1, self.axis.flatten())  # [B, S, P]
         if self.axis.ndim == 2:
             ids = ids.unflatten(-1, self.axis.shape)  # [B, S, K, P]
         if self.angles == "hf":
@@ -311,35 +313,49 @@ class _Blocks(torch.autograd.Function):
 
 def _turn_blocks(x: Tensor, cos: Tensor, sin: Tensor, pairing: Pairing, heads: int, out: Tensor) -> None:
     """x turned into `out`, which may be x."""
-    pairs, tokens = cos.shape[-1], x.ndim + (-2 if heads == -3 else -3)
+    pairs = cos.shape[-1]
     if x.shape[-1] > 2 * pairs and out is not x:
         out[..., 2 * pairs :] = x[..., 2 * pairs :]
     if not x.numel() or not pairs:
         return
-    length = x.shape[tokens]
-    block = max(1, min(length, _BLOCK * length // x.numel()))
-    shape = [*x.shape[:-1], 2 * pairs]
-    shape[tokens] = block
     if pairing == "half":
         first, second, cos = slice(None, pairs), slice(pairs, 2 * pairs), torch.cat((cos, cos), dim=-1)  # [..., 2 P]
     else:
         first, second, cos = slice(0, None, 2), slice(1, None, 2), cos.repeat_interleave(2, dim=-1)  # [..., 2 P]
-    x, out, back = x[..., : 2 * pairs], out[..., : 2 * pairs], -sin
-    scratch = x.new_empty(shape, dtype=torch.float32)
-    wide = torch.empty_like(scratch) if x.dtype != torch.float32 else None
-    for start in range(0, length, block):
-        n = min(block, length - start)
-        part, to = (tensor.narrow(tokens, start, n) for tensor in (x, out))
-        c, s, b = (t if t.shape[tokens] == 1 else t.narrow(tokens, start, n) for t in (cos, sin, back))
-        mixed = scratch.narrow(tokens, 0, n)
-        if wide is not None:
-            part = wide.narrow(tokens, 0, n).copy_(part)
-        torch.mul(part[..., second], b, out=mixed[..., first])
-        torch.mul(part[..., first], s, out=mixed[..., second])
-        if wide is None:
-            torch.addcmul(mixed, part, c, out=to)
-        else:
-            to.copy_(mixed.addcmul_(part, c))
+    sin = sin.contiguous()
+    tables = (cos, sin, -sin)
+    for piece, turned, (c, s, b), tokens in _pieces(x[..., : 2 * pairs], out[..., : 2 * pairs], tables, heads):
+        length = piece.shape[tokens]
+        block = max(1, min(length, _BLOCK * length // piece.numel()))
+        shape = list(piece.shape)
+        shape[tokens] = block
+        scratch = x.new_empty(shape, dtype=torch.float32)
+        wide = torch.empty_like(scratch) if x.dtype != torch.float32 else None
+        for start in range(0, length, block):
+            n = min(block, length - start)
+            part, to = (tensor.narrow(tokens, start, n) for tensor in (piece, turned))
+            c_n, s_n, b_n = (t if t.shape[tokens] == 1 else t.narrow(tokens, start, n) for t in (c, s, b))
+            mixed = scratch.narrow(tokens, 0, n)
+            if wide is not None:
+                part = wide.narrow(tokens, 0, n).copy_(part)
+            torch.mul(part[..., second], b_n, out=mixed[..., first])
+            torch.mul(part[..., first], s_n, out=mixed[..., second])
+            if wide is None:
+                torch.addcmul(mixed, part, c_n, out=to)
+            else:
+                to.copy_(mixed.addcmul_(part, c_n))
+
+
+def _pieces(
+    x: Tensor, out: Tensor, tables: tuple[Tensor, ...], heads: int
+) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...], int]]:
+    """x, out and tables, and the dimension of tokens: long heads one by one, where loops are along memory; else all at once."""
+    if heads == -2 or x.shape[-2] * x.shape[-1] < 2**14:
+        yield x, out, tables, x.ndim + (-2 if heads == -3 else -3)
+        return
+    for index in itertools.product(*map(range, x.shape[:-2])):
+        mine = tuple(table[tuple(i if n > 1 else 0 for i, n in zip(index, table.shape, strict=False))] for table in tables)
+        yield x[index], out[index], mine, 0
 
 
 def _by_head(table: Tensor, x: Tensor, heads: int) -> Tensor:
