@@ -93,7 +93,7 @@ class RotaryEmbedding(nn.Module):
         self._check(position_ids)
         inv_freq = self._frequencies(length)
         # gathered along the last dimension, so that tables come out with their pairs side by side
-        ids = position_ids.movedim(0, -1).index_select(-1, self.axis.flatten())  # [B, S, P]
+        ids = position_ids.movedim(0, -1)[..., self.axis.flatten()]  # [B, S, P]
         if self.axis.ndim == 2:
             ids = ids.unflatten(-1, self.axis.shape)  # [B, S, K, P]
         if self.angles == "hf":
