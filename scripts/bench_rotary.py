@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import statistics
 import sys
 import time
@@ -20,14 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_variable] = "1"
+import torch
+from bench_positions import cpu, row
+from transformers import Qwen2_5_VLTextConfig
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as upstream
 
-import torch  # noqa: E402
-from transformers import Qwen2_5_VLTextConfig  # noqa: E402
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as upstream  # noqa: E402
-
-from mmrope import RotaryEmbedding, RotarySpec, apply_rotary  # noqa: E402
+from mmrope import RotaryEmbedding, RotarySpec, apply_rotary
 
 ROOT = Path(__file__).parents[1]
 N, K, D = 28, 4, 128
@@ -168,15 +165,6 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     (ROOT / "scripts" / "results" / f"bench_rotary_{device}.md").write_text(text)
-
-
-def row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def cpu() -> str:
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "unknown CPU")
 
 
 if __name__ == "__main__":

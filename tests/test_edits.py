@@ -199,6 +199,7 @@ def test_what_stands_right_behind_media_may_close_them():
     assert truncate(row, 9).row == [TEXT(2), IMAGE, TEXT(1)]
     assert truncate(row, 8, markers=(0, 0)).row == row[:2]
     assert truncate(row[:2], 8).row == row[:2]
+    assert truncate([*row[:2], Segment.pad(3)], 8).row == row[:2]
 
 
 def test_a_video_in_frames_goes_whole():

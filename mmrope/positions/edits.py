@@ -81,7 +81,7 @@ def truncate(
         around = spans if markers is None else _with_markers(row, items, spans, markers)
         place = np.concatenate([[0], kept.cumsum()])  # of each token among the real ones
         # unless markers are stated, what stands right behind media may close them
-        needed = [int(place[end]) + (markers is None and end < len(kept)) for _, end in around]
+        needed = [int(place[end] + (markers is None and place[end] < place[-1])) for _, end in around]
         lost = [n for n, end in enumerate(needed) if end > length]
         if lost and (policy == "error" or markers is None):
             raise ValueError(_refusal(policy, items[lost[0]], spans[lost[0]], len(lost), place, length))
