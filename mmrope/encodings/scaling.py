@@ -7,6 +7,7 @@ RoPE and to every spectrum of a multimodal one alike. numpy only; rounded to flo
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -37,7 +38,7 @@ def powers(dim: int, theta: float, *, over: int | None = None) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Scaling:
+class Scaling(ABC):
     """What all scalings have in common."""
 
     @property
@@ -50,9 +51,9 @@ class Scaling:
         """What cos and sin are multiplied by: its square multiplies the logits of attention."""
         return 1.0
 
+    @abstractmethod
     def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
         """[dim / 2] float32, what becomes of theta^(-2i / dim); `length` is that of the sequence, where it is needed."""
-        raise NotImplementedError
 
     def _positive(self, *names: str) -> None:
         for name in names:
