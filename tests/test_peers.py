@@ -8,7 +8,9 @@ import mpmath
 import pytest
 import torch
 from rotary_embedding_torch import RotaryEmbedding as Lucidrains
+from test_spec import PER_LAYER, upstream_case
 from timm.layers import RotaryEmbeddingCat, RotaryEmbeddingDinoV3, apply_rot_embed_cat
+from upstream_ids import IN_TRANSFORMERS
 
 from mmrope import RotaryEmbedding, RotarySpec, XPos, patch_position_ids
 from mmrope.encodings.presets import _dinov3
@@ -101,21 +103,32 @@ def test_xpos_of_a_cache_has_another_centre_in_rotary_embedding_torch(vectors):
     assert (theirs - 1).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["default", "linear", "yarn"])
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "paddleocr_vl"])
-def test_scaled_families_turn_as_transformers_own_modules(name, kind):
-    """Each pair's frequency and axis, read off by moving one axis at a time; attention factors included."""
-    from test_spec import upstream_case
+ORIGINAL = {"original_max_position_embeddings": 4096}
+SCALINGS = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, **ORIGINAL},
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **ORIGINAL},
+    "longrope": {"factor": 4.0, "short_factor": [1.5] * 8, "long_factor": [2.5] * 8, **ORIGINAL},
+}
+UNSCALED = {"cosmos3_edge", "ernie4_5_vl_moe"}  # whose own code refuses scalings
+FAMILIES_WITH_MODULES = sorted(set(IN_TRANSFORMERS) - {"hunyuan_vl", *PER_LAYER})
 
-    scaling = {"default": {}, "linear": {"factor": 4.0}, "yarn": {"factor": 4.0, "original_max_position_embeddings": 4096}}[
-        kind
-    ]
-    config, module = upstream_case(name, rope_type=kind, **scaling)
+
+@pytest.mark.parametrize("kind", SCALINGS)
+@pytest.mark.parametrize("name", FAMILIES_WITH_MODULES)
+def test_scaled_families_turn_as_transformers_own_modules(name, kind):
+    """Bit for bit, one axis moved at a time; attention factors included."""
+    if name in UNSCALED and kind != "default":
+        with pytest.raises(Exception, match=r"rope"):  # of upstream's own kinds
+            upstream_case(name, rope_type=kind, **SCALINGS[kind])
+        return
+    config, module = upstream_case(name, rope_type=kind, **SCALINGS[kind])
     spec = RotarySpec.from_config(config)
-    rope = RotaryEmbedding(spec, angles="hf")
+    rope, length = RotaryEmbedding(spec, angles="hf"), {"length": 4} if spec.needs_length else {}
     for axis in range(3):
         ids = torch.zeros(3, 1, 1, dtype=torch.long)
         ids[axis] = 3
-        for theirs, ours in zip(module(torch.zeros(1), ids), rope(ids), strict=True):
-            pairs = theirs[..., ::2] if spec.pairing == "adjacent" else theirs[..., : ours.shape[-1]]
-            torch.testing.assert_close(pairs, ours, **close)
+        for theirs, ours in zip(module(torch.zeros(1), ids), rope(ids, **length), strict=True):
+            assert torch.equal(theirs[..., ::2] if spec.pairing == "adjacent" else theirs[..., : ours.shape[-1]], ours)
