@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"}
-VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv"}
+VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"}
 
 
 class _InOrder(TyperCommand):
@@ -250,6 +250,10 @@ def _content(part: str) -> dict[str, Any]:
         raise ValueError(f"{part} is a file, but not of a known kind ({' '.join(sorted(IMAGES | VIDEOS))})")
     if kind is None or (" " in part and not there):  # "Look at photo.jpg" is a sentence
         return {"type": "text", "text": part}
+    if kind == "image" and there:
+        from mmrope.preprocess.image import is_animation  # Pillow is loaded once there is a file
+
+        kind = "video" if is_animation(path) else kind
     return {"type": kind, kind: part}
 
 

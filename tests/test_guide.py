@@ -12,10 +12,10 @@ import pytest
 import torch
 import upstream
 from conftest import ROOT
+from PIL import Image
 
 import mmrope
 from mmrope import Segment
-from mmrope.preprocess.image import load_image
 
 GUIDE = (ROOT / "docs" / "sequences.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, re.DOTALL)
@@ -26,7 +26,7 @@ PYTHON = [body for language, body in BLOCKS if language == "python"]
 def names():
     """Everything that the guide's code has made, run from top to bottom."""
     samples = ROOT / "samples"
-    photo = lambda name: {"type": "image", "image": load_image(samples / f"{name}.jpg")}  # noqa: E731
+    photo = lambda name: {"type": "image", "image": Image.open(samples / f"{name}.jpg")}  # noqa: E731
     film = {"type": "video", "video": np.random.default_rng(0).integers(0, 255, (8, 56, 84, 3), dtype=np.uint8)}
     text = lambda words: {"type": "text", "text": words}  # noqa: E731
     contents = [

@@ -106,7 +106,9 @@ def test_positions_go_into_a_model_of_transformers(mixed):
 # --- positions --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [key for key, row in FAMILIES.items() if row.name in PRESETS])
+@pytest.mark.parametrize(
+    "name", [key for key, row in FAMILIES.items() if row.name in PRESETS and not row.name.startswith("glm")]
+)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_positions_are_those_of_the_inputs(name, side, mixed):
     """The ids that come with the inputs are the ids that anyone computes from the inputs."""
@@ -248,7 +250,10 @@ def test_settings_survive_saving(tmp_path):
     assert loaded == dataclasses.replace(processor, limits=Limits())
     assert Processor.from_pretrained(tmp_path, fps=3.0).fps == 3.0
     assert json.loads((tmp_path / "processor_config.json").read_text())["family"] == "qwen2_5_vl@transformers-5.23"
-    with pytest.raises(ValueError, match=r"no processor_config.json in .*: a processor is saved with save_pretrained"):
+    with pytest.raises(
+        ValueError,
+        match=r"no processor_config.json and no preprocessor_config.json in .*: a processor is saved with save_pretrained",
+    ):
         Processor.from_pretrained(tmp_path / "nowhere")
 
 
@@ -270,9 +275,12 @@ def test_settings_survive_saving(tmp_path):
         (user({"type": "video", "grid": (2, 2, 2), "fps": 0}), r"a video grid needs fps, .* as a positive number"),
         ([{"role": "user", "content": "Hi", "name": "Ann"}], r"got keys \['content', 'name', 'role'\]"),
         (user({"type": "audio", "audio": "a.wav"}), r"content has the types text, image and video, got 'audio'"),
-        (user({"type": "image", "text": "a"}), r"content of type 'image' takes grid or image, got"),
+        (user({"type": "image", "text": "a"}), r"content of type 'image' takes one of base64, grid, image, path, url, got"),
         (user({"type": "image"}), r"content of type 'image' takes"),
-        (user({"type": "video", "fps": 2.0}), r"content of type 'video' takes fps or grid or video"),
+        (
+            user({"type": "video", "fps": 2.0}),
+            r"content of type 'video' takes one of base64, grid, path, url, video, and may have fps, num_frames, times",
+        ),
         (user({"type": "video", "grid": (2, 2, 2)}), r"a video grid needs fps"),
         (user({"type": "image", "grid": (2, 2)}), r"an item with 'grid' has positions but no pixels"),
         (user({"type": "image", "image": "missing.jpg"}), r"missing.jpg: no such file"),

@@ -11,9 +11,9 @@ import pytest
 import torch
 import upstream
 from conftest import ROOT
+from PIL import Image
 
 import mmrope
-from mmrope.preprocess.image import load_image
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -23,7 +23,7 @@ def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples):
     """One session, as a reader would type it; the processor, messages and model that it is given are transformers' own."""
     monkeypatch.chdir(ROOT)
     processor = upstream.processor("qwen2_5_vl", image_pixels=(56 * 56, 20 * 28 * 28), video_pixels=(4 * 28 * 28, 20 * 28 * 28))
-    content = [{"type": "image", "image": load_image(samples / "cat.jpg")}, {"type": "text", "text": "What is it?"}]
+    content = [{"type": "image", "image": Image.open(samples / "cat.jpg")}, {"type": "text", "text": "What is it?"}]
     names = {"processor": processor, "messages": [{"role": "user", "content": content}], "model": upstream.model()}
     code = [body for language, body in BLOCKS if language == "python"]
     assert len(code) == 8

@@ -17,6 +17,7 @@ from mmrope.preprocess import text
 from mmrope.vlm.config import DecoderConfig, VisionConfig
 from mmrope.vlm.decoder import KVCache, causal_mask
 from mmrope.vlm.vision import VisionEncoder, attend_packed
+from mmrope.vlm.weights import write_manifest
 
 SMALL = VLMConfig(
     vision=VisionConfig(hidden_size=64, num_layers=2, num_heads=2, intermediate_size=128),
@@ -126,7 +127,7 @@ def test_positions_are_felt(model, processor, conversations):
 @torch.no_grad()
 def test_the_encoder_sees_where_patches_are(model):
     """The same patches in the shape 4 x 8 and 8 x 4: only their positions differ."""
-    patches = torch.randn(32, SMALL.vision.patch_dim)
+    patches = torch.randn(32, SMALL.vision.patches.patch_dim)
     wide, tall = (model.vision(patches, torch.tensor([[1, h, w]])) for h, w in ((4, 8), (8, 4)))
     assert not np.array_equal(patch_position_ids([[1, 4, 8]]), patch_position_ids([[1, 8, 4]]))
     assert (wide - tall).abs().max() > 1e-4
@@ -281,6 +282,7 @@ def test_a_saved_model_is_the_same(model, processor, conversations, tmp_path):
     assert VLM.from_pretrained(tmp_path, dtype=torch.bfloat16).embedding.weight.dtype == torch.bfloat16
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json",
+        "manifest.json",
         "model.safetensors",
         "processor_config.json",
     ]
@@ -292,10 +294,14 @@ def test_broken_files_are_refused(model, tmp_path):
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "colour": 1}))
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(ValueError, match=r"config.json differs from its manifest"):
+        VLM.from_pretrained(tmp_path)
+    write_manifest(tmp_path, ["config.json", "model.safetensors"])
+    with pytest.raises(ValueError, match="colour"):
         VLM.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config, "decoder": {**config["decoder"], "num_layers": 1}}))
-    with pytest.raises(RuntimeError, match="Unexpected key"):
+    write_manifest(tmp_path, ["config.json", "model.safetensors"])
+    with pytest.raises(ValueError, match="Unexpected key"):
         VLM.from_pretrained(tmp_path)
 
 
@@ -383,3 +389,14 @@ def test_heads_must_share_keys_evenly():
     with pytest.raises(ValueError, match="num_heads 8 must be a multiple of num_kv_heads 3"):
         DecoderConfig(num_kv_heads=3)
     assert isinstance(VisionEncoder(SMALL.vision, 64), torch.nn.Module)
+
+
+def test_bytes_are_normalised_by_the_model(samples):
+    """Patches as uint8 give what normalised ones give: the model does it itself."""
+    content = [{"type": "image", "image": samples / "cat.jpg"}, {"type": "video", "video": samples / "clip.mp4"}]
+    messages = [{"role": "user", "content": content}]
+    small = {"image_pixels": (56 * 56, 20 * 28 * 28), "video_pixels": (4 * 28 * 28, 8 * 28 * 28), "max_frames": 4}
+    model = VLM(SMALL).eval()
+    with torch.no_grad():
+        one, other = (model(**Processor(pixels=kind, **small)(messages)).logits for kind in ("float32", "uint8"))
+    assert torch.equal(one, other)

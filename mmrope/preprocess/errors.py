@@ -23,5 +23,9 @@ class Limits:
     max_side: int = 8192
     """Of an image or a frame after resizing, in pixels."""
     max_video_seconds: float = 24 * 3600.0
+    max_video_frames: int = 6_000_000
+    """Of a file, sampled or not: a day at 60 frames a second."""
+    max_animation_pixels: int = 2_000_000_000
+    """Of all frames of a GIF, WebP, PNG or AVIF animation together: each is decoded to know how long it lasts."""
     max_visual_tokens: int = 128_000
     """Of one image or video, after the spatial merge."""

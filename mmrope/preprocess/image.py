@@ -5,19 +5,27 @@ from __future__ import annotations
 import io
 import os
 import struct
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401  (plugins register formats)
+from PIL import AvifImagePlugin, Image, ImageOps, PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  (registered)
 
+from mmrope.preprocess.access import Access, resolve
 from mmrope.preprocess.errors import Limits, MediaError
+
+if TYPE_CHECKING:
+    import torch
+
+Animation = Literal["refuse", "first"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 """The formats that are opened; everything else is refused before a decoder runs."""
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+"""Those that can be films."""
 
 # what Pillow's decoders raise on damaged files (tried on mutated files); anything else is a bug and passes through
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     ValueError,
     RuntimeError,
@@ -27,83 +35,183 @@ _DECODER_ERRORS = (
 )
 
 
-def load_image(source: Any, *, background: tuple[int, int, int] = (255, 255, 255), limits: Limits | None = None) -> Image.Image:
+def load_image(
+    source: Any,
+    *,
+    background: tuple[int, int, int] = (255, 255, 255),
+    animation: Animation = "refuse",
+    limits: Limits | None = None,
+    access: Access | None = None,
+) -> np.ndarray:
     """An image as the eye sees it: upright by its EXIF orientation, RGB, transparency laid on `background`.
 
     Args:
-        source: path, bytes, binary file object, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4].
+        source: path, bytes, binary file object, PIL image, numpy array (channels last: [H, W], [H, W, 1], [H, W, 3] or
+            [H, W, 4]) or torch tensor (channels first: [H, W], [1, H, W], [3, H, W] or [4, H, W]). Arrays are uint8,
+            uint16 (65535 is white), bool, or float from 0 (black) to 1 (white).
         background: what shows through transparent pixels, RGB.
+        animation: what becomes of a file with several frames: "refuse" it, or take its "first" frame. As a film it is
+            opened by `mmrope.preprocess.video.open_video`, with the durations of its frames.
         limits: the largest image to open.
+        access: which paths and URLs may be opened.
+
+    Returns:
+        [H, W, 3] uint8, which is writable and may be the array that was given.
 
     Raises:
-        MediaError: missing, damaged, animated, of an unknown format or without a stated range of values, or over a limit.
+        MediaError: missing, damaged, of an unknown format or without a stated range of values, or over a limit.
     """
+    if animation not in ("refuse", "first"):
+        raise ValueError(f"animation must be 'refuse' or 'first', got {animation!r}")
     limits, name = limits or Limits(), source_name(source)
+    if is_tensor(source):
+        source = _channels_last(source)
     if isinstance(source, np.ndarray):
-        image = _from_array(source)
-    else:
-        image = source if isinstance(source, Image.Image) else _open(source, name)
-    _check_size(name, image.size, limits)
-    if image.format != "MPO" and getattr(image, "is_animated", False):  # a phone's MPO holds views of one photograph
+        _check_size(name, source.shape[1::-1], limits)
+        return _of_array(source, background)
+    if isinstance(source, Image.Image):
+        _check_size(name, source.size, limits)
+        return _of_image(source, background, animation, name)
+    with open_image(source, name, limits, access) as image:
+        return _of_image(image, background, animation, name)
+
+
+def _of_image(image: Image.Image, background: tuple[int, int, int], animation: Animation, name: str) -> np.ndarray:
+    # a phone's MPO holds views of one photograph
+    if animation == "refuse" and image.format != "MPO" and getattr(image, "is_animated", False):
         raise MediaError(
-            f"{name} is animated ({getattr(image, 'n_frames', 0)} frames); "
-            "give one of its frames, or convert it to a video file"
+            f"{name} has {getattr(image, 'n_frames', 0)} frames: give it as a video, or take its first with animation='first'"
         )
+    return upright_rgb(image, background, name)
+
+
+def open_image(
+    source: Any, name: str, limits: Limits, access: Access | None, formats: tuple[str, ...] = FORMATS
+) -> Image.Image:
+    """The image of a file, of which only the header has been read; sizes over the limits are refused."""
+    source = resolve(source, access)
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(f"{name} is too large: {error} (PIL.Image.MAX_IMAGE_PIXELS)") from error
+    except DECODER_ERRORS as error:
+        raise MediaError(f"{name} is not an image that can be opened (known formats: {', '.join(formats)}): {error}") from error
+    _check_size(name, image.size, limits)
+    return image
+
+
+def upright_rgb(image: Image.Image, background: tuple[int, int, int], name: str) -> np.ndarray:
+    """The pixels of an opened image, or of the frame that it stands at: [H, W, 3] uint8."""
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
-        return _rgb(image, background, name)
+        return np.array(_rgb(image, background, name))
     except MediaError:
         raise
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise MediaError(f"{name} is damaged and cannot be decoded as {image.format}: {error}") from error
 
 
-def _open(source: Any, name: str) -> Image.Image:
+def is_animation(source: Any) -> bool:
+    """Whether a file is an animated image, from its header; False for what is no image at all."""
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-    except FileNotFoundError:
-        raise MediaError(f"{name}: no such file") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise MediaError(f"{name} is too large: {error} (PIL.Image.MAX_IMAGE_PIXELS)") from error
-    except _DECODER_ERRORS as error:
-        raise MediaError(f"{name} is not an image that can be opened (known formats: {', '.join(FORMATS)}): {error}") from error
+        with open_image(source, "", Limits(), None, ANIMATED) as image:
+            return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except MediaError:
+        return False
+
+
+def animation_frames(image: Image.Image, background: tuple[int, int, int], name: str) -> Iterator[tuple[float, np.ndarray]]:
+    """Every frame of an opened animation with its duration in milliseconds, as its file states it; a frame's pixels are
+    those that a viewer shows, after disposal and blending."""
+    frame = 0
+    while True:
+        try:
+            image.seek(frame)
+        except EOFError:
+            return
+        except DECODER_ERRORS as error:
+            raise MediaError(f"{name} is damaged at frame {frame}: {error}") from error
+        pixels = upright_rgb(image, background, f"frame {frame} of {name}")
+        yield float(image.info.get("duration") or 0), pixels  # known once the frame is loaded
+        frame += 1
+
+
+def is_tensor(source: Any) -> bool:
+    """Whether a source is a torch tensor; torch is not loaded to know."""
+    return hasattr(source, "dtype") and hasattr(source, "detach")
 
 
 def source_name(source: Any) -> str:
-    """What to call a source in messages; refuses what is not a file."""
+    """What to call a source in messages."""
     if isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-        if "://" in str(name):
-            raise MediaError(f"{name} is a URL: mmrope opens files only; download it first")
-        if Path(name).is_dir():
-            raise MediaError(f"{name} is a folder, not a file")
-        return str(name)
-    if isinstance(source, bytes):
+        name = str(os.fspath(source))
+        return name.partition("?")[0] if "://" in name else f"{name[:40]}..." if name.startswith("data:") else name
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return f"{len(source)} bytes"
-    if isinstance(source, (np.ndarray, Image.Image)):
-        return str(getattr(source, "filename", "")) or f"{type(source).__name__} object"
     if hasattr(source, "read"):
         return str(getattr(source, "name", "file object"))
-    raise MediaError(f"cannot open a {type(source).__name__}; give a path, bytes, a binary file or an array")
+    return str(getattr(source, "filename", "")) or f"{type(source).__name__} object"
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (2, 3)
-        or (array.ndim == 3 and array.shape[2] not in (3, 4))
-        or not array.size
-    ):
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def _channels_last(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor [H, W] or [C, H, W] as an array [H, W] or [H, W, C]."""
+    if tensor.ndim == 3:
+        if tensor.shape[0] not in (1, 3, 4):
+            raise MediaError(
+                f"an image tensor has its channels first, [H, W], [1, H, W], [3, H, W] or [4, H, W], got {list(tensor.shape)}; "
+                "permute it, or give a numpy array, whose channels are last"
+            )
+        tensor = tensor.permute(1, 2, 0)  # [H, W, C]
+    if tensor.dtype.is_floating_point:
+        tensor = tensor.float()  # numpy has no bfloat16
+    return tensor.detach().cpu().numpy()
+
+
+def to_uint8(array: np.ndarray) -> np.ndarray:
+    """Values of 0 to 255: uint8 as they are, uint16 and float scaled by their stated range.
+
+    Raises:
+        MediaError: floats outside 0..1, or a type whose range is not stated.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if np.issubdtype(array.dtype, np.uint16):
+        return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise MediaError(f"{array.dtype} pixels have no stated range; give uint8, uint16, bool, or float from 0 to 1")
+    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+    if not 0 <= low <= high <= 1:  # NaN is refused, too
         raise MediaError(
-            f"an image array must be uint8 [H, W], [H, W, 3] or [H, W, 4], got {array.dtype} {list(array.shape)}; "
-            "scale it to 0..255 first"
+            f"float pixels go from 0 (black) to 1 (white), but these from {low:g} to {high:g}; scale them, or give uint8"
         )
-    return Image.fromarray(array)
+    return (array * 255).round().astype(np.uint8)
 
 
-def _check_size(name: str, size: tuple[int, int], limits: Limits) -> None:
-    width, height = size
+def _of_array(array: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
+        raise MediaError(
+            f"an image array is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], channels last, got {list(array.shape)}; "
+            "transpose it, or give a torch tensor, whose channels are first"
+        )
+    array = to_uint8(array)
+    if array.ndim == 3 and array.shape[2] == 4:
+        return np.array(_rgb(Image.fromarray(array), background, "array"))
+    if array.ndim == 2 or array.shape[2] == 1:
+        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)  # [H, W, 3]
+    return np.require(array, requirements=("C", "W"))
+
+
+# --- PIL images -------------------------------------------------------------------------------------------------------
+
+
+def _check_size(name: str, size: tuple[int, ...], limits: Limits) -> None:
+    width, height = (*size, 0, 0)[:2]
     if width * height > limits.max_image_pixels:
         raise MediaError(
             f"{name} has {width} x {height} = {width * height / 1e6:.1f} million pixels, "
@@ -112,12 +220,13 @@ def _check_size(name: str, size: tuple[int, int], limits: Limits) -> None:
 
 
 def _rgb(image: Image.Image, background: tuple[int, int, int], name: str) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(((np.asarray(image).astype(np.float64) / 65535) * 255).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise MediaError(
-            f"{name} has {image.mode} pixels, whose range is not stated; scale it to 0..255 and give a uint8 array"
-        )
+    if image.mode.startswith("I;16") or image.mode == "F":
+        try:
+            return Image.fromarray(to_uint8(np.asarray(image))).convert("RGB")
+        except MediaError as error:
+            raise MediaError(f"{name}: {error}") from None
+    if image.mode == "I":
+        raise MediaError(f"{name} has 32-bit pixels, whose range is not stated; give them as a float array from 0 to 1")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*background, 255))

@@ -1,9 +1,12 @@
-"""Sizes to patch grids, pixels to patches: the same for images and for the frames of videos."""
+"""Sizes to patch grids, pixels to patches: the same for images and for the frames of videos.
+
+frames [H, W, 3] -> resize -> cut (uint8 patches) -> normalize (what models read; here, or on the device later)
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,8 +32,10 @@ class PatchConfig:
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     image_pixels: tuple[int, int] = (56 * 56, 1280 * 28 * 28)
     """Fewest and most pixels of a resized image."""
-    video_pixels: tuple[int, int] = (128 * 28 * 28, 768 * 28 * 28)
-    """Fewest and most pixels of a resized video frame."""
+    image_frames: int = 1
+    """How many frames an image counts as towards its pixels: GLM-4V's are bounds of temporal_patch_size copies."""
+    video_pixels: tuple[int, int] | None = (128 * 28 * 28, 768 * 28 * 28)
+    """Fewest and most pixels of a resized video frame; None where only those of the whole video are bounded."""
     whole_video_pixels: tuple[int, int] = (0, 2 * 115_200 * 28 * 28)
     """Fewest and most pixels of all frames of a video together: the more frames, the smaller each."""
 
@@ -54,9 +59,23 @@ _QWEN3_VL = PatchConfig(
     video_pixels=(0, 768 * 32 * 32),
     whole_video_pixels=(4 * 32 * 32, 24_576 * 32 * 32),
 )
-PRESETS = {"qwen2_vl": _QWEN2_VL, "qwen2_5_vl": _QWEN2_VL, "qwen3_vl": _QWEN3_VL}
+_GLM4V = PatchConfig(
+    image_pixels=(112 * 112, 15_000 * 28 * 28),
+    image_frames=2,
+    video_pixels=None,
+    whole_video_pixels=(112 * 112, 2 * 30_000 * 28 * 28),
+)
+PRESETS = {
+    "qwen2_vl": _QWEN2_VL,
+    "qwen2_5_vl": _QWEN2_VL,
+    "qwen3_vl": _QWEN3_VL,
+    "qwen3_vl_moe": _QWEN3_VL,
+    "glm4v": _GLM4V,
+    "glm4v_moe": _GLM4V,
+}
 """By family: the settings of the released checkpoints' processors (preprocessor_config.json), with the frame budget of
-qwen-vl-utils that transformers 5.23 applies with cap_pixels_per_frame=True."""
+qwen-vl-utils that transformers 5.23 applies with cap_pixels_per_frame=True; GLM-4V's are the defaults of transformers 5.23's
+Glm4vImageProcessor and Glm4vVideoProcessor."""
 
 
 def smart_resize(
@@ -98,61 +117,135 @@ def smart_resize(
 
 def image_size(height: int, width: int, config: PatchConfig, limits: Limits | None = None) -> tuple[int, int]:
     """The size (height, width) that an image is resized to."""
-    least, most = config.image_pixels
-    return smart_resize(height, width, factor=config.factor, min_pixels=least, max_pixels=most, limits=limits)
+    (least, most), frames = config.image_pixels, config.image_frames
+    return smart_resize(height, width, factor=config.factor, min_pixels=least, max_pixels=most, frames=frames, limits=limits)
 
 
 def frame_size(height: int, width: int, frames: int, config: PatchConfig, limits: Limits | None = None) -> tuple[int, int]:
     """The size (height, width) that each of the sampled frames of a video is resized to."""
-    (least, most), (whole_least, whole_most) = config.video_pixels, config.whole_video_pixels
+    whole_least, whole_most = config.whole_video_pixels
+    options = {"factor": config.factor, "limits": limits}
+    if config.video_pixels is None:
+        frames = max(frames, config.temporal_patch_size)
+        return smart_resize(height, width, frames=frames, min_pixels=whole_least, max_pixels=whole_most, **options)
+    least, most = config.video_pixels
     most = max(min(most, whole_most // frames), int(1.05 * max(least, whole_least)))
     if least == 0 and frames > 1:  # the least is of the whole video
-        return smart_resize(
-            height,
-            width,
-            factor=config.factor,
-            min_pixels=whole_least,
-            max_pixels=most * frames,
-            frames=frames,
-            limits=limits,
-        )
-    return smart_resize(height, width, factor=config.factor, min_pixels=least or whole_least, max_pixels=most, limits=limits)
+        return smart_resize(height, width, frames=frames, min_pixels=whole_least, max_pixels=most * frames, **options)
+    return smart_resize(height, width, min_pixels=least or whole_least, max_pixels=most, **options)
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
+_ROWS = 256
+"""Patches that are normalised at a time: they stay in the cache."""
 
-def resize(frames: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    """Frames [N, H, W, 3] uint8, resized to (height, width), bicubic with antialiasing: [N, 3, height, width] uint8."""
+
+def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A frame [H, W, 3] uint8, resized to (height, width), bicubic with antialiasing: [height, width, 3] uint8."""
     import torch
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as tv  # seconds to import, so only once there are pixels
 
-    x = torch.tensor(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # [N, 3, H, W]
-    return tv.resize(x, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    if frame.shape[:2] == size:
+        return frame
+    # the channels stay last, in a view: torch has a kernel for that, and needs twice the time for planes
+    frame = np.require(frame, requirements=("C", "W"))
+    x = torch.from_numpy(frame).permute(2, 0, 1)  # [3, H, W]
+    x = tv.resize(x, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)  # [3, height, width]
+    return x.permute(1, 2, 0).numpy()  # [height, width, 3]
 
 
-def patchify(frames: Iterable[torch.Tensor], config: PatchConfig) -> torch.Tensor:
-    """Frames, resized, to patches: [P, patch_dim] float32, normalised, the patches of a merged token next to each other.
+def cut(frames: list[np.ndarray], config: PatchConfig) -> np.ndarray:
+    """Frames of one size [H, W, 3] uint8, those of one temporal grid (or one for an image), to patches: [P, 3 * frames *
+    patch_size^2] uint8, the patches of a merged token next to each other."""
+    height, width, _ = frames[0].shape
+    m, p = config.merge_size, config.patch_size
+    h, w = height // (m * p), width // (m * p)
+    out = np.empty((h, w, m, m, 3, len(frames), p, p), np.uint8)
+    for k, frame in enumerate(frames):
+        x = frame.reshape(h, m, p, w, m, p, 3)
+        out[:, :, :, :, :, k] = x.transpose(0, 3, 1, 4, 6, 2, 5)  # [h, w, m, m, 3, p, p]
+    return out.reshape(h * w * m * m, 3 * len(frames) * p * p)  # [P, patch_dim of these frames]
+
+
+def normalize(patches: torch.Tensor, config: PatchConfig, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Patches as models read them, from uint8 patches, on their device.
 
     Args:
-        frames: uint8 [N, 3, H, W] each, the frames of one image or video in order. Their number together is filled up
-            to a multiple of the temporal patch size with copies of the last.
+        patches: uint8 [P, patch_dim], or [P, patch_dim / temporal_patch_size] of images, whose one frame fills the temporal
+            patch.
+        out: float32 [P, patch_dim] to write to.
+
+    Returns:
+        [P, patch_dim] float32, (value / 255 - mean) / std of each channel.
+
+    Raises:
+        ValueError: patches of another type or width.
     """
     import torch
-    from einops import rearrange
 
-    x = torch.cat(list(frames))  # [N, 3, H, W]
-    missing = -len(x) % config.temporal_patch_size
-    x = torch.cat((x, x[-1:].expand(missing, -1, -1, -1))) if missing else x
-    mean, std = (torch.tensor(c).mul(255)[:, None, None] for c in (config.mean, config.std))  # [3, 1, 1]
-    x = x.float().sub_(mean).div_(std)
-    return rearrange(
-        x,
-        "(t f) c (h mh ph) (w mw pw) -> (t h w mh mw) (c f ph pw)",
-        f=config.temporal_patch_size,
-        mh=config.merge_size,
-        mw=config.merge_size,
-        ph=config.patch_size,
-        pw=config.patch_size,
-    )  # [P, patch_dim]
+    frames, area = config.temporal_patch_size, config.patch_size**2
+    if patches.dtype != torch.uint8 or patches.ndim != 2 or patches.shape[1] not in (config.patch_dim, 3 * area):
+        raise ValueError(
+            f"patches must be uint8 [P, {config.patch_dim}] (or [P, {3 * area}] of images), "
+            f"got {patches.dtype} {list(patches.shape)}"
+        )
+    mean, std = (torch.tensor(c, device=patches.device)[:, None, None] for c in (config.mean, config.std))  # [3, 1, 1]
+    scale, shift = 1 / (255 * std), -mean / std
+    out = torch.empty(len(patches), config.patch_dim, device=patches.device) if out is None else out
+    x, y = patches.view(len(patches), 3, -1, area), out.view(len(patches), 3, frames, area)  # [P, 3, frames, area]
+    rows = _ROWS if patches.device.type == "cpu" else max(len(patches), 1)
+    for i in range(0, len(patches), rows):
+        values = x[i : i + rows].float().mul_(scale).add_(shift)
+        for k in range(frames):
+            y[i : i + rows, :, k] = values[:, :, min(k, values.shape[2] - 1)]
+    return out
+
+
+def image_patches(frame: np.ndarray, size: tuple[int, int], config: PatchConfig) -> torch.Tensor:
+    """The patches of an image [H, W, 3] uint8 that is brought to (height, width): uint8 [P, 3 * patch_size^2]."""
+    import torch
+
+    return torch.from_numpy(cut([resize(frame, size)], config))
+
+
+def video_patches(
+    frames: Iterable[np.ndarray], count: int, size: tuple[int, int], config: PatchConfig, *, normalized: bool
+) -> torch.Tensor:
+    """The patches of a video, frame by frame: no more than a temporal grid of frames is held at once.
+
+    Args:
+        frames: uint8 [H, W, 3] each, in order; `count` of them.
+        size: (height, width) that they are brought to. The last temporal grid is filled up with copies of the last frame.
+        normalized: float32 as models read them, or uint8.
+
+    Returns:
+        [P, patch_dim].
+    """
+    import torch
+
+    grids = -(-count // config.temporal_patch_size)
+    rows = size[0] * size[1] // config.patch_size**2
+    out = torch.empty(grids * rows, config.patch_dim, dtype=torch.float32 if normalized else torch.uint8)
+    t = -1
+    for t, group in enumerate(_groups((resize(frame, size) for frame in frames), config.temporal_patch_size)):
+        place, patches = out[t * rows : (t + 1) * rows], torch.from_numpy(cut(group, config))
+        if normalized:
+            normalize(patches, config, out=place)
+        else:
+            place.copy_(patches)
+    assert t == grids - 1, f"{count} frames were announced, {t + 1} of {grids} temporal grids came"
+    return out
+
+
+def _groups(frames: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """The frames in groups of `size`, the last filled up with its last."""
+    group: list[np.ndarray] = []
+    for frame in frames:
+        group.append(frame)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group + group[-1:] * (size - len(group))

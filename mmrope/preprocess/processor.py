@@ -1,14 +1,17 @@
 """Messages with text, images and videos to model inputs: Hugging Face's keys and shapes, and the position IDs.
 
-messages -> parts (what the model reads, in order, each a Segment) -> tokens, positions, pixels
+messages -> media (opened, measured, cut into patches; several at a time) -> parts (what the model reads, in order, each a
+Segment) -> tokens, positions, pixels
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,17 +22,24 @@ import numpy as np
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import FACTS
 from mmrope.positions.families import family as find_family
-from mmrope.positions.rules import Family, TokenIds
+from mmrope.positions.rules import Family
 from mmrope.positions.segments import Segment
-from mmrope.preprocess import text
+from mmrope.positions.timing import VideoTiming
+from mmrope.preprocess.access import Access
 from mmrope.preprocess.errors import Limits, MediaError
-from mmrope.preprocess.patches import PRESETS, PatchConfig, frame_size, image_size, patchify, resize
+from mmrope.preprocess.messages import Messages, brief, is_conversation, items_of, media_items, source_of
+from mmrope.preprocess.patches import PRESETS, PatchConfig, frame_size, image_patches, image_size, normalize, video_patches
+from mmrope.preprocess.pretrained import CONFIG_NAME, read_settings
+from mmrope.preprocess.text import ByteTokenizer, FileTokenizer, Tokenizer
 
 if TYPE_CHECKING:
+    import torch
+
+    from mmrope.preprocess.image import Animation
     from mmrope.preprocess.video import Backend
 
-Messages = Sequence[Mapping[str, Any]]
-CONFIG_NAME = "processor_config.json"
+_STAMPED = ("qwen3_vl", "qwen3_vl_moe")
+"""Families that split videos, whose text between frames is known here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,28 +49,38 @@ class Part:
     segment: Segment
     tokens: Sequence[int]
     """Text: its tokens. Media: the placeholder, once per token."""
-    media: _Media | None = None
+    label: str = ""
+    """The part for human eyes: its text, or the name of its file."""
+    media: Media | None = None
     """The image, or the video; of a video that is split into frames, at its first frame."""
-
-    @property
-    def label(self) -> str:
-        """The part for human eyes: its text, or the name of its file."""
-        if self.segment.kind in ("text", "pad"):
-            return text.decode(self.tokens, special=self.segment.kind == "text")
-        return Path(self.media.name).name if self.media else ""
 
 
 @dataclass(frozen=True, eq=False)
-class _Media:
-    """An image or a video that has been measured, but not resized yet."""
+class Media:
+    """An image or a video that has been opened and measured."""
 
+    kind: Literal["image", "video"]
     patch_grid: tuple[int, int, int]
-    name: str
-    source: Any
-    """PIL image, Video, or None where only the size is known."""
-    indices: np.ndarray | None = None  # of the sampled frames
-    seconds: np.ndarray | None = None  # their presentation times
-    seconds_per_grid: float = 0.0
+    """(t, h, w) in patches."""
+    name: str = ""
+    """Of its file; empty where only the size is known."""
+    times: Sequence[Fraction] = ()
+    """When a video is looked at, in seconds from its first frame, filled up to whole temporal grids."""
+    seconds_per_grid: float | None = None
+    """From one temporal grid to the next; None where a video was looked at at uneven times, which `timing` has."""
+    timing: VideoTiming | None = None
+    seconds: np.ndarray | None = None
+    """The presentation times of the frames that are seen then, in seconds from the first frame of the file."""
+    patches: torch.Tensor | None = None
+    """[P, values] its pixels, if they were asked for."""
+
+
+class _Marker(str):
+    """A special token by name. A plain string is text, whatever it looks like."""
+
+
+_IM_START, _IM_END = _Marker("<|im_start|>"), _Marker("<|im_end|>")
+_VISION_START, _VISION_END = _Marker("<|vision_start|>"), _Marker("<|vision_end|>")
 
 
 class ModelInputs(dict[str, Any]):
@@ -73,12 +93,16 @@ class ModelInputs(dict[str, Any]):
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
-    """Turns messages into model inputs. Its fields are its settings; `dataclasses.replace` changes one.
+    """Turns messages into model inputs. Its fields are its settings; `dataclasses.replace` changes one. It can be pickled, and
+    holds no open file: workers may have one each.
 
     Messages are Hugging Face's: `{"role": "user", "content": [{"type": "text", "text": "Describe"},
-    {"type": "image", "image": "photo.jpg"}, {"type": "video", "video": "clip.mp4"}]}`. Images and videos are paths, bytes,
-    binary files or uint8 arrays (an array of frames needs "fps"); images also PIL images. Instead of a file, "grid" states a
-    size in tokens, (h, w) or (t, h, w) with "fps", for positions without pixels (`parts` only).
+    {"type": "image", "image": "photo.jpg"}, {"type": "video", "video": "clip.mp4"}]}`. The file may also be under "path",
+    "url" or "base64". Images are what `mmrope.preprocess.image.load_image` takes: paths, bytes, binary files, PIL images,
+    arrays, tensors. Videos are paths, bytes or binary files of videos and animations, arrays of frames or lists of images.
+    A video's item may say "fps" (looks a second; of arrays and lists, which have no clock, the frames a second that they
+    hold), "num_frames", or "times" (seconds from its first frame) for itself. Instead of a file, "grid" states a size in
+    tokens, (h, w) or (t, h, w) with "fps", for positions without pixels (`parts` only).
     """
 
     family: Family | str = "qwen2_5_vl"
@@ -89,19 +113,36 @@ class Processor:
     video_pixels: tuple[int, int] | None = None
     """Fewest and most pixels of a resized video frame; None for those of `patches`."""
     fps: float = 2.0
-    """Frames looked at per second of video."""
+    """Looks at a video per second."""
+    num_frames: int | None = None
+    """Looks at a video, evenly spread, instead of `fps`."""
     min_frames: int = 4
     max_frames: int = 768
     padding_side: Literal["left", "right"] = "left"
     background: tuple[int, int, int] = (255, 255, 255)
     """What shows through transparent pixels, RGB."""
+    animation: Animation = "refuse"
+    """What becomes of an animated file that is given as an image: "refuse" it, or take its "first" frame. Given as a video it
+    is a film."""
+    pixels: Literal["float32", "uint8"] = "float32"
+    """pixel_values as models read them, or as bytes, an eighth of the size for images, to be turned into the former on the
+    device by `normalize`, or by a model that does it itself, as `mmrope.VLM`."""
     video_backend: Backend = "auto"
+    tokenizer: Tokenizer = ByteTokenizer()
+    threads: int | None = None
+    """Media that are prepared at a time; None for as many as torch uses (one in the workers of a DataLoader)."""
     limits: Limits = Limits()
+    access: Access = Access()
+    """Which paths and URLs may be opened."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", find_family(self.family))
         if self.padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {self.padding_side!r}")
+        if self.pixels not in ("float32", "uint8"):
+            raise ValueError(f"pixels must be 'float32' or 'uint8', got {self.pixels!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, or None for as many as torch uses, got {self.threads}")
         config = self.patches or PRESETS.get(self._family.name)
         if config and self._family.spatial_merge != config.merge_size:
             raise ValueError(
@@ -144,7 +185,10 @@ class Processor:
             `input_ids`, `attention_mask`, `mm_token_type_ids` [B, S]; `position_ids` [A, B, S] and `next_position` [B],
             all int64. With images `pixel_values` [patches, patch_dim] float32 and `image_grid_thw` [images, 3]; with
             videos `pixel_values_videos`, `video_grid_thw`, `video_timestamps` (per video the presentation times of
-            the sampled frames, in seconds from its first frame) and, for families that place by time, `second_per_grid_ts`.
+            the sampled frames, in seconds from its first frame) and, for families that place by time, `second_per_grid_ts`
+            (left out if a video was looked at at uneven "times": no single number says where its frames are). With
+            pixels="uint8" the pixels are bytes, and those of images lack the copies that fill a temporal patch:
+            [patches, patch_dim / temporal_patch_size].
 
         Raises:
             MediaError: a file that cannot be used.
@@ -152,137 +196,261 @@ class Processor:
         """
         import torch
 
-        conversations = [messages] if _is_conversation(messages) else list(messages)
+        conversations: list[Any] = [messages] if is_conversation(messages) else list(messages)
         if not conversations:
             raise ValueError("messages must hold at least one conversation")
-        batch = [self.conversation(c, add_generation_prompt=add_generation_prompt) for c in conversations]  # type: ignore[arg-type]
+        items = [item for conversation in conversations for item in media_items(conversation)]
+        media = self._prepare(items)
+        upcoming = iter(media)
+        batch = [self._conversation(c, upcoming, add_generation_prompt) for c in conversations]
         length = max(sum(part.segment.length for part in parts) for parts in batch)
         padded = [self._pad(parts, length) for parts in batch]
         tokens = np.array([[token for part in parts for token in part.tokens] for parts in padded], dtype=np.int64)
         positions = position_ids([[part.segment for part in parts] for parts in padded], self._family)
-        types = np.where(tokens == text.IMAGE_PAD, 1, np.where(tokens == text.VIDEO_PAD, 2, 0))
+        special = self.tokenizer.special
+        types = np.where(tokens == special["<|image_pad|>"], 1, np.where(tokens == special["<|video_pad|>"], 2, 0))
         inputs = ModelInputs(input_ids=torch.from_numpy(tokens), mm_token_type_ids=torch.from_numpy(types))
         inputs.update(positions.torch())
-        media = [(part.segment.kind, part.media) for parts in batch for part in parts if part.media]
-        images = [item for kind, item in media if kind == "image"]
-        videos = [item for kind, item in media if kind != "image"]
+        images, videos = ([item for item in media if item.kind == kind] for kind in ("image", "video"))
         if images:
-            inputs["pixel_values"] = torch.cat([self._image_patches(image) for image in images])
+            inputs["pixel_values"] = torch.cat([image.patches for image in images])  # type: ignore[arg-type]
             inputs["image_grid_thw"] = torch.tensor([image.patch_grid for image in images])
         if videos:
-            inputs["pixel_values_videos"] = torch.cat([self._video_patches(video) for video in videos])
+            inputs["pixel_values_videos"] = torch.cat([video.patches for video in videos])  # type: ignore[arg-type]
             inputs["video_grid_thw"] = torch.tensor([video.patch_grid for video in videos])
             inputs["video_timestamps"] = [torch.from_numpy(video.seconds) for video in videos]
-            if self._family.uses_seconds:
+            if self._family.uses_seconds and all(video.seconds_per_grid is not None for video in videos):
                 inputs["second_per_grid_ts"] = torch.tensor([video.seconds_per_grid for video in videos])
         return inputs
+
+    def row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """One row of a data set to the model inputs of its conversation: `dataset.map(processor.row)` with `datasets`,
+        webdataset and Ray Data, whose workers get a pickled copy.
+
+        Args:
+            row: its messages are under "messages". Of other keys those that begin with "__" (webdataset's) are handed on.
+
+        Returns:
+            What `__call__` returns for this conversation, as numpy arrays without the dimension of the batch, but for
+            video_timestamps, which is a list of lists. Every row has the same keys, as tables want it: without images,
+            pixel_values is [0, width].
+
+        Raises:
+            ValueError: no messages, and what `__call__` raises.
+        """
+        if "messages" not in row:
+            raise ValueError(f"a row has its conversation under 'messages'; this one has {', '.join(map(str, row))}")
+        inputs, dim = self([row["messages"]]), self._patches.patch_dim
+        made = {key: value.numpy() for key, value in inputs.items() if key != "video_timestamps"}
+        made |= {key: made[key][0] for key in ("input_ids", "attention_mask", "mm_token_type_ids", "next_position")}
+        made["position_ids"] = made["position_ids"][:, 0]  # [A, S]
+        width = dim if self.pixels == "float32" else dim // self._patches.temporal_patch_size
+        without = {
+            "pixel_values": np.zeros((0, width), self.pixels),
+            "image_grid_thw": np.zeros((0, 3), np.int64),
+            "pixel_values_videos": np.zeros((0, dim), self.pixels),
+            "video_grid_thw": np.zeros((0, 3), np.int64),
+        }
+        if self._family.uses_seconds:
+            without["second_per_grid_ts"] = np.zeros(0, np.float32)
+        made["video_timestamps"] = [times.tolist() for times in inputs.get("video_timestamps", [])]
+        kept = {key: value for key, value in row.items() if str(key).startswith("__")}
+        return kept | without | made
+
+    def normalize(self, inputs: Mapping[str, Any]) -> ModelInputs:
+        """Inputs with pixels as models read them, float32 [patches, patch_dim], from those that were made with pixels="uint8":
+        on whatever device they are by now."""
+        return ModelInputs(
+            {
+                key: normalize(value, self._patches) if key in ("pixel_values", "pixel_values_videos") else value
+                for key, value in inputs.items()
+            }
+        )
 
     def decode(self, tokens: Any) -> str | list[str]:
         """The text of generated tokens: [n] gives a string, [B, n] a list of strings. Special tokens are left out."""
         rows = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
         if rows and isinstance(rows[0], Sequence):
-            return [text.decode(row) for row in rows]
-        return text.decode(rows)
+            return [self.tokenizer.decode(row) for row in rows]
+        return self.tokenizer.decode(rows)
 
     # --- messages to parts ------------------------------------------------------------------------------------------------
 
     def conversation(self, messages: Messages, *, add_generation_prompt: bool | None = None) -> list[Part]:
         """The parts of one conversation, in the chat format of the Qwen models (without their default system message)."""
-        if not messages:
-            raise ValueError("a conversation needs at least one message")
-        items: list[Part] = []
-        for message in messages:
-            if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-                got = f"keys {sorted(message)}" if isinstance(message, Mapping) else repr(message)
-                raise ValueError(f"a message is a dict with 'role' and 'content', got {got}")
-            items.append(_text_part([text.IM_START, *text.encode(f"{message['role']}\n")]))
-            items.extend(self.parts(message["content"]))
-            items.append(_text_part([text.IM_END, *text.encode("\n")]))
-        if add_generation_prompt or (add_generation_prompt is None and messages[-1]["role"] != "assistant"):
-            items.append(_text_part([text.IM_START, *text.encode("assistant\n")]))
-        return _join_texts(items)
+        return self._conversation(messages, map(self._measure, media_items(messages)), add_generation_prompt)
 
     def parts(self, content: str | Iterable[Mapping[str, Any]]) -> list[Part]:
-        """The parts of a message's content: text, and media between their markers. Files are opened and measured here,
-        their pixels are resized in `__call__`."""
-        items: list[Part] = []
-        for item in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            kind = item.get("type") if isinstance(item, Mapping) else None
-            if kind not in ("text", "image", "video"):
-                raise ValueError(f"content has the types text, image and video, got {kind!r} in {_brief(item)}")
-            known = {"text": {"text"}, "image": {"image", "grid"}, "video": {"video", "grid", "fps"}}[kind]
-            given = {key for key in item if key != "type"}
-            if not given <= known or not given & (known - {"fps"}):
-                raise ValueError(f"content of type {kind!r} takes {' or '.join(sorted(known))}, got {_brief(item)}")
-            make = {"text": self._text, "image": self._image, "video": self._video}[kind]
-            items.extend(make(item))
-        return _join_texts(items)
+        """The parts of a message's content: text, and media between their markers. Files are opened and measured, their
+        pixels are made in `__call__`."""
+        items = items_of(content)
+        return self._joined(self._pieces(items, map(self._measure, (item for item in items if item["type"] != "text"))))
 
-    def _text(self, item: Mapping[str, Any]) -> list[Part]:
-        if not isinstance(item["text"], str):
-            raise ValueError(f"text must be a string, got {_brief(item)}")
-        return [_text_part(text.encode(item["text"]))]
+    def _conversation(self, messages: Messages, media: Iterator[Media], add_generation_prompt: bool | None) -> list[Part]:
+        pieces: list[str | Part] = []
+        for message in messages:
+            pieces += [_IM_START, f"{message['role']}\n", *self._pieces(items_of(message["content"]), media), _IM_END, "\n"]
+        if add_generation_prompt or (add_generation_prompt is None and messages[-1]["role"] != "assistant"):
+            pieces += [_IM_START, "assistant\n"]
+        return self._joined(pieces)
 
-    def _image(self, item: Mapping[str, Any]) -> list[Part]:
-        if "grid" in item:
-            media = _Media((1, *self._patch_grid(item, "hw")), "", None)
-        else:
-            # Pillow and FFmpeg are loaded once there is a file
-            from mmrope.preprocess.image import load_image, source_name
+    def _pieces(self, items: Iterable[Mapping[str, Any]], media: Iterator[Media]) -> list[str | Part]:
+        """What the items of a content become: texts, markers, and media, which come from `media` in their order."""
+        pieces: list[str | Part] = []
+        for item in items:
+            if item["type"] == "text":
+                pieces.append(item["text"])
+            else:
+                pieces += self._image(next(media)) if item["type"] == "image" else self._video(next(media))
+        return pieces
 
-            image = load_image(item["image"], background=self.background, limits=self.limits)
-            size = image_size(image.height, image.width, self._patches, self.limits)
-            grid = self._checked_grid(1, size)
-            media = _Media(grid, source_name(item["image"]), image)
-        segment = self._family.image(media.patch_grid)
+    def _image(self, media: Media) -> list[str | Part]:
+        segment, special = self._family.image(media.patch_grid), self.tokenizer.special
+        tokens = [special["<|image_pad|>"]] * segment.length
         if segment.kind == "canvas":  # its markers belong to it
-            return [Part(segment, [text.VISION_START, *[text.IMAGE_PAD] * (segment.length - 2), text.VISION_END], media)]
-        part = Part(segment, [text.IMAGE_PAD] * segment.length, media)
-        return [_text_part([text.VISION_START]), part, _text_part([text.VISION_END])]
+            tokens[0], tokens[-1] = special[_VISION_START], special[_VISION_END]
+            return [Part(segment, tokens, Path(media.name).name, media)]
+        return [_VISION_START, Part(segment, tokens, Path(media.name).name, media), _VISION_END]
 
-    def _video(self, item: Mapping[str, Any]) -> list[Part]:
-        media, times = self._measure_video(item)
-        t, h, w = self._family.token_grids([media.patch_grid], video=True)[0].tolist()
-        patch, start, end = self._family.frames_per_grid, _text_part([text.VISION_START]), _text_part([text.VISION_END])
-        if not self._family.split_frames:
-            segment = self._family.video(media.patch_grid, seconds_per_grid=media.seconds_per_grid)
-            return [start, Part(segment, [text.VIDEO_PAD] * segment.length, media), end]
-        parts: list[Part] = []
+    def _video(self, media: Media) -> list[str | Part]:
+        family, pad, name = self._family, self.tokenizer.special["<|video_pad|>"], Path(media.name).name
+        if not family.split_frames:
+            timing = media.timing if family.uses_seconds else None
+            segment = family.video(media.patch_grid, seconds_per_grid=media.seconds_per_grid, timing=timing)
+            return [_VISION_START, Part(segment, [pad] * segment.length, name, media), _VISION_END]
+        if family.name not in _STAMPED:
+            raise ValueError(
+                f"the text that {family} puts between the frames of a video is not known here (known: {', '.join(_STAMPED)}); "
+                "give the frames as images, with texts between them"
+            )
+        t, h, w = family.token_grids([media.patch_grid], video=True)[0].tolist()
+        patch, frame, pieces = family.frames_per_grid, Segment.frame(h=h, w=w), []
         for i in range(t):
             # the time stamp of a temporal patch is the mean of its first and last frame's (Qwen3-VL's processor)
-            stamp = (times[i * patch] + times[(i + 1) * patch - 1]) / 2
-            frame = Segment.frame(h=h, w=w)
-            parts += [_text_part(text.encode(f"<{float(stamp):.1f} seconds>")), start]
-            parts += [Part(frame, [text.VIDEO_PAD] * frame.length, media if i == 0 else None), end]
+            stamp = (media.times[i * patch] + media.times[(i + 1) * patch - 1]) / 2
+            part = Part(frame, [pad] * frame.length, name if i == 0 else "", media if i == 0 else None)
+            pieces += [f"<{float(stamp):.1f} seconds>", _VISION_START, part, _VISION_END]
+        return pieces
+
+    def _joined(self, pieces: Iterable[str | Part]) -> list[Part]:
+        """Pieces as parts: texts and markers that stand next to each other become one, texts are read as a whole."""
+        parts: list[Part] = []
+        tokens: list[int] = []
+        label = text = ""
+        for piece in [*pieces, None]:
+            if isinstance(piece, str) and not isinstance(piece, _Marker):
+                text += piece
+                label += piece
+                continue
+            tokens, text = [*tokens, *self.tokenizer.encode(text)] if text else tokens, ""
+            if isinstance(piece, _Marker):
+                tokens = [*tokens, self.tokenizer.special[piece]]
+                label += piece
+                continue
+            if tokens:
+                parts.append(Part(Segment.text(len(tokens)), tokens, label))
+                tokens, label = [], ""
+            if piece is not None:
+                parts.append(piece)
         return parts
 
-    def _measure_video(self, item: Mapping[str, Any]) -> tuple[_Media, list[Fraction]]:
-        """A video's patch grid and times: those at which it is looked at, filled up to whole temporal patches."""
-        patch = self._family.frames_per_grid
-        if "grid" in item:
-            grid = self._patch_grid(item, "thw")
-            if not item.get("fps", 0) > 0:
-                raise ValueError(
-                    f"a video grid needs fps, the frames sampled per second, as a positive number: got {_brief(item)}"
-                )
-            step = 1 / Fraction(str(item["fps"]))
-            times = [k * step for k in range(grid[0] * patch)]
-            return _Media(grid, "", None, seconds_per_grid=_seconds_per_grid(step, patch * self._family.temporal_merge)), times
-        from mmrope.preprocess.video import open_video
+    def _pad(self, parts: list[Part], length: int) -> list[Part]:
+        missing = length - sum(part.segment.length for part in parts)
+        if not missing:
+            return parts
+        padding = Part(Segment.pad(missing), [self.tokenizer.special["<|pad|>"]] * missing)
+        return [padding, *parts] if self.padding_side == "left" else [*parts, padding]
 
-        video = open_video(item["video"], fps=item.get("fps"), limits=self.limits)
-        times = video.sample(fps=self.fps, min_frames=self.min_frames, max_frames=self.max_frames)
-        indices = video.frames_at(times)
-        step = times[1] - times[0] if len(times) > 1 else 1 / Fraction(str(self.fps))
-        grid = self._checked_grid(len(times), frame_size(video.height, video.width, len(times), self._patches, self.limits))
-        times += times[-1:] * (-len(times) % patch)
-        return _Media(grid, video.name, video, indices, video.seconds[indices], _seconds_per_grid(step, patch)), times
+    # --- media ------------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, items: Sequence[Mapping[str, Any]]) -> list[Media]:
+        """The media of items with their pixels, several at a time: decoding and resizing leave Python's lock."""
+        import torch
+
+        threads = min(self.threads or torch.get_num_threads(), len(items))
+        if threads < 2:
+            return [self._measure(item, pixels=True) for item in items]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(lambda item: self._measure(item, pixels=True), items))
+
+    def _measure(self, item: Mapping[str, Any], *, pixels: bool = False) -> Media:
+        """An item's image or video: its patch grid, its times, and with `pixels` its patches."""
+        if "grid" in item:
+            media = self._stated(item)
+            if pixels:
+                raise ValueError("an item with 'grid' has positions but no pixels; give the file instead")
+            return media
+        return self._measure_image(item, pixels) if item["type"] == "image" else self._measure_video(item, pixels)
+
+    def _measure_image(self, item: Mapping[str, Any], pixels: bool) -> Media:
+        from mmrope.preprocess.image import load_image, source_name  # Pillow is loaded once there is a file
+
+        source, config = source_of(item), self._patches
+        options = {"background": self.background, "animation": self.animation, "limits": self.limits, "access": self.access}
+        image = load_image(source, **options)
+        size = image_size(image.shape[0], image.shape[1], config, self.limits)
+        patches = image_patches(image, size, config) if pixels else None
+        if patches is not None and self.pixels == "float32":
+            patches = normalize(patches, config)
+        return Media("image", self._checked_grid(1, size), source_name(source), patches=patches)
+
+    def _measure_video(self, item: Mapping[str, Any], pixels: bool) -> Media:
+        from mmrope.preprocess.video import has_own_clock, open_video  # and FFmpeg
+
+        source, config = source_of(item), self._patches
+        clock = None if has_own_clock(source) else item.get("fps")
+        options = {"background": self.background, "limits": self.limits, "access": self.access}
+        video = open_video(source, fps=clock, **options)
+        times = self._looks(item, video, clock)
+        indices, patch = video.frames_at(times), config.temporal_patch_size
+        size = frame_size(video.height, video.width, len(times), config, self.limits)
+        grid = self._checked_grid(len(times), size)
+        patches = None
+        if pixels:
+            frames = video.decode(indices, backend=self.video_backend).frames
+            patches = video_patches(frames, len(indices), size, config, normalized=self.pixels == "float32")
+        steps = {b - a for a, b in itertools.pairwise(times)} or {1 / Fraction(str(self.fps))}
+        even = _seconds_per_grid(steps.pop(), patch) if len(steps) == 1 else None
+        since = tuple(float(time - times[0]) for time in times)
+        timing = VideoTiming(frame_indices=tuple(indices.tolist()), timestamps=since) if even is None else None
+        filled = [*times, *times[-1:] * (-len(times) % patch)]
+        return Media("video", grid, video.name, filled, even, timing, video.seconds[indices], patches)
+
+    def _looks(self, item: Mapping[str, Any], video: Any, clock: float | None) -> list[Fraction]:
+        """The times at which a video is looked at: as its item says, or as this processor does."""
+        own = {
+            key: item[key] for key in ("fps", "num_frames", "times") if key in item and not (key == "fps" and clock is not None)
+        }
+        if len(own) > 1:
+            raise ValueError(f"a video is looked at by {' or '.join(own)}, one of them, got {brief(item)}")
+        if "times" in own:
+            times = [Fraction(repr(float(time))) for time in own["times"]]
+            if not times or any(b < a for a, b in itertools.pairwise(times)) or times[0] < 0 or times[-1] > video.duration:
+                raise ValueError(
+                    f"times must be seconds from the video's first frame that do not decrease, up to its end at "
+                    f"{float(video.duration):g}, got {own['times']}"
+                )
+            return times
+        if "num_frames" in own or (self.num_frames is not None and not own):
+            return video.sample(num_frames=own.get("num_frames", self.num_frames))
+        return video.sample(fps=own.get("fps", self.fps), min_frames=self.min_frames, max_frames=self.max_frames)
+
+    def _stated(self, item: Mapping[str, Any]) -> Media:
+        """An item that states its size in tokens."""
+        if item["type"] == "image":
+            return Media("image", (1, *self._patch_grid(item, "hw")))
+        grid, patch = self._patch_grid(item, "thw"), self._family.frames_per_grid
+        if not item.get("fps", 0) > 0:
+            raise ValueError(f"a video grid needs fps, the frames sampled per second, as a positive number: got {brief(item)}")
+        step = 1 / Fraction(str(item["fps"]))
+        times = [k * step for k in range(grid[0] * patch)]
+        return Media("video", grid, "", times, _seconds_per_grid(step, patch * self._family.temporal_merge))
 
     def _patch_grid(self, item: Mapping[str, Any], axes: str) -> tuple[Any, ...]:
         """A grid that is stated in tokens, in patches."""
         grid = tuple(item["grid"])
         if len(grid) != len(axes) or not all(isinstance(n, int) and n > 0 for n in grid):
-            raise ValueError(f"grid is the size in tokens ({', '.join(axes)}), got {_brief(item)}")
+            raise ValueError(f"grid is the size in tokens ({', '.join(axes)}), got {brief(item)}")
         self._check_tokens(math.prod(grid), f"grid {'x'.join(map(str, grid))} states")
         f, (*t, h, w) = self._family, grid
         return (*(n * f.temporal_merge for n in t), h * f.spatial_merge, (w - f.row_token) * f.spatial_merge)
@@ -302,32 +470,13 @@ class Processor:
                 "lower fps, max_frames, image_pixels or video_pixels, or raise Limits(max_visual_tokens=...)"
             )
 
-    # --- pixels -----------------------------------------------------------------------------------------------------------
-
-    def _image_patches(self, image: _Media) -> Any:
-        frame = resize(np.asarray(_source(image))[None], self._size(image))  # [1, 3, height, width]
-        return patchify([frame] * self._patches.temporal_patch_size, self._patches)  # [P, patch_dim]
-
-    def _video_patches(self, video: _Media) -> Any:
-        frames = _source(video).decode(video.indices, backend=self.video_backend).frames
-        return patchify((resize(frame[None], self._size(video)) for frame in frames), self._patches)  # [P, patch_dim]
-
-    def _size(self, media: _Media) -> tuple[int, int]:
-        _, h, w = media.patch_grid
-        return h * self._patches.patch_size, w * self._patches.patch_size
-
-    def _pad(self, parts: list[Part], length: int) -> list[Part]:
-        missing = length - sum(part.segment.length for part in parts)
-        if not missing:
-            return parts
-        padding = Part(Segment.pad(missing), [text.PAD] * missing)
-        return [padding, *parts] if self.padding_side == "left" else [*parts, padding]
-
     # --- files ------------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the settings to `processor_config.json` in a folder. Limits are the machine's and are not saved."""
-        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "limits"}
+        """Writes the settings to `processor_config.json` in a folder, and a tokenizer that is not the bytes. Limits, access and
+        threads are the machine's and are not saved."""
+        kept = {field.name for field in dataclasses.fields(self)} - {"limits", "access", "threads", "tokenizer"}
+        settings = {name: getattr(self, name) for name in sorted(kept)}
         facts = {fact: getattr(self._family, fact) for fact in FACTS if self._family.has(fact)}
         facts["token_ids"] = dataclasses.asdict(self._family.token_ids)
         settings |= {
@@ -336,62 +485,29 @@ class Processor:
             "patches": self.patches and dataclasses.asdict(self.patches),
         }
         Path(folder).mkdir(parents=True, exist_ok=True)
+        if isinstance(self.tokenizer, FileTokenizer):
+            self.tokenizer.save(folder)
+        elif not isinstance(self.tokenizer, ByteTokenizer):
+            raise ValueError(f"a tokenizer of type {type(self.tokenizer).__name__} cannot be saved here; save it by itself")
         (Path(folder) / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **changes: Any) -> Processor:
-        """The processor that `save_pretrained` wrote, with some settings changed."""
-        path = Path(folder) / CONFIG_NAME
-        if not path.is_file():
-            raise ValueError(f"no {CONFIG_NAME} in {folder}: a processor is saved with save_pretrained")
-        settings = json.loads(path.read_text(encoding="utf-8"), object_hook=_with_tuples)
-        facts = settings.pop("family_facts")
-        settings["family"] = find_family(settings["family"], **{**facts, "token_ids": TokenIds(**facts["token_ids"])})
-        settings["patches"] = settings["patches"] and PatchConfig(**settings["patches"])
-        return cls(**{**settings, **changes})
+        """The processor of a folder, with some settings changed: one that `save_pretrained` wrote, or a Hugging Face
+        checkpoint, of which `preprocessor_config.json`, `video_preprocessor_config.json`, `processor_config.json`,
+        `config.json` and `tokenizer.json` are read, as far as they are there. Without a tokenizer, text becomes bytes.
 
-
-def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def _source(media: _Media) -> Any:
-    if media.source is None:
-        raise ValueError("an item with 'grid' has positions but no pixels; give the file instead")
-    return media.source
-
-
-def _is_conversation(messages: Any) -> bool:
-    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
-        raise ValueError(
-            f"messages must be a list of {{'role', 'content'}} dicts or a list of such lists, got {type(messages).__name__}"
-        )
-    return all(isinstance(message, Mapping) for message in messages) and len(messages) > 0
-
-
-def _text_part(tokens: Sequence[int]) -> Part:
-    return Part(Segment.text(len(tokens)), tokens)
-
-
-def _join_texts(parts: Iterable[Part]) -> list[Part]:
-    """Neighbouring texts as one part."""
-    joined: list[Part] = []
-    for part in parts:
-        if joined and part.segment.kind == joined[-1].segment.kind == "text":
-            joined[-1] = _text_part([*joined[-1].tokens, *part.tokens])
-        else:
-            joined.append(part)
-    return joined
+        Raises:
+            ValueError: nothing of these, or settings that mmrope does not know.
+        """
+        settings = {**read_settings(folder), **changes}
+        if "family" not in settings:
+            raise ValueError(
+                f"{folder} does not say which family it is of; say it: from_pretrained(folder, family='qwen2_5_vl')"
+            )
+        return cls(**settings)
 
 
 def _seconds_per_grid(step: Fraction, temporal_patch_size: int) -> float:
     # float32, as processors hand it on in a tensor: ids from the inputs then equal ids from the parts
     return float(np.float32(float(step * temporal_patch_size)))
-
-
-def _brief(item: Any) -> str:
-    if not isinstance(item, Mapping):
-        return repr(item)
-    return str(
-        {key: value if isinstance(value, (str, int, float, tuple)) else type(value).__name__ for key, value in item.items()}
-    )

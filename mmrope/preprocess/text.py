@@ -1,8 +1,12 @@
-"""Text as bytes: 256 tokens for the bytes of UTF-8, and a few special ones. Nothing to train, nothing is lost."""
+"""Text as tokens: the bytes of UTF-8, with nothing to train and nothing lost; or a checkpoint's own tokenizer.json."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 SPECIAL_TOKENS = (
     "<|pad|>",
@@ -16,6 +20,94 @@ SPECIAL_TOKENS = (
 """The special tokens, ids 256 and up; their names are those of the Qwen tokenizers."""
 PAD, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD = range(256, 256 + len(SPECIAL_TOKENS))
 VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+TOKENIZER_NAME, TOKENIZER_CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
+
+
+class Tokenizer(Protocol):
+    """What a Processor asks of a tokenizer."""
+
+    @property
+    def special(self) -> Mapping[str, int]:
+        """The id of each of SPECIAL_TOKENS; "<|pad|>" is the one to pad with, whatever its name."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text. What looks like a special token in it stays text: users cannot forge markers."""
+        ...
+
+    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
+        """The text of tokens: special tokens are left out, or shown by name."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """256 tokens for the bytes of UTF-8, and SPECIAL_TOKENS."""
+
+    @property
+    def special(self) -> Mapping[str, int]:
+        """The ids of SPECIAL_TOKENS."""
+        return {name: 256 + n for n, name in enumerate(SPECIAL_TOKENS)}
+
+    def encode(self, text: str) -> list[int]:
+        """The bytes of a text."""
+        return encode(text)
+
+    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
+        """The text of tokens; bytes that are no UTF-8 become U+FFFD."""
+        return decode(tokens, special=special)
+
+
+@dataclass(frozen=True, eq=False)
+class FileTokenizer:
+    """A checkpoint's tokenizer, read from its tokenizer.json by the `tokenizers` library."""
+
+    special: Mapping[str, int]
+    tokenizer: Any
+    """A tokenizers.Tokenizer."""
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> FileTokenizer:
+        """The tokenizer of a folder with tokenizer.json, and the name of its padding token in tokenizer_config.json.
+
+        Raises:
+            ValueError: the files cannot be read, tokens of the chat format are missing, or `tokenizers` is not installed.
+        """
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise ValueError(f"{folder} has a {TOKENIZER_NAME}, which takes the package tokenizers: pip install it") from error
+        path, config_path = Path(folder) / TOKENIZER_NAME, Path(folder) / TOKENIZER_CONFIG_NAME
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+        except Exception as error:  # the library raises bare Exceptions
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        tokenizer.encode_special_tokens = True  # in a text they are text
+        pad = config.get("pad_token") or SPECIAL_TOKENS[0]
+        pad = pad["content"] if isinstance(pad, Mapping) else pad
+        names = {SPECIAL_TOKENS[0]: pad, **{name: name for name in SPECIAL_TOKENS[1:]}}
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        if missing := [own for own in names.values() if own not in vocabulary]:
+            raise ValueError(
+                f"{path} has no {', '.join(missing)}: the chat format of the Qwen models, which is the one known here, "
+                "needs them"
+            )
+        return cls({name: vocabulary[own] for name, own in names.items()}, tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
+        """The text of tokens."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=not special)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json, and the name of the padding token to tokenizer_config.json."""
+        (Path(folder) / TOKENIZER_NAME).write_text(self.tokenizer.to_str(), encoding="utf-8")
+        config = {"pad_token": self.tokenizer.id_to_token(self.special[SPECIAL_TOKENS[0]])}
+        (Path(folder) / TOKENIZER_CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def encode(text: str) -> list[int]:

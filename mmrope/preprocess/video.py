@@ -1,33 +1,31 @@
 """Videos: true presentation times first, frames second.
 
 A video is probed by reading its packets, without decoding: that gives every frame's time, exactly. Frames are then chosen
-by time, never by index / fps, and decoded by decord where its times agree with the packets', by PyAV otherwise.
+by time, never by index / fps, and decoded one after the other.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
-import av
-import av.error
 import numpy as np
 
+from mmrope.positions.timing import VideoTiming
+from mmrope.preprocess.access import Access, resolve
 from mmrope.preprocess.errors import Limits, MediaError
-from mmrope.preprocess.image import source_name
+from mmrope.preprocess.image import ANIMATED, animation_frames, is_tensor, load_image, open_image, source_name, to_uint8
+from mmrope.preprocess.probe import check_duration, check_frame_count, check_frame_size, read_clock
 
-Backend = Literal["auto", "decord", "pyav"]
+Backend = Literal["auto", "pyav", "decord", "torchcodec"]
+BACKENDS = ("auto", "pyav", "decord", "torchcodec")
 
-# Where decord's frames were found to be PyAV's, bit for bit, whatever the keyframes. Elsewhere it returns other frames under
-# right times and without a word: all of MPEG-TS, and MPEG-4 part 2 with B-frames; its FFmpeg 4 lacks AV1.
-_DECORD_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
-_DECORD_CODECS = {"h264", "hevc", "vp8", "vp9"}
 _ROUNDING = Fraction(1, 2000)  # seconds; Matroska rounds stamps to milliseconds, so a frame may be stamped late by half of one
-_MAX_DISAGREEMENT = 1e-3  # seconds between decord's time of a frame and the packet's
+_MILLISECOND = Fraction(1, 1000)
+_SHORTEST, _INSTEAD = 11, 100  # milliseconds: browsers show a frame that states less than the first for the second
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,71 +33,114 @@ class Video:
     """A video that has been probed: its clock and its size. Frames are decoded when asked for."""
 
     source: Any = field(repr=False)
+    """An absolute path, bytes, an array of frames [T, H, W, 3], or a list of images."""
     name: str
     container: str
-    """FFmpeg's name of the container format."""
+    """FFmpeg's name of the container format; "gif", "webp", "png" or "avif" of an animation, "array" or "images"."""
     codec: str
     width: int
     """As shown, after rotation, in pixels."""
     height: int
-    rotation: int
-    """Degrees counterclockwise by which decoded frames are turned to be upright: 0, 90, 180 or 270."""
     pts: np.ndarray = field(repr=False)
     """[n] int64, the presentation time of every frame in ticks, increasing."""
     time_base: Fraction
     """Seconds per tick."""
     duration: Fraction
     """Seconds from the first frame to the end of the last."""
+    rotation: int = 0
+    """Degrees counterclockwise by which decoded frames are turned to be upright: 0, 90, 180 or 270."""
+    keyframes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    """[k] int64, those of pts where decoding can start."""
     irregular: str = ""
-    """What makes its keyframes bad places to start decoding from, if anything."""
+    """What makes its keyframes bad places to start decoding from for simpler readers, if anything."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """What shows through transparent pixels of an animation, RGB."""
 
     @property
     def seconds(self) -> np.ndarray:
         """[n] float64, the presentation time of every frame, from the first frame on."""
         return (self.pts - self.pts[0]) * float(self.time_base)
 
-    def frames_at(self, times: Sequence[Fraction]) -> np.ndarray:
+    @property
+    def start(self) -> Fraction:
+        """The first frame's presentation time in the file, in seconds; every other time counts from there."""
+        return int(self.pts[0]) * self.time_base
+
+    def frames_at(self, times: Sequence[Fraction | float]) -> np.ndarray:
         """[len(times)] int64, the index of the frame that is on show at each time (seconds from the first frame)."""
-        ticks = [int(self.pts[0]) + math.floor((time + _ROUNDING) / self.time_base) for time in times]
+        ticks = [int(self.pts[0]) + math.floor((Fraction(time) + _ROUNDING) / self.time_base) for time in times]
         return np.maximum(np.searchsorted(self.pts, ticks, side="right") - 1, 0)
 
-    def sample(self, *, fps: float, min_frames: int, max_frames: int) -> list[Fraction]:
-        """The times at which to look, evenly spaced: `fps` a second, or as many as fit min_frames .. max_frames.
+    def sample(
+        self, *, fps: float | None = None, num_frames: int | None = None, min_frames: int = 1, max_frames: int | None = None
+    ) -> list[Fraction]:
+        """The times at which to look, evenly spaced over the video, in seconds from its first frame.
+
+        Args:
+            fps: looks a second; if that makes fewer than min_frames or more than max_frames, as many as fit are spread evenly.
+            num_frames: or how many, spread evenly.
 
         A video with a single frame is looked at once.
         """
-        rate = Fraction(str(fps))
-        if rate <= 0 or not 1 <= min_frames <= max_frames:
-            raise ValueError(
-                f"fps must be positive and 1 <= min_frames <= max_frames, got {fps=}, {min_frames=}, {max_frames=}"
-            )
-        wanted = math.ceil(self.duration * rate)
-        count = 1 if len(self.pts) == 1 else min(max(wanted, min_frames), max_frames)
+        if (fps is None) == (num_frames is None):
+            raise ValueError(f"say fps or num_frames, one of them, got {fps=}, {num_frames=}")
+        if num_frames is not None:
+            if num_frames < 1:
+                raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+            count = wanted = num_frames
+            rate = num_frames / self.duration if self.duration else Fraction(1)
+        else:
+            rate = Fraction(str(fps)) if isinstance(fps, (int, float)) and math.isfinite(fps) else Fraction(0)
+            if rate <= 0 or min_frames < 1 or (max_frames is not None and max_frames < min_frames):
+                raise ValueError(
+                    f"fps must be positive and 1 <= min_frames <= max_frames, got {fps=}, {min_frames=}, {max_frames=}"
+                )
+            wanted = math.ceil(self.duration * rate)
+            count = max(wanted, min_frames) if max_frames is None else min(max(wanted, min_frames), max_frames)
+        if len(self.pts) == 1:
+            return [Fraction(0)]
         step = 1 / rate if count == wanted else self.duration / count
         return [k * step for k in range(count)]
+
+    def timing(self, indices: Sequence[int] | np.ndarray) -> VideoTiming:
+        """When the frames with these indices are shown, for position IDs."""
+        return VideoTiming(
+            frame_indices=tuple(int(i) for i in indices), timestamps=tuple(self.seconds[np.asarray(indices)].tolist())
+        )
 
     def decode(self, indices: Sequence[int] | np.ndarray, *, backend: Backend = "auto") -> Frames:
         """The frames at these indices, which must not decrease.
 
         Args:
-            backend: "decord" or "pyav", or "auto": decord if it is installed, knows the codec, and agrees with the
-                packets on the number of frames and on their times; PyAV otherwise.
+            backend: who decodes a file. "auto" is PyAV, which jumps from keyframe to keyframe where that saves work and
+                leaves out frames that nobody needs: it reads everything that the others do, and was never slower
+                (scripts/bench_media.py). "decord" and "torchcodec" are believed where they agree with the packets on the
+                number of frames and on their times.
 
         Raises:
             MediaError: a frame cannot be decoded, or the backend that was asked for cannot be trusted with this file.
         """
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         wanted = np.asarray(indices, dtype=np.int64)
-        if isinstance(self.source, np.ndarray):
-            return Frames("array", "given as an array", iter(self.source[wanted]))
-        if backend not in ("auto", "decord", "pyav"):
-            raise ValueError(f"backend must be 'auto', 'decord' or 'pyav', got {backend!r}")
-        reader, doubt = (None, "asked for") if backend == "pyav" else _open_decord(self)
-        if reader is not None:
-            reason = "agrees with the packets on every frame's time"
-            return Frames("decord", reason, _decord_frames(self, reader, wanted))
+        if wanted.ndim != 1 or (
+            len(wanted) and not (wanted[0] >= 0 and wanted[-1] < len(self.pts) and (np.diff(wanted) >= 0).all())
+        ):
+            raise ValueError(f"indices must be of the {len(self.pts)} frames of {self.name} and not decrease, got {indices}")
+        if self.container == "array":
+            return Frames("array", "given as an array", (to_uint8(frame) for frame in self.source[wanted]))
+        if self.container == "images":
+            return Frames("images", "given as images", (_still(self, int(i)) for i in wanted))
+        if not self.codec:
+            return Frames("pillow", "an animation", _animated(self, wanted))
+        from mmrope.preprocess import readers
+
         if backend == "decord":
-            raise MediaError(f"{self.name}: decord cannot be trusted with it: {doubt}; use backend='auto' or 'pyav'")
-        return Frames("pyav", doubt, _pyav_frames(self, wanted))
+            return Frames("decord", "asked for, and agrees with the packets", readers.decord_frames(self, wanted))
+        if backend == "torchcodec":
+            return Frames("torchcodec", "asked for, and agrees with the packets", readers.torchcodec_frames(self, wanted))
+        reason = "asked for" if backend == "pyav" else "reads every format, and is the fastest"
+        return Frames("pyav", reason, readers.pyav_frames(self, wanted))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,193 +154,154 @@ class Frames:
     """uint8 [H, W, 3] each, upright."""
 
 
-def open_video(source: Any, *, fps: float | None = None, limits: Limits | None = None) -> Video:
+def open_video(
+    source: Any,
+    *,
+    fps: float | None = None,
+    background: tuple[int, int, int] = (255, 255, 255),
+    limits: Limits | None = None,
+    access: Access | None = None,
+) -> Video:
     """Probes a video.
 
     Args:
-        source: path, bytes, binary file object, or uint8 array of frames [T, H, W, 3].
-        fps: frames a second, for an array of frames; a file has its own clock.
+        source: path, bytes or binary file object of a video or of an animation (GIF, WebP, PNG, AVIF); an array of frames
+            [T, H, W, 3] or a torch tensor [T, 3, H, W] (uint8, uint16, or float from 0 to 1); or a list of images of one size.
+        fps: frames a second, for arrays and lists; a file has its own clock.
+        background: what shows through transparent pixels of an animation, RGB.
         limits: the largest video to open.
+        access: which paths and URLs may be opened.
 
     Raises:
         MediaError: missing, damaged, without video or without times, or over a limit.
     """
-    limits, name = limits or Limits(), source_name(source)
+    limits = limits or Limits()
+    if is_tensor(source):
+        source = _tensor_frames(source)
     if isinstance(source, np.ndarray):
-        video = _from_array(source, fps)
+        video = _of_array(source, fps)
+    elif isinstance(source, (list, tuple)):
+        video = _of_images(source, fps, background, limits, access)
     elif fps is not None:
         raise ValueError(f"fps={fps} is for arrays of frames; a file has its own clock (sample it with Processor(fps=...))")
     else:
+        name, source = source_name(source), resolve(source, access)
         source = source.read() if hasattr(source, "read") else source
-        video = _probe(source, name)
-    pixels = video.width * video.height
-    if pixels > limits.max_image_pixels:
-        raise MediaError(
-            f"{video.name} has frames of {video.width} x {video.height} = {pixels / 1e6:.1f} million pixels, the limit is "
-            f"{limits.max_image_pixels / 1e6:g} million; raise it with Limits(max_image_pixels=...)"
-        )
-    if video.duration > limits.max_video_seconds:
-        raise MediaError(
-            f"{video.name} lasts {float(video.duration):.0f} s, the limit is {limits.max_video_seconds:g}; "
-            "cut it or raise it with Limits(max_video_seconds=...)"
-        )
+        if (form := animation_format(source)) is not None:
+            return _of_animation(source, name, form, background, limits)
+        clock = read_clock(source, name, limits)
+        video = Video(
+            source, name, clock.container, clock.codec, clock.width, clock.height, clock.pts, clock.time_base, clock.duration,
+            clock.rotation, clock.keyframes, clock.irregular,
+        )  # fmt: skip
+    check_frame_size(video.name, video.width, video.height, limits)
+    check_duration(video.name, video.duration, limits)
     return video
 
 
-def _from_array(frames: np.ndarray, fps: float | None) -> Video:
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        raise MediaError(f"an array of frames must be uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
-    if fps is None or not (math.isfinite(fps) and fps > 0):
-        raise MediaError(f"an array of frames has no clock: say its frames a second, fps=, as a positive number (got {fps!r})")
+# --- animations -------------------------------------------------------------------------------------------------------
+
+
+def animation_format(source: str | bytes) -> str | None:
+    """Which of the image formats that can be animated a file begins as, if any."""
+    if isinstance(source, bytes):
+        head = source[:16]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(16)
+    if head[:4] == b"GIF8":
+        return "GIF"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    return "AVIF" if head[4:12] in (b"ftypavis", b"ftypavif") else None
+
+
+def _of_animation(source: Any, name: str, form: str, background: tuple[int, int, int], limits: Limits) -> Video:
+    """An animation, whose frames say how long they are shown: all are decoded once to know."""
+    ends, tick = [0], Fraction(0)
+    with open_image(source, name, limits, None, ANIMATED) as image:
+        width, height = image.size
+        for milliseconds, pixels in animation_frames(image, background, name):
+            height, width = pixels.shape[:2]
+            shown = milliseconds if milliseconds >= _SHORTEST else _INSTEAD
+            tick += Fraction(shown).limit_denominator(1000)
+            ends.append(round(tick * 1000))  # microseconds
+            check_frame_count(name, len(ends) - 1, limits)
+            if (len(ends) - 1) * width * height > limits.max_animation_pixels:
+                raise MediaError(
+                    f"{name} has over {limits.max_animation_pixels / 1e9:g} thousand million pixels in its frames together; "
+                    "make a video file of it, or raise Limits(max_animation_pixels=...)"
+                )
+    if len(ends) == 2 and form != "GIF":
+        raise MediaError(f"{name} is a still image ({form}), not a film: give it as an image")
+    duration = ends[-1] * _MILLISECOND / 1000
+    check_duration(name, duration, limits)
+    pts = np.array(ends[:-1], dtype=np.int64)
+    return Video(source, name, form.lower(), "", width, height, pts, _MILLISECOND / 1000, duration, background=background)
+
+
+def _animated(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
+    pending = wanted.tolist()[::-1]
+    with open_image(video.source, video.name, Limits(max_image_pixels=2**62), None, ANIMATED) as image:
+        for index, (_, pixels) in enumerate(animation_frames(image, video.background, video.name)):
+            while pending and pending[-1] == index:
+                pending.pop()
+                yield pixels
+            if not pending:
+                return
+    raise MediaError(f"{video.name} has changed since it was probed: frame {pending[-1]} is missing")
+
+
+def has_own_clock(source: Any) -> bool:
+    """Whether a source is a file: arrays of frames and lists of images have no times of their own."""
+    return not (isinstance(source, (np.ndarray, list, tuple)) or is_tensor(source))
+
+
+# --- arrays and images ------------------------------------------------------------------------------------------------
+
+
+def _tensor_frames(tensor: Any) -> np.ndarray:
+    if tensor.ndim != 4 or tensor.shape[1] != 3:
+        raise MediaError(f"a tensor of frames has its channels second, [T, 3, H, W], got {list(tensor.shape)}")
+    tensor = tensor.float() if tensor.dtype.is_floating_point else tensor  # numpy has no bfloat16
+    return tensor.detach().cpu().permute(0, 2, 3, 1).numpy()  # [T, H, W, 3]
+
+
+def _of_array(frames: np.ndarray, fps: float | None) -> Video:
+    if frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+        raise MediaError(f"an array of frames must be [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    to_uint8(frames[:1])  # refuses types without a range now, not halfway
     count, height, width, _ = frames.shape
-    tick = 1 / Fraction(str(fps))
-    return Video(frames, "array of frames", "array", "raw", width, height, 0, np.arange(count), tick, count * tick)
+    tick = _tick(fps, "an array of frames")
+    return Video(frames, "array of frames", "array", "raw", width, height, np.arange(count), tick, count * tick)
 
 
-# --- probing ----------------------------------------------------------------------------------------------------------
+def _of_images(images: Sequence[Any], fps: float | None, background: Any, limits: Limits, access: Access | None) -> Video:
+    tick = _tick(fps, "a list of images")
+    if not images:
+        raise MediaError("a list of images is empty; give at least one frame")
+    check_frame_count("a list of images", len(images), limits)
+    first = load_image(images[0], background=background, limits=limits, access=access)
+    source = [(image, background, limits, access) for image in images]
+    height, width, _ = first.shape
+    count = len(images)
+    return Video(source, f"{count} images", "images", "raw", width, height, np.arange(count), tick, count * tick)
 
 
-def _file(source: Any) -> Any:
-    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
-
-
-def _video_stream(container: Any, name: str) -> Any:
-    for stream in container.streams.video:
-        if not stream.disposition & stream.disposition.attached_pic:  # cover art is no video
-            return stream
-    raise MediaError(f"{name} has no video stream (only {', '.join(s.type for s in container.streams) or 'nothing'})")
-
-
-def _probe(source: Any, name: str) -> Video:
-    try:
-        with av.open(_file(source)) as container:
-            stream = _video_stream(container, name)
-            form, codec = container.format.name, stream.codec.canonical_name
-            rate, time_base = stream.average_rate, stream.time_base
-            stamps, last_duration, irregular = _stamps(container, stream, name)
-        with av.open(_file(source)) as container:
-            first = next(container.decode(_video_stream(container, name)), None)
-    except FileNotFoundError:
-        raise MediaError(f"{name}: no such file") from None
-    except (av.error.FFmpegError, UnicodeError) as error:
-        raise MediaError(f"{name} cannot be read as a video: {error}") from error
-    if first is None:
-        raise MediaError(f"{name}: no frame of its {len(stamps)} packets can be decoded; is the file damaged?")
-    rotation = round(first.rotation) % 360
-    if rotation not in (0, 90, 180, 270):
-        raise MediaError(f"{name} is rotated by {rotation} degrees; only quarter turns are known: re-encode it upright")
-    size = (first.width, first.height) if rotation in (0, 180) else (first.height, first.width)
-    last_duration = last_duration or (round(1 / rate / time_base) if rate else 0)
-    duration = (stamps[-1] - stamps[0] + last_duration) * time_base
-    if first.pts != stamps[0]:
-        irregular = "the film starts between keyframes"
-    pts = np.array(stamps, dtype=np.int64)
-    return Video(source, name, form, codec, *size, rotation, pts, time_base, duration, irregular)
-
-
-def _stamps(container: Any, stream: Any, name: str) -> tuple[list[int], int, str]:
-    """The presentation times of all frames, sorted, and the duration of the last, in ticks: read from the packets; and what
-    is irregular about the keyframes.
-
-    Packets that an edit list cuts off are marked discard and are not shown.
-    """
-    shown: dict[int, int] = {}
-    keyframe, irregular = None, ""
-    for packet in container.demux(stream):
-        if not packet.size or packet.is_discard:
-            continue
-        if packet.pts is None:
-            raise MediaError(
-                f"{name} ({container.format.name}) does not say when its frames are shown; convert it to mp4 or mkv"
-            )
-        shown[packet.pts] = packet.duration or 0
-        if packet.is_keyframe:
-            keyframe = packet.pts
-        elif keyframe is not None and packet.pts < keyframe:
-            irregular = "some frames follow a keyframe but are shown before it (open groups of pictures)"
-    if not shown:
-        raise MediaError(f"{name} has a video stream without packets; is the file cut off?")
-    stamps = sorted(shown)
-    return stamps, shown[stamps[-1]], irregular
-
-
-# --- decoding ---------------------------------------------------------------------------------------------------------
-
-
-def _upright(frame: np.ndarray, rotation: int) -> np.ndarray:
-    return np.rot90(frame, k=rotation // 90) if rotation else frame
-
-
-def _pyav_frames(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
-    """The frames with these indices, decoded in order up to the last of them."""
-    pending = list(video.pts[wanted])
-    shape = (video.height, video.width, 3)
-    try:
-        with av.open(_file(video.source)) as container:
-            # no frame threads: when a damaged file makes one of them log while the decoder is freed, each waits for the
-            # other (the log callback for the GIL, the decoder for its threads); seen with PyAV 15.1
-            for frame in container.decode(_video_stream(container, video.name)):
-                if not pending:
-                    return
-                if frame.pts != pending[0]:
-                    continue
-                image = _upright(frame.to_ndarray(format="rgb24"), video.rotation)
-                if image.shape != shape:
-                    raise MediaError(
-                        f"{video.name} changes its size from {shape[:2]} to {image.shape[:2]} at {frame.time:.3f} s; "
-                        "re-encode it to one size"
-                    )
-                while pending and pending[0] == frame.pts:
-                    pending.pop(0)
-                    yield image
-    except av.error.FFmpegError as error:
-        raise MediaError(f"{video.name} is damaged: {error}") from error
-    if pending:
-        lost = float((int(pending[0]) - int(video.pts[0])) * video.time_base)
+def _still(video: Video, index: int) -> np.ndarray:
+    source, background, limits, access = video.source[index]
+    image = load_image(source, background=background, limits=limits, access=access)
+    if image.shape[:2] != (video.height, video.width):
         raise MediaError(
-            f"{video.name}: the frame at {lost:.3f} s cannot be decoded "
-            f"({len(pending)} of {len(wanted)} frames are missing); is the file damaged?"
+            f"{source_name(source)}, frame {index} of a list of images, has {image.shape[1]} x {image.shape[0]} pixels, "
+            f"the first has {video.width} x {video.height}; bring them to one size"
         )
+    return image
 
 
-def _open_decord(video: Video) -> tuple[Any, str]:
-    """A decord reader for this video, or None and what speaks against it."""
-    try:
-        import decord
-    except ImportError as error:
-        return None, f"decord is not installed ({error})"
-    if video.container not in _DECORD_CONTAINERS or video.codec not in _DECORD_CODECS:
-        return None, f"decord is not known to decode {video.codec} in {video.container} rightly"
-    if video.irregular:
-        return None, f"{video.irregular}, where decord returns other frames"
-    try:
-        # fault_tol: decord otherwise repeats stale frames in place of those it cannot decode, without a word
-        reader = decord.VideoReader(_file(video.source), ctx=decord.cpu(0), num_threads=1, fault_tol=1)
-        stamps = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
-        height, width = reader[0].shape[:2]
-    except _decord_errors() as error:
-        return None, f"decord cannot open it: {str(error).splitlines()[0][:120]}"
-    if len(stamps) != len(video.pts):
-        return None, f"decord counts {len(stamps)} frames, the packets {len(video.pts)}"
-    apart = float(np.abs(stamps - stamps[0] - video.seconds).max())
-    if apart > _MAX_DISAGREEMENT:
-        return None, f"decord's frame times are up to {apart:.3f} s off"
-    if (height, width) != (video.height, video.width):
-        return None, f"decord sees frames of {width} x {height}, not {video.width} x {video.height}"
-    return reader, ""
-
-
-def _decord_errors() -> tuple[type[Exception], ...]:
-    """What decord raises: its errors derive from RuntimeError in some builds, and straight from Exception in others."""
-    import decord
-
-    return RuntimeError, decord.DECORDError, decord.DECORDLimitReachedError
-
-
-def _decord_frames(video: Video, reader: Any, wanted: np.ndarray, chunk: int = 16) -> Iterator[np.ndarray]:
-    """The frames with these indices, a few at a time: memory does not grow with their number."""
-    for begin in range(0, len(wanted), chunk):
-        try:
-            yield from reader.get_batch(wanted[begin : begin + chunk]).asnumpy()
-        except _decord_errors() as error:
-            raise MediaError(f"{video.name} is damaged: decord says {str(error).splitlines()[0][:200]}") from error
+def _tick(fps: float | None, what: str) -> Fraction:
+    if fps is None or not (isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0):
+        raise MediaError(f"{what} has no clock: say its frames a second, fps=, as a positive number (got {fps!r})")
+    return 1 / Fraction(str(fps))

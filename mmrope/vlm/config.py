@@ -9,6 +9,7 @@ from typing import Any
 
 from mmrope.encodings.spec import RotarySpec
 from mmrope.positions.rules import Layout
+from mmrope.preprocess.patches import PatchConfig
 from mmrope.preprocess.text import IM_END, PAD, VOCAB_SIZE
 
 NORM_EPS = 1e-6  # stated, because RMSNorm's own default depends on the dtype: 8e-3 in bfloat16
@@ -18,10 +19,8 @@ NORM_EPS = 1e-6  # stated, because RMSNorm's own default depends on the dtype: 8
 class VisionConfig:
     """The vision encoder."""
 
-    patch_dim: int = 3 * 2 * 14 * 14
-    """Values of a patch: channels x frames x height x width (PatchConfig.patch_dim)."""
-    merge_size: int = 2
-    """merge_size x merge_size patches become one token."""
+    patches: PatchConfig = PatchConfig()
+    """How pixels were cut: the size of a patch, of a merged token, and the values that pixels are normalised by."""
     hidden_size: int = 192
     intermediate_size: int = 512
     num_layers: int = 4
@@ -78,8 +77,10 @@ class VLMConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> VLMConfig:
         """From plain values; unknown keys are an error."""
         values = dict(values)
-        vision = VisionConfig(**values.pop("vision", {}))
-        decoder = dict(values.pop("decoder", {}))
+        vision, decoder = dict(values.pop("vision", {})), dict(values.pop("decoder", {}))
         if "sections" in decoder:
             decoder["sections"] = tuple(decoder["sections"])
-        return cls(vision=vision, decoder=DecoderConfig(**decoder), **values)
+        if "patches" in vision:
+            cut = {key: tuple(value) if isinstance(value, list) else value for key, value in vision["patches"].items()}
+            vision["patches"] = PatchConfig(**dict[str, Any](cut))
+        return cls(vision=VisionConfig(**vision), decoder=DecoderConfig(**decoder), **values)

@@ -20,6 +20,7 @@ from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.decoder import Decoder, KVCache
 from mmrope.vlm.generate import generate
 from mmrope.vlm.vision import VisionEncoder
+from mmrope.vlm.weights import refuse_pickles, replacing, verify, write_manifest
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
@@ -117,25 +118,45 @@ class VLM(nn.Module):
     # --- files ------------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors`."""
+        """Writes `config.json`, `model.safetensors` and `manifest.json`, which describes them.
+
+        Each is moved into place when it is complete, the manifest last: a folder whose saving was interrupted has the old
+        model, or is refused by `from_pretrained`.
+        """
         from safetensors.torch import save_file
 
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / CONFIG_NAME).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+        config.parent.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, Path(folder) / WEIGHTS_NAME, metadata={"format": "pt"})
+        with replacing(config) as new_config, replacing(weights) as new_weights:
+            new_config.write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+            save_file(state, new_weights, metadata={"format": "pt"})
+        write_manifest(folder, [CONFIG_NAME, WEIGHTS_NAME])
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: Any = None, dtype: torch.dtype | None = None) -> VLM:
-        """The model that `save_pretrained` wrote, in evaluation mode."""
-        from safetensors.torch import load_file
+        """The model that `save_pretrained` wrote, in evaluation mode.
 
-        config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
-        for path in (config, weights):
-            if not path.is_file():
-                raise ValueError(f"no {path.name} in {folder}: a model is saved with save_pretrained")
-        model = cls(VLMConfig.from_dict(json.loads(config.read_text(encoding="utf-8"))))
-        model.load_state_dict(load_file(weights))
+        Raises:
+            ValueError: files that are missing, differ from their manifest, or are not of one model; weights in another format
+                than safetensors.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        refuse_pickles(folder, WEIGHTS_NAME)
+        contents = verify(folder, [CONFIG_NAME, WEIGHTS_NAME])
+        try:
+            config = VLMConfig.from_dict(json.loads(contents[CONFIG_NAME]))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{Path(folder) / CONFIG_NAME} is not the config of a VLM: {error}") from error
+        model = cls(config)
+        try:
+            model.load_state_dict(load(contents[WEIGHTS_NAME]))
+        except (RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"{WEIGHTS_NAME} in {folder} does not hold the weights that {CONFIG_NAME} needs: {error}"
+            ) from error
         return model.to(device=device, dtype=dtype).eval()
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
 from mmrope.positions.build import patch_position_ids
+from mmrope.preprocess.patches import normalize
 from mmrope.vlm.config import NORM_EPS, VisionConfig
 
 
@@ -26,8 +27,8 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig, out_size: int) -> None:
         super().__init__()
         self.config = config
-        merged = config.hidden_size * config.merge_size**2
-        self.embed = nn.Linear(config.patch_dim, config.hidden_size)
+        merged = config.hidden_size * config.patches.merge_size**2
+        self.embed = nn.Linear(config.patches.patch_dim, config.hidden_size)
         self.rotary = RotaryEmbedding(config.rotary)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=NORM_EPS)
@@ -37,17 +38,19 @@ class VisionEncoder(nn.Module):
         """Token embeddings of packed images and videos.
 
         Args:
-            patches: [P, patch_dim], merge blocks together, as a Processor emits them.
+            patches: [P, patch_dim], merge blocks together, as a Processor emits them; uint8 ones are normalised here.
             grid_thw: [n, 3] patch grids; reading it waits for its device.
 
         Returns:
             [P / merge_size^2, out_size].
         """
-        grids, m = grid_thw.tolist(), self.config.merge_size
+        grids, m = grid_thw.tolist(), self.config.patches.merge_size
         if sum(t * h * w for t, h, w in grids) != len(patches):
             raise ValueError(
                 f"grid_thw {grids} describes {sum(t * h * w for t, h, w in grids)} patches, but there are {len(patches)}"
             )
+        if patches.dtype == torch.uint8:
+            patches = normalize(patches, self.config.patches)
         ids = torch.from_numpy(patch_position_ids(grids, axes="hw", order="blocks", merge=m))  # [2, P]
         cos, sin = self.rotary(ids.to(patches.device))  # [P, pairs]
         lengths = [h * w for t, h, w in grids for _ in range(t)]

@@ -1,0 +1,182 @@
+"""A processor's settings, from its folder: those that Processor.save_pretrained wrote, or a Hugging Face checkpoint's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmrope.positions.families import family as find_family
+from mmrope.positions.families import family_from_config
+from mmrope.positions.rules import TokenIds
+from mmrope.preprocess.patches import PRESETS, PatchConfig
+from mmrope.preprocess.text import TOKENIZER_NAME, FileTokenizer
+
+CONFIG_NAME = "processor_config.json"
+IMAGE_NAME, VIDEO_NAME = "preprocessor_config.json", "video_preprocessor_config.json"
+
+_NO_BOUND = 2**62  # of pixels
+# whose patches: the class of image processor, without "Fast" and "Pil"
+_IMAGE_FRAMES = {"Qwen2VLImageProcessor": 1, "Qwen3VLImageProcessor": 1, "Glm4vImageProcessor": 2}
+# keys that say nothing about the outcome here, and keys with the values that mmrope has
+_WITHOUT_EFFECT = {
+    "image_processor_type", "video_processor_type", "feature_extractor_type", "processor_class", "auto_map", "data_format",
+    "device", "disable_grouping", "do_sample_frames", "return_metadata", "default_to_square", "input_data_format",
+    "return_tensors", "video_metadata",
+}  # fmt: skip
+_FIXED = {
+    "do_resize": (True,),
+    "do_rescale": (True,),
+    "do_normalize": (True,),
+    "do_convert_rgb": (True,),
+    "resample": (3,),
+    "rescale_factor": (1 / 255,),
+    "do_center_crop": (False, None),
+    "do_pad": (False, None),
+    "crop_size": (None,),
+    "pad_size": (None,),
+    "size_divisor": (None,),
+}
+_OF_BOTH = {
+    "patch_size": "patch_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "merge_size": "merge_size",
+    "image_mean": "mean",
+    "image_std": "std",
+}
+"""What images and videos must share, and its name in a PatchConfig."""
+_CUT = {"patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std", "size", "min_pixels", "max_pixels"}
+_SAMPLING = {"fps", "num_frames", "min_frames", "max_frames", "cap_pixels_per_frame", "max_video_tokens"}
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """The fields of a Processor, from a folder.
+
+    Read are `processor_config.json` as mmrope or transformers 5 writes it, or `preprocessor_config.json` and
+    `video_preprocessor_config.json`; besides them `config.json`, for the family and its facts, and `tokenizer.json`.
+
+    Raises:
+        ValueError: no such file, or a key or value that mmrope does not know: it would prepare other pixels than the model
+            was trained with.
+    """
+    folder = Path(folder)
+    own = _read(folder / CONFIG_NAME)
+    if own is not None and "family_facts" in own:
+        return _own_settings(own) | _tokenizer(folder)
+    if own is not None and "image_processor" in own:
+        image, video = own["image_processor"], own.get("video_processor")
+        image = {"processor_class": own.get("processor_class"), **image}
+    else:
+        image, video = _read(folder / IMAGE_NAME), _read(folder / VIDEO_NAME)
+    if image is None:
+        raise ValueError(f"no {CONFIG_NAME} and no {IMAGE_NAME} in {folder}: a processor is saved with save_pretrained")
+    name = f"{folder}'s image processor"
+    patches = _image_patches(image, name)
+    sampling = {}
+    if patches["image_frames"] == 1:
+        # as transformers does, the image processor's settings are those of videos if there are no others
+        sampling = _video_patches(video if video is not None else image, f"{folder}'s video processor", patches)
+    config = {} if not (folder / "config.json").is_file() else {"family": family_from_config(folder / "config.json")}
+    # "Qwen2_5_VLProcessor" is of qwen2_5_vl
+    named = str(image.get("processor_class")).removesuffix("Processor").replace("_", "").lower()
+    if not config and named in (names := {name.replace("_", ""): name for name in PRESETS}):
+        config = {"family": find_family(names[named])}
+    return config | {"patches": PatchConfig(**patches)} | sampling | _tokenizer(folder)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold an object, got {type(values).__name__}")
+    return values
+
+
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    if (folder / TOKENIZER_NAME).is_file():
+        return {"tokenizer": FileTokenizer.from_folder(folder)}
+    if (folder / "vocab.json").is_file() or (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"{folder} has a tokenizer, but no {TOKENIZER_NAME}; save it with the fast tokenizer of transformers")
+    return {}
+
+
+def _own_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    settings = {key: _tuples(value) for key, value in settings.items()}
+    facts = settings.pop("family_facts")
+    settings["family"] = find_family(settings["family"], **{**facts, "token_ids": TokenIds(**facts["token_ids"])})
+    settings["patches"] = settings["patches"] and PatchConfig(**settings["patches"])
+    return settings
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+# --- Hugging Face's keys ----------------------------------------------------------------------------------------------
+
+
+def _image_patches(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "Qwen2VLImageProcessor")
+    kind = kind.removesuffix("Fast").removesuffix("Pil")
+    if kind not in _IMAGE_FRAMES:
+        raise ValueError(f"{name} is a {kind}, which is not known here (known: {', '.join(_IMAGE_FRAMES)})")
+    _check(values, name, _CUT | _SAMPLING)  # an image processor's file may state a video's sampling, too
+    cut: dict[str, Any] = {own: _plain(values[key]) for key, own in _OF_BOTH.items() if values.get(key) is not None}
+    bounds = _bounds(values, name, PatchConfig().image_pixels)
+    return {**cut, "image_pixels": bounds, "image_frames": _IMAGE_FRAMES[kind]}
+
+
+def _video_patches(values: Mapping[str, Any], name: str, patches: dict[str, Any]) -> dict[str, Any]:
+    """Adds the bounds of videos to `patches`; returns how frames are sampled."""
+    _check(values, name, _CUT | _SAMPLING)
+    of_images = PatchConfig(**patches)
+    for key, own in _OF_BOTH.items():
+        stated = _plain(values.get(key))
+        if stated is not None and stated != getattr(of_images, own):
+            raise ValueError(f"{name} has {key} {stated}, images have {getattr(of_images, own)}: they must agree here")
+    whole_video = str(values.get("video_processor_type", "")).startswith("Qwen3VL")
+    capped, tokens, area = values.get("cap_pixels_per_frame"), values.get("max_video_tokens"), of_images.factor**2
+    if whole_video:  # `size` is of all frames together
+        patches["whole_video_pixels"] = _bounds(values, name, (128 * area, 768 * area))
+        patches["video_pixels"] = None if capped is False else (0, (tokens or 768) * area)
+    else:
+        patches["video_pixels"] = _bounds(values, name, PatchConfig().video_pixels or (0, 0))
+        budget = 2 * int(0.9 * (tokens or 128_000)) * area
+        patches["whole_video_pixels"] = (0, _NO_BOUND if capped is False else budget)
+    return {key: values[key] for key in ("fps", "num_frames", "min_frames", "max_frames") if values.get(key) is not None}
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _bounds(values: Mapping[str, Any], name: str, defaults: tuple[int, int]) -> tuple[int, int]:
+    """Fewest and most pixels, from `size`, or min_pixels and max_pixels, which take precedence as in transformers."""
+    size = values.get("size") or {}
+    if not isinstance(size, Mapping) or not set(size) <= {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}:
+        raise ValueError(f"{name} has size {size}, which must have shortest_edge and longest_edge, numbers of pixels")
+    found = (
+        values.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or defaults[0],
+        values.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or defaults[1],
+    )
+    return int(found[0]), int(found[1])
+
+
+def _check(values: Mapping[str, Any], name: str, known: set[str]) -> None:
+    for key, value in values.items():
+        if key in _FIXED:
+            expected = _FIXED[key]
+            close = isinstance(value, float) and any(isinstance(v, float) and abs(v - value) < 1e-9 for v in expected)
+            if value not in expected and not close:
+                raise ValueError(f"{name} has {key}={value!r}, but mmrope knows {key}={expected[0]!r} only")
+        elif key not in known | _WITHOUT_EFFECT and value is not None:
+            raise ValueError(
+                f"{name} has {key}={value!r}, which mmrope does not know: the model may have been trained with other pixels"
+            )

@@ -1,0 +1,171 @@
+"""A video's clock: read from its packets, exactly, without decoding."""
+
+from __future__ import annotations
+
+import io
+from array import array
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+from av.stream import Discard
+
+from mmrope.preprocess.errors import Limits, MediaError
+
+CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg")
+"""FFmpeg's names of the container formats that are opened. Playlists and image sequences, which open other files and URLs in
+their turn, are not among them."""
+CODECS = (
+    "h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "prores", "theora", "h263", "flv1",
+    "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "wmv3", "vc1", "ffv1", "dnxhd", "png", "rawvideo", "qtrle", "gif",
+)  # fmt: skip
+"""FFmpeg's names of the codecs that are decoded: the rest of its decoders see no strangers' bytes."""
+_DECODERS = (*CODECS, "libdav1d", "libvpx", "libvpx-vp9", "libaom-av1")
+_OPTIONS = {
+    "format_whitelist": ",".join(CONTAINERS),
+    "codec_whitelist": ",".join(_DECODERS),
+    "protocol_whitelist": "file",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """What the packets of a video say."""
+
+    container: str
+    codec: str
+    width: int
+    """As shown, after rotation, in pixels."""
+    height: int
+    rotation: int
+    """Degrees counterclockwise by which decoded frames are turned to be upright: 0, 90, 180 or 270."""
+    pts: np.ndarray
+    """[n] int64, the presentation time of every frame that is shown, in ticks, increasing."""
+    keyframes: np.ndarray
+    """[k] int64, those of them where decoding can start."""
+    time_base: Fraction
+    """Seconds per tick."""
+    duration: Fraction
+    """Seconds from the first frame to the end of the last."""
+    irregular: str
+    """What makes its keyframes bad places to start decoding from for simpler readers, if anything."""
+
+
+def open_container(source: Any) -> Any:
+    """A file as FFmpeg's container; formats, codecs and protocols that are not known here stay closed."""
+    return av.open(io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}", options=_OPTIONS)
+
+
+def video_stream(container: Any, name: str) -> Any:
+    """The first video stream; the others are not read."""
+    found = None
+    for stream in container.streams:
+        cover_art = stream.disposition & stream.disposition.attached_pic
+        if found is None and stream.type == "video" and not cover_art:
+            found = stream
+        else:
+            stream.discard = Discard.all
+    if found is None:
+        raise MediaError(f"{name} has no video stream (only {', '.join(s.type for s in container.streams) or 'nothing'})")
+    codec = found.codec_context and found.codec_context.codec.canonical_name
+    if codec not in CODECS:
+        raise MediaError(f"{name} is coded as {codec or 'something unknown'}, which is not opened; re-encode it as h264")
+    return found
+
+
+def read_clock(source: Any, name: str, limits: Limits) -> Clock:
+    """The clock of a file.
+
+    Args:
+        source: an absolute path, or bytes.
+
+    Raises:
+        MediaError: no video, no times, damaged, or over a limit.
+    """
+    try:
+        with open_container(source) as container:
+            stream = video_stream(container, name)
+            check_frame_size(name, stream.codec_context.width, stream.codec_context.height, limits)
+            form, codec, rate = container.format.name, stream.codec_context.codec.canonical_name, stream.average_rate
+            time_base = stream.time_base
+            if not time_base:
+                raise MediaError(f"{name} does not say how long its ticks are; convert it to mp4 or mkv")
+            pts, keyframes, last, irregular = _stamps(container, stream, name, limits)
+            duration = (int(pts[-1]) - int(pts[0]) + (last or (round(1 / rate / time_base) if rate else 0))) * time_base
+            check_duration(name, duration, limits)
+        with open_container(source) as container:
+            first = next(container.decode(video_stream(container, name)), None)
+    except (av.error.FFmpegError, UnicodeError, OverflowError) as error:
+        raise MediaError(
+            f"{name} cannot be read as a video (known formats: mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogv): {error}"
+        ) from error
+    if first is None:
+        raise MediaError(f"{name}: no frame of its {len(pts)} packets can be decoded; is the file damaged?")
+    rotation = round(first.rotation) % 360
+    if rotation not in (0, 90, 180, 270):
+        raise MediaError(f"{name} is rotated by {rotation} degrees; only quarter turns are known: re-encode it upright")
+    size = (first.width, first.height) if rotation in (0, 180) else (first.height, first.width)
+    check_frame_size(name, *size, limits)
+    if first.pts != pts[0]:
+        irregular = "the film starts between keyframes"
+    return Clock(form, codec, *size, rotation, pts, keyframes, time_base, duration, irregular)
+
+
+def check_frame_size(name: str, width: int, height: int, limits: Limits) -> None:
+    """Refuses frames of too many pixels."""
+    if width * height > limits.max_image_pixels:
+        raise MediaError(
+            f"{name} has frames of {width} x {height} = {width * height / 1e6:.1f} million pixels, the limit is "
+            f"{limits.max_image_pixels / 1e6:g} million; raise it with Limits(max_image_pixels=...)"
+        )
+
+
+def check_duration(name: str, duration: Fraction, limits: Limits) -> None:
+    """Refuses films that last too long."""
+    if duration > limits.max_video_seconds:
+        raise MediaError(
+            f"{name} lasts {float(duration):.0f} s, the limit is {limits.max_video_seconds:g}; "
+            "cut it or raise it with Limits(max_video_seconds=...)"
+        )
+
+
+def check_frame_count(name: str, count: int, limits: Limits) -> None:
+    """Refuses films of too many frames."""
+    if count > limits.max_video_frames:
+        raise MediaError(
+            f"{name} has more than {limits.max_video_frames:,} frames; cut it or raise it with Limits(max_video_frames=...)"
+        )
+
+
+def _stamps(container: Any, stream: Any, name: str, limits: Limits) -> tuple[np.ndarray, np.ndarray, int, str]:
+    """The presentation times of all frames and of the keyframes, sorted; the duration of the last, in ticks; and what is
+    irregular about the keyframes.
+
+    Packets that an edit list cuts off are marked discard and are not shown.
+    """
+    shown, keyframes = array("q"), array("q")  # a 10-hour film has a million packets: no Python object each
+    irregular, newest, last = "", None, 0
+    for packet in container.demux(stream):
+        if not packet.size or packet.is_discard:
+            continue
+        pts = packet.pts
+        if pts is None:
+            raise MediaError(
+                f"{name} ({container.format.name}) does not say when its frames are shown; convert it to mp4 or mkv"
+            )
+        if packet.is_keyframe:
+            keyframes.append(pts)
+        elif keyframes and pts < keyframes[-1]:
+            irregular = "some frames follow a keyframe but are shown before it (open groups of pictures)"
+        if newest is None or pts >= newest:
+            newest, last = pts, packet.duration or 0
+        shown.append(pts)
+        if len(shown) > limits.max_video_frames:
+            check_frame_count(name, len(shown), limits)
+    if not shown:
+        raise MediaError(f"{name} has a video stream without packets; is the file cut off?")
+    pts, keys = (np.unique(np.frombuffer(stamps, dtype=np.int64)) for stamps in (shown, keyframes or array("q", [shown[0]])))
+    return pts, keys, last, irregular
