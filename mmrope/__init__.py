@@ -53,9 +53,13 @@ if TYPE_CHECKING:
     from mmrope.encodings.mixed import MixedRotary
     from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary, rotate
     from mmrope.encodings.xpos import XPos
+    from mmrope.preprocess.access import Access
     from mmrope.preprocess.errors import Limits, MediaError
+    from mmrope.preprocess.image import load_image
+    from mmrope.preprocess.isolation import Outcome, isolated
     from mmrope.preprocess.patches import PatchConfig
     from mmrope.preprocess.processor import Processor
+    from mmrope.preprocess.video import Video, open_video
     from mmrope.vlm.config import VLMConfig
     from mmrope.vlm.model import VLM
 
@@ -72,6 +76,12 @@ _ON_FIRST_USE = {
     "RotaryEmbedding": "mmrope.encodings.rotary",
     "apply_rotary": "mmrope.encodings.rotary",
     "rotate": "mmrope.encodings.rotary",
+    "Access": "mmrope.preprocess.access",
+    "load_image": "mmrope.preprocess.image",
+    "Outcome": "mmrope.preprocess.isolation",
+    "isolated": "mmrope.preprocess.isolation",
+    "Video": "mmrope.preprocess.video",
+    "open_video": "mmrope.preprocess.video",
     "Limits": "mmrope.preprocess.errors",
     "MediaError": "mmrope.preprocess.errors",
     "PatchConfig": "mmrope.preprocess.patches",
@@ -86,6 +96,7 @@ __all__ = [
     "PI",
     "PRESETS",
     "VLM",
+    "Access",
     "Difference",
     "DynamicNTK",
     "Family",
@@ -96,6 +107,7 @@ __all__ = [
     "MediaError",
     "MixedRotary",
     "NTKByParts",
+    "Outcome",
     "Packed",
     "PatchConfig",
     "Positions",
@@ -110,6 +122,7 @@ __all__ = [
     "TokenIds",
     "Truncated",
     "VLMConfig",
+    "Video",
     "VideoTiming",
     "WrongPositions",
     "XPos",
@@ -128,7 +141,10 @@ __all__ = [
     "family_from_config",
     "fingerprint",
     "hf_position_ids",
+    "isolated",
     "keep",
+    "load_image",
+    "open_video",
     "pack",
     "patch_position_ids",
     "position_ids",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+import pickle
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import upstream
+import webdataset
 from films import film
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,18 +20,22 @@ from PIL import Image
 
 from mmrope import (
     FAMILIES,
+    Access,
     Limits,
     MediaError,
     PatchConfig,
     Processor,
     Segment,
     TokenIds,
+    VideoTiming,
     family,
+    family_from_config,
+    isolated,
     position_ids,
     segments_from_inputs,
 )
 from mmrope.preprocess import text
-from mmrope.preprocess.patches import PRESETS
+from mmrope.preprocess.patches import PRESETS, image_size
 from mmrope.preprocess.video import open_video
 
 LARGE = {"image_pixels": (900 * 32 * 32, 1000 * 32 * 32)}
@@ -203,6 +211,284 @@ def test_backends_give_the_same_inputs(samples):
     assert torch.equal(one["pixel_values_videos"], other["pixel_values_videos"])
 
 
+def test_videos_are_looked_at_as_their_item_says(samples):
+    clip = samples / "clip.mp4"  # 8 s, 8 frames a second
+
+    def looked(**options):
+        inputs = Processor(**SMALL)(user({"type": "video", "video": clip, **options}))
+        return inputs, inputs["video_timestamps"][0].tolist()
+
+    assert looked(fps=1)[1] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert looked(fps=1)[0]["second_per_grid_ts"].tolist() == [2.0]
+    assert looked(num_frames=5)[1] == pytest.approx([0, 1.5, 3.125, 4.75, 6.375])  # the frames on show at 0, 1.6, 3.2, ...
+    assert looked(num_frames=5)[0]["second_per_grid_ts"].tolist() == pytest.approx([3.2])
+    assert looked(times=[0.5, 2.5, 4.5])[0]["second_per_grid_ts"].tolist() == [4.0]
+    inputs, seconds = looked(times=[0, 0.3, 5, 7.99])
+    assert seconds == [0, 0.25, 5, 7.875]
+    assert "second_per_grid_ts" not in inputs
+    steps = inputs["position_ids"][0, 0][inputs["mm_token_type_ids"][0] == 2].unique()
+    assert (steps - steps[0]).tolist() == [0, 10]  # the second temporal patch begins 5 s later, at 2 ids a second
+    timings = [VideoTiming(frame_indices=(0, 2, 40, 63), timestamps=(0, 0.3, 5, 7.99))]
+    rows = segments_from_inputs(inputs, "qwen2_5_vl", video_timings=timings)
+    np.testing.assert_array_equal(position_ids(rows, "qwen2_5_vl").ids, inputs["position_ids"])
+    assert Processor(num_frames=3, **SMALL)(user({"type": "video", "video": clip}))["video_timestamps"][0].tolist() == [
+        0,
+        2.625,
+        5.25,
+    ]
+    parts = Processor(family="qwen3_vl", **SMALL).parts([{"type": "video", "video": clip, "times": [1, 2, 7]}])
+    assert [part.label for part in parts][::2] == [
+        "<1.5 seconds><|vision_start|>",
+        "<|vision_end|><7.0 seconds><|vision_start|>",
+        "<|vision_end|>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"times": []}, r"times must be seconds from the video's first frame that do not decrease, up to its end at 8, got"),
+        ({"times": [2, 1]}, r"that do not decrease"),
+        ({"times": [-1]}, r"from the video's first frame"),
+        ({"times": [8.5]}, r"up to its end at 8"),
+        ({"times": [1], "fps": 2}, r"a video is looked at by fps or times, one of them"),
+        ({"num_frames": 0}, r"num_frames must be at least 1, got 0"),
+        ({"fps": 0}, r"fps must be positive"),
+    ],
+)
+def test_looks_that_cannot_be_are_refused(options, message, samples):
+    with pytest.raises(ValueError, match=message):
+        Processor()(user({"type": "video", "video": samples / "clip.mp4", **options}))
+
+
+def test_animations_and_lists_of_images_are_videos(tmp_path):
+    first, *rest = [Image.fromarray(np.full((56, 84, 3), 60 * n, np.uint8)) for n in range(4)]
+    first.save(tmp_path / "film.gif", save_all=True, append_images=rest, duration=500)
+    processor = Processor(patches=PatchConfig(mean=(0, 0, 0), std=(1, 1, 1)), **SMALL)
+    inputs = processor(user({"type": "video", "video": tmp_path / "film.gif"}))
+    same = processor(user({"type": "video", "video": [first, *rest], "fps": 2.0}))
+    assert inputs["video_timestamps"][0].tolist() == [0, 0.5, 1, 1.5]
+    for key in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "position_ids"):
+        assert torch.equal(inputs[key], same[key])
+    with pytest.raises(MediaError, match=r"has 4 frames: give it as a video"):
+        processor(user({"type": "image", "image": tmp_path / "film.gif"}))
+    still = Processor(animation="first", **SMALL)(user({"type": "image", "image": tmp_path / "film.gif"}))
+    assert still["image_grid_thw"].tolist() == [[1, 4, 6]]
+
+
+def test_where_files_come_from(samples, tmp_path):
+    """A path, a URL's bytes in base64, a data URL; and only from where they may."""
+    data = (samples / "cat.jpg").read_bytes()
+    code = base64.b64encode(data).decode()
+    expected = Processor(**SMALL)(user({"type": "image", "image": samples / "cat.jpg"}))["pixel_values"]
+    for item in (
+        {"path": str(samples / "cat.jpg")},
+        {"base64": code},
+        {"url": f"data:image/jpeg;base64,{code}"},
+        {"image": data},
+    ):
+        assert torch.equal(Processor(**SMALL)(user({"type": "image", **item}))["pixel_values"], expected)
+    with pytest.raises(MediaError, match=r"example.org/cat.jpg is a URL, and URLs are off"):
+        Processor()(user({"type": "image", "url": "https://example.org/cat.jpg"}))
+    with pytest.raises(MediaError, match=r"the base64 of a image cannot be read"):
+        Processor()(user({"type": "image", "base64": "ä"}))
+    confined = Processor(access=Access(root=tmp_path))
+    for item in ({"type": "image", "image": samples / "cat.jpg"}, {"type": "video", "video": samples / "clip.mp4"}):
+        with pytest.raises(MediaError, match=r"is not inside .*Access\(root=...\)"):
+            confined(user(item))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_nothing(threads, mixed):
+    one, other = (Processor(threads=n, **SMALL)(mixed) for n in (1, threads))
+    assert set(one) == set(other)
+    for key, value in one.items():
+        assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else key == "video_timestamps"
+
+
+def test_bytes_instead_of_floats(mixed):
+    """An eighth of the bytes for images, a quarter for videos; normalised later they are the same."""
+    floats, processor = Processor(**SMALL)(mixed), Processor(pixels="uint8", **SMALL)
+    packed = processor(mixed)
+    assert packed["pixel_values"].nbytes * 8 == floats["pixel_values"].nbytes
+    assert packed["pixel_values_videos"].nbytes * 4 == floats["pixel_values_videos"].nbytes
+    later = processor.normalize(packed)
+    for key in ("pixel_values", "pixel_values_videos", "position_ids"):
+        assert torch.equal(later[key], floats[key])
+
+
+# --- rows of data sets ------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_datasets(samples, mixed):
+    """`datasets` fills items with None where another item has a key, and keeps arrays as lists."""
+    rows = [{"messages": messages} for messages in mixed]
+    for row in rows:
+        for message in row["messages"]:
+            if isinstance(message["content"], str):
+                message["content"] = [said(message["content"])]
+            for item in message["content"]:
+                item.update({key: str(value) for key, value in item.items()})
+    processor = Processor(pixels="uint8", **SMALL)
+    table = datasets.Dataset.from_list(rows)
+    done = table.map(processor.row, remove_columns=["messages"])
+    for made, row in zip(done, rows, strict=True):
+        expected = processor([row["messages"]])
+        assert made["input_ids"] == expected["input_ids"][0].tolist()
+        assert made["position_ids"] == expected["position_ids"][:, 0].tolist()
+        assert made["image_grid_thw"] == expected.get("image_grid_thw", torch.zeros(0, 3)).tolist()
+        assert len(made["pixel_values"]) == len(expected.get("pixel_values", []))
+        assert made["video_timestamps"] == [times.tolist() for times in expected.get("video_timestamps", [])]
+    assert len({tuple(sorted(processor.row(row))) for row in rows}) == 1
+
+
+def as_messages(sample):
+    """A webdataset sample as a row."""
+    item = {"type": "image", "image": sample["jpg"]}
+    return {"__key__": sample["__key__"], "messages": user(item, said(sample["txt"].decode()))}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset's own
+def test_rows_of_webdataset(samples, tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "shard.tar")) as writer:
+        for name in ("cat", "coffee"):
+            writer.write({"__key__": name, "jpg": (samples / f"{name}.jpg").read_bytes(), "txt": b"What is it?"})
+    processor = Processor(**SMALL)
+    shards = webdataset.WebDataset(str(tmp_path / "shard.tar"), shardshuffle=False)
+    rows = list(shards.map(as_messages).map(processor.row))
+    assert [row["__key__"] for row in rows] == ["cat", "coffee"]
+    expected = processor(user({"type": "image", "image": samples / "cat.jpg"}, said("What is it?")))
+    np.testing.assert_array_equal(rows[0]["pixel_values"], expected["pixel_values"])
+    np.testing.assert_array_equal(rows[0]["position_ids"], expected["position_ids"][:, 0])
+
+
+def test_rows_go_to_other_processes_and_bad_files_do_not_stop_them(samples, tmp_path):
+    """A pickled processor in a process that can be killed: the damaged file is put aside, with its reason."""
+    (tmp_path / "bad.jpg").write_bytes((samples / "cat.jpg").read_bytes()[:5000])
+    rows = [
+        {"messages": user({"type": "image", "image": str(f)})}
+        for f in (samples / "cat.jpg", tmp_path / "bad.jpg", samples / "coffee.jpg")
+    ]
+    processor = pickle.loads(pickle.dumps(Processor(**SMALL)))
+    outcomes = list(isolated(processor.row, rows, quarantine=tmp_path / "quarantine.jsonl"))
+    assert [outcome.kind for outcome in outcomes] == ["", "refused", ""]
+    np.testing.assert_array_equal(outcomes[2].value["pixel_values"], processor.row(rows[2])["pixel_values"])
+    [line] = (tmp_path / "quarantine.jsonl").read_text().splitlines()
+    assert "bad.jpg is damaged and cannot be decoded as JPEG" in json.loads(line)["error"]
+    with pytest.raises(ValueError, match=r"a row has its conversation under 'messages'; this one has text"):
+        processor.row({"text": "a"})
+
+
+# --- Hugging Face's folders -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("qwen2_vl", SMALL), ("qwen2_5_vl", {}), ("qwen3_vl", LARGE)])
+def test_settings_of_a_checkpoint_are_read(name, sizes, tmp_path, mixed):
+    """What transformers saves: the same pixels, grids and tokens, the tokenizer's included."""
+    theirs = upstream.processor(name, **sizes)
+    theirs.save_pretrained(tmp_path)
+    ours, own = Processor.from_pretrained(tmp_path, fps=2.0), Processor(family=name, **sizes)
+    assert ours.family.name == name
+    read, made = ours(mixed), own(mixed)
+    assert set(read) == set(made)
+    for key, value in made.items():
+        assert torch.equal(read[key], value) if isinstance(value, torch.Tensor) else key == "video_timestamps"
+    assert ours.tokenizer.encode("<|im_end|>é") == list("<|im_end|>é".encode())
+    assert ours.decode([72, 105, text.IM_END]) == "Hi"
+    assert ours.tokenizer.decode([72, text.IM_END], special=True) == "H<|im_end|>"
+    again = pickle.loads(pickle.dumps(ours))
+    again.save_pretrained(tmp_path / "own")
+    loaded = Processor.from_pretrained(tmp_path / "own")
+    assert torch.equal(loaded(mixed)["input_ids"], made["input_ids"])
+    assert dataclasses.replace(loaded, tokenizer=ours.tokenizer) == ours
+
+
+QWEN2_VL = {  # as the released checkpoints have it
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "processor_class": "Qwen2VLProcessor",
+}
+QWEN3_VL = {
+    "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Qwen3VLProcessor",
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+}
+
+
+def test_files_of_released_checkpoints(tmp_path):
+    def read(image, video=None, **changes):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(image))
+        (tmp_path / "video_preprocessor_config.json").unlink(missing_ok=True)
+        if video:
+            (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(video))
+        return Processor.from_pretrained(tmp_path, **changes)
+
+    qwen2 = read(QWEN2_VL)
+    assert (qwen2.family.name, qwen2._patches.image_pixels) == ("qwen2_vl", (3136, 12845056))
+    assert qwen2._patches.video_pixels == (3136, 12845056)  # as transformers: a video without settings has the image's
+    video = {
+        **QWEN3_VL,
+        "size": {"longest_edge": 25165824, "shortest_edge": 4096},
+        "video_processor_type": "Qwen3VLVideoProcessor",
+    }
+    del video["image_processor_type"]
+    qwen3 = read(QWEN3_VL, video)
+    assert (qwen3.family.name, qwen3._patches) == ("qwen3_vl", PRESETS["qwen3_vl"])
+    glm = read(
+        {
+            **QWEN2_VL,
+            "min_pixels": 12544,
+            "max_pixels": 11760000,
+            "image_processor_type": "Glm4vImageProcessor",
+            "processor_class": "Glm4vProcessor",
+        }
+    )
+    assert (glm.family.name, image_size(2000, 3000, glm._patches)) == ("glm4v", image_size(2000, 3000, PRESETS["glm4v"]))
+    unnamed = {key: value for key, value in QWEN2_VL.items() if key != "processor_class"}
+    assert read(unnamed, family="qwen2_5_vl").family.name == "qwen2_5_vl"
+    for broken, message in [
+        (unnamed, r"does not say which family it is of; say it"),
+        ({**QWEN2_VL, "crop_pct": 0.9}, r"image processor has crop_pct=0.9, which mmrope does not know"),
+        ({**QWEN2_VL, "do_resize": False}, r"has do_resize=False, but mmrope knows do_resize=True only"),
+        ({**QWEN2_VL, "resample": 2}, r"has resample=2, but mmrope knows resample=3 only"),
+        ({**QWEN2_VL, "image_processor_type": "CLIPImageProcessor"}, r"is a CLIPImageProcessor, which is not known here"),
+        ({**QWEN2_VL, "size": {"height": 224}}, r"has size .*must have shortest_edge and longest_edge"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            read(broken)
+    with pytest.raises(ValueError, match=r"video processor has patch_size 14, images have 16: they must agree here"):
+        read(QWEN3_VL, {**video, "patch_size": 14})
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"preprocessor_config.json is not JSON"):
+        Processor.from_pretrained(tmp_path)
+    read(QWEN2_VL)
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has a tokenizer, but no tokenizer.json"):
+        Processor.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer.json cannot be read"):
+        Processor.from_pretrained(tmp_path)
+
+
+def test_a_config_says_the_family_and_its_facts(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(QWEN2_VL))
+    upstream.model().config.save_pretrained(tmp_path)
+    processor = Processor.from_pretrained(tmp_path)
+    assert processor.family == family_from_config(tmp_path / "config.json")
+    assert processor.family.name == "qwen2_5_vl"
+
+
 # --- text and turns ---------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +611,8 @@ def test_too_many_tokens_are_refused_before_pixels_are_made():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"pixels": "float16"}, r"pixels must be 'float32' or 'uint8', got 'float16'"),
+        ({"threads": 0}, r"threads must be at least 1, or None for as many as torch uses, got 0"),
         ({"padding_side": "middle"}, r"padding_side must be 'left' or 'right', got 'middle'"),
         ({"family": "qwen"}, r"unknown family 'qwen'"),
         ({"patches": PatchConfig(merge_size=4)}, r"qwen2_5_vl merges 2 x 2 patches, but patches.merge_size is 4"),

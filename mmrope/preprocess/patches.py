@@ -137,7 +137,7 @@ def frame_size(height: int, width: int, frames: int, config: PatchConfig, limits
 
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
-_ROWS = 256
+_ROWS = 128
 """Patches that are normalised at a time: they stay in the cache."""
 
 
@@ -191,15 +191,14 @@ def normalize(patches: torch.Tensor, config: PatchConfig, *, out: torch.Tensor |
             f"patches must be uint8 [P, {config.patch_dim}] (or [P, {3 * area}] of images), "
             f"got {patches.dtype} {list(patches.shape)}"
         )
-    mean, std = (torch.tensor(c, device=patches.device)[:, None, None] for c in (config.mean, config.std))  # [3, 1, 1]
-    scale, shift = 1 / (255 * std), -mean / std
+    mean, std = (torch.tensor(c).repeat_interleave(frames * area) for c in (config.mean, config.std))  # [patch_dim]
+    scale, shift = (1 / (255 * std)).to(patches.device), (-mean / std).to(patches.device)
     out = torch.empty(len(patches), config.patch_dim, device=patches.device) if out is None else out
     x, y = patches.view(len(patches), 3, -1, area), out.view(len(patches), 3, frames, area)  # [P, 3, frames, area]
     rows = _ROWS if patches.device.type == "cpu" else max(len(patches), 1)
     for i in range(0, len(patches), rows):
-        values = x[i : i + rows].float().mul_(scale).add_(shift)
-        for k in range(frames):
-            y[i : i + rows, :, k] = values[:, :, min(k, values.shape[2] - 1)]
+        y[i : i + rows] = x[i : i + rows]  # to float, and to every frame
+        out[i : i + rows].mul_(scale).add_(shift)
     return out
 
 
@@ -210,32 +209,24 @@ def image_patches(frame: np.ndarray, size: tuple[int, int], config: PatchConfig)
     return torch.from_numpy(cut([resize(frame, size)], config))
 
 
-def video_patches(
-    frames: Iterable[np.ndarray], count: int, size: tuple[int, int], config: PatchConfig, *, normalized: bool
-) -> torch.Tensor:
+def video_patches(frames: Iterable[np.ndarray], count: int, size: tuple[int, int], config: PatchConfig) -> torch.Tensor:
     """The patches of a video, frame by frame: no more than a temporal grid of frames is held at once.
 
     Args:
         frames: uint8 [H, W, 3] each, in order; `count` of them.
         size: (height, width) that they are brought to. The last temporal grid is filled up with copies of the last frame.
-        normalized: float32 as models read them, or uint8.
 
     Returns:
-        [P, patch_dim].
+        uint8 [P, patch_dim].
     """
     import torch
 
-    grids = -(-count // config.temporal_patch_size)
-    rows = size[0] * size[1] // config.patch_size**2
-    out = torch.empty(grids * rows, config.patch_dim, dtype=torch.float32 if normalized else torch.uint8)
-    t = -1
-    for t, group in enumerate(_groups((resize(frame, size) for frame in frames), config.temporal_patch_size)):
-        place, patches = out[t * rows : (t + 1) * rows], torch.from_numpy(cut(group, config))
-        if normalized:
-            normalize(patches, config, out=place)
-        else:
-            place.copy_(patches)
-    assert t == grids - 1, f"{count} frames were announced, {t + 1} of {grids} temporal grids came"
+    grids, rows = -(-count // config.temporal_patch_size), size[0] * size[1] // config.patch_size**2
+    out, t = torch.empty(grids * rows, config.patch_dim, dtype=torch.uint8), 0
+    for group in _groups((resize(frame, size) for frame in frames), config.temporal_patch_size):
+        out[t * rows : (t + 1) * rows] = torch.from_numpy(cut(group, config))
+        t += 1
+    assert t == grids, f"{count} frames were announced, {t} of {grids} temporal grids came"
     return out
 
 

@@ -23,6 +23,8 @@ CODECS = (
     "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "wmv3", "vc1", "ffv1", "dnxhd", "png", "rawvideo", "qtrle", "gif",
 )  # fmt: skip
 """FFmpeg's names of the codecs that are decoded: the rest of its decoders see no strangers' bytes."""
+_STAMP_EVERY_FRAME = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+"""Containers that store when each frame is shown; in the others FFmpeg derives what is not there, and may be wrong."""
 _DECODERS = (*CODECS, "libdav1d", "libvpx", "libvpx-vp9", "libaom-av1")
 _OPTIONS = {
     "format_whitelist": ",".join(CONTAINERS),
@@ -148,14 +150,18 @@ def _stamps(container: Any, stream: Any, name: str, limits: Limits) -> tuple[np.
     """
     shown, keyframes = array("q"), array("q")  # a 10-hour film has a million packets: no Python object each
     irregular, newest, last = "", None, 0
+    form, context = container.format.name, stream.codec_context
+    unknown = f"{name} ({form}) does not say when its frames are shown"
+    if form == "avi" and context.codec.canonical_name in ("h264", "hevc") and context.has_b_frames:
+        raise MediaError(
+            f"{unknown}: avi stores in which order they are decoded, and B-frames are shown in another; convert it"
+        )
     for packet in container.demux(stream):
         if not packet.size or packet.is_discard:
             continue
         pts = packet.pts
         if pts is None:
-            raise MediaError(
-                f"{name} ({container.format.name}) does not say when its frames are shown; convert it to mp4 or mkv"
-            )
+            raise MediaError(f"{unknown}; convert it to mp4 or mkv")
         if packet.is_keyframe:
             keyframes.append(pts)
         elif keyframes and pts < keyframes[-1]:
@@ -167,5 +173,10 @@ def _stamps(container: Any, stream: Any, name: str, limits: Limits) -> tuple[np.
             check_frame_count(name, len(shown), limits)
     if not shown:
         raise MediaError(f"{name} has a video stream without packets; is the file cut off?")
-    pts, keys = (np.unique(np.frombuffer(stamps, dtype=np.int64)) for stamps in (shown, keyframes or array("q", [shown[0]])))
+    pts, times = np.unique(np.frombuffer(shown, dtype=np.int64), return_counts=True)
+    keys = np.setdiff1d(np.frombuffer(keyframes or shown[:1], dtype=np.int64), pts[times > 1])  # two frames, one place to land
+    if len(pts) < len(shown) and form not in _STAMP_EVERY_FRAME:
+        raise MediaError(
+            f"{unknown}: {len(shown) - len(pts)} have the times of others (joined files?); convert it to mp4 or mkv"
+        )
     return pts, keys, last, irregular

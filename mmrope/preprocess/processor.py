@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -72,7 +72,7 @@ class Media:
     seconds: np.ndarray | None = None
     """The presentation times of the frames that are seen then, in seconds from the first frame of the file."""
     patches: torch.Tensor | None = None
-    """[P, values] its pixels, if they were asked for."""
+    """uint8 [P, values], its pixels, if they were asked for."""
 
 
 class _Marker(str):
@@ -213,10 +213,10 @@ class Processor:
         inputs.update(positions.torch())
         images, videos = ([item for item in media if item.kind == kind] for kind in ("image", "video"))
         if images:
-            inputs["pixel_values"] = torch.cat([image.patches for image in images])  # type: ignore[arg-type]
+            inputs["pixel_values"] = self._pixels(images)
             inputs["image_grid_thw"] = torch.tensor([image.patch_grid for image in images])
         if videos:
-            inputs["pixel_values_videos"] = torch.cat([video.patches for video in videos])  # type: ignore[arg-type]
+            inputs["pixel_values_videos"] = self._pixels(videos)
             inputs["video_grid_thw"] = torch.tensor([video.patch_grid for video in videos])
             inputs["video_timestamps"] = [torch.from_numpy(video.seconds) for video in videos]
             if self._family.uses_seconds and all(video.seconds_per_grid is not None for video in videos):
@@ -364,14 +364,31 @@ class Processor:
     # --- media ------------------------------------------------------------------------------------------------------------
 
     def _prepare(self, items: Sequence[Mapping[str, Any]]) -> list[Media]:
-        """The media of items with their pixels, several at a time: decoding and resizing leave Python's lock."""
+        """The media of items, with their pixels."""
+        return self._together(lambda item: self._measure(item, pixels=True), items)
+
+    def _together(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
+        """The function of each item, several at a time: decoding and resizing leave Python's lock."""
         import torch
 
         threads = min(self.threads or torch.get_num_threads(), len(items))
         if threads < 2:
-            return [self._measure(item, pixels=True) for item in items]
+            return [function(item) for item in items]
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda item: self._measure(item, pixels=True), items))
+            return list(pool.map(function, items))
+
+    def _pixels(self, media: Sequence[Media]) -> torch.Tensor:
+        """The patches of all media, one after the other: [P, values]."""
+        import torch
+
+        patches: list[torch.Tensor] = [item.patches for item in media if item.patches is not None]
+        if self.pixels == "uint8":
+            return torch.cat(patches)
+        # written to their places right away: what is joined is four bytes a value, and often twice
+        out = torch.empty(sum(map(len, patches)), self._patches.patch_dim)
+        places = out.split([len(item) for item in patches])
+        self._together(lambda n: normalize(patches[n], self._patches, out=places[n]), range(len(patches)))
+        return out
 
     def _measure(self, item: Mapping[str, Any], *, pixels: bool = False) -> Media:
         """An item's image or video: its patch grid, its times, and with `pixels` its patches."""
@@ -390,8 +407,6 @@ class Processor:
         image = load_image(source, **options)
         size = image_size(image.shape[0], image.shape[1], config, self.limits)
         patches = image_patches(image, size, config) if pixels else None
-        if patches is not None and self.pixels == "float32":
-            patches = normalize(patches, config)
         return Media("image", self._checked_grid(1, size), source_name(source), patches=patches)
 
     def _measure_video(self, item: Mapping[str, Any], pixels: bool) -> Media:
@@ -408,7 +423,7 @@ class Processor:
         patches = None
         if pixels:
             frames = video.decode(indices, backend=self.video_backend).frames
-            patches = video_patches(frames, len(indices), size, config, normalized=self.pixels == "float32")
+            patches = video_patches(frames, len(indices), size, config)
         steps = {b - a for a, b in itertools.pairwise(times)} or {1 / Fraction(str(self.fps))}
         even = _seconds_per_grid(steps.pop(), patch) if len(steps) == 1 else None
         since = tuple(float(time - times[0]) for time in times)

@@ -27,13 +27,15 @@ _WORTH_A_SEEK = 8
 at a jump, up to this many."""
 _SKIPPING_IS_EXACT = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video")
 """Codecs whose frames that no other frame refers to can be left undecoded (found bit-identical)."""
+_READ_IN_ORDER = ("mpeg",)
+"""Containers that store the times of some frames alone; what FFmpeg makes of the others depends on where it began to read."""
 
 
 def pyav_frames(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
     """By PyAV: from keyframe to keyframe where that saves decoding, in order where the keyframes cannot be trusted."""
     done = 0
     try:
-        for image in _frames(video, wanted, by_keyframes=True):
+        for image in _frames(video, wanted, by_keyframes=video.container not in _READ_IN_ORDER):
             yield image
             done += 1
     except _NoKeyframe:
@@ -69,6 +71,13 @@ def _frames(video: Video, wanted: np.ndarray, *, by_keyframes: bool) -> Iterator
                             raise _NoKeyframe
                         landing = None
                     if pts == pending[-1]:
+                        if frame.is_corrupt and by_keyframes:
+                            raise _NoKeyframe
+                        if frame.is_corrupt:
+                            lost = _seconds(video, pts)
+                            raise MediaError(
+                                f"{video.name} is damaged: what is left of the frame at {lost:.3f} s is in part a guess"
+                            )
                         image = _image(video, frame)
                         while pending and pending[-1] == pts:
                             pending.pop()
@@ -85,11 +94,14 @@ def _frames(video: Video, wanted: np.ndarray, *, by_keyframes: bool) -> Iterator
     if pending:
         if by_keyframes:
             raise _NoKeyframe
-        lost = float((pending[-1] - int(video.pts[0])) * video.time_base)
         raise MediaError(
-            f"{video.name}: the frame at {lost:.3f} s cannot be decoded "
+            f"{video.name}: the frame at {_seconds(video, pending[-1]):.3f} s cannot be decoded "
             f"({len(pending)} of {len(wanted)} frames are missing); is the file damaged?"
         )
+
+
+def _seconds(video: Video, pts: int) -> float:
+    return float((pts - int(video.pts[0])) * video.time_base)
 
 
 def _keyframe_ahead(video: Video, pts: int, position: int) -> int | None:
