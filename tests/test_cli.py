@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import upstream
-from films import film
+from films import film, trimmed
 from PIL import Image
 from safetensors.numpy import save_file
 from upstream_ids import as_inputs
@@ -103,6 +103,32 @@ def test_files_that_are_nowhere_in_the_repository(tmp_path):
         with Image.open(tmp_path / "new" / "ids.png") as figure:
             assert figure.size > (1000, 300)
         (tmp_path / "new" / "ids.png").unlink()
+
+
+def test_files_straight_from_a_phone(tmp_path):
+    """A turned photograph, a turned film with a variable frame rate, a screen recording whose picture stands still, an
+    animation, a trimmed clip: sizes as they are seen, and as many looks as each lasts."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((112, 168, 3), np.uint8)).save(tmp_path / "photo.jpg", exif=exif)
+    film(tmp_path / "phone.mov", [0, 264, 561, 825, 1790, 3390], rotation=90, size=(168, 112))
+    film(tmp_path / "screen.mp4", [0, 16, 33, 7000, 7016, 9000], size=(168, 112))
+    first, *rest = [Image.fromarray(np.full((112, 168, 3), 60 * n, np.uint8)) for n in range(4)]
+    first.save(tmp_path / "funny.gif", save_all=True, append_images=rest, duration=[200, 900, 400, 1500])
+    trimmed(film(tmp_path / "whole.mp4", [40 * n for n in range(100)], size=(168, 112)), tmp_path / "clip.mp4", 2.0)
+    files = ["photo.jpg", "phone.mov", "screen.mp4", "funny.gif", "clip.mp4"]
+    done = mmrope("ids", *files, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    media = [segment for segment in json.loads(done.stdout)["segments"] if segment["kind"] != "text"]
+    assert [(segment["kind"], segment["label"]) for segment in media] == [
+        ("image", "photo.jpg"),
+        *[("video", name) for name in files[1:]],
+    ]
+    turned, flat = [12, 8], [8, 12]  # films of a few frames have the fewest pixels of a frame, 128 tokens
+    assert media[0]["grid"] == [1, 6, 4]
+    assert [segment["grid"][0] for segment in media[1:]] == [4, 10, 3, 2]  # 3.4, 9.04, 3 and 2 s: two looks a second, two a grid
+    for segment, (h, w) in zip(media[1:], [turned, flat, flat, flat], strict=True):
+        assert (segment["grid"][1] > segment["grid"][2]) == (h > w), segment
 
 
 def test_long_texts_are_texts():

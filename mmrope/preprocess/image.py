@@ -32,6 +32,10 @@ DECODER_ERRORS = (
     SyntaxError,
     EOFError,
     struct.error,
+    IndexError,  # of a GIF that ends in a frame's header
+    TypeError,  # of a TIFF whose offsets are no integers
+    ZeroDivisionError,  # of an AVIF whose clock stands still
+    Image.DecompressionBombError,  # of a GIF frame that is larger than its canvas
 )
 
 
@@ -145,7 +149,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def animation_frames(image: Image.Image, background: tuple[int, int, int], name: str) -> Iterator[tuple[float, np.ndarray]]:
     """Every frame of an opened animation with its duration in milliseconds, as its file states it; a frame's pixels are
     those that a viewer shows, after disposal and blending."""
-    frame = 0
+    frame, size = 0, image.size
     while True:
         try:
             image.seek(frame)
@@ -153,6 +157,8 @@ def animation_frames(image: Image.Image, background: tuple[int, int, int], name:
             return
         except DECODER_ERRORS as error:
             raise MediaError(f"{name} is damaged at frame {frame}: {error}") from error
+        if image.size != size:  # Pillow makes the canvas of a GIF larger for a frame that does not fit
+            raise MediaError(f"{name} is damaged: frame {frame} is {image.width} x {image.height}, larger than the film")
         pixels = upright_rgb(image, background, f"frame {frame} of {name}")
         yield float(image.info.get("duration") or 0), pixels  # known once the frame is loaded
         frame += 1
