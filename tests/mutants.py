@@ -1,7 +1,7 @@
 """Damaged media: mutants of small sound files, and the law that they keep, which is tried in processes that can be killed.
 
-The law: a file is opened or refused with a MediaError; nothing else is raised, nothing crashes or hangs, and memory stays within
-`MEGABYTES` of what a process has after its imports.
+The law: a file is opened or refused with a MediaError, given as a path and as bytes, and if both are opened, the pixels are the
+same. Nothing else is raised, nothing crashes or hangs, and memory stays within `MEGABYTES` of what a process has after its imports.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import struct
 import traceback
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,7 +102,7 @@ def video_seeds() -> dict[str, bytes]:
     """Small videos of every container and nearly every codec that is opened, by name."""
     from crafted import AT_25, QUIET_265, edited, reel  # here: the processes that try mutants need no encoders
 
-    even: dict[str, Any] = {"times": range(0, 400, 40), "size": (64, 48), "noise": False}
+    even: dict[str, Any] = {"times": range(0, 400, 40), "size": (64, 48)}
     steps: dict[str, Any] = {**even, "times": range(10), "base": AT_25}
     rows: dict[str, dict[str, Any]] = {
         "h264.mp4": even,
@@ -125,8 +124,8 @@ def video_seeds() -> dict[str, bytes]:
         "mpeg4.avi": {**steps, "codec": "mpeg4"},
         "mjpeg.avi": {**steps, "codec": "mjpeg", "pix_fmt": "yuvj420p"},
         "mpeg2.ts": {**steps, "codec": "mpeg2video", "max_b_frames": 2},
-        "mpeg2.mpg": {**steps, "codec": "mpeg2video", "noise": True},
-        "mpeg1.mpg": {**steps, "codec": "mpeg1video", "noise": True},
+        "mpeg2.mpg": {**steps, "codec": "mpeg2video"},
+        "mpeg1.mpg": {**steps, "codec": "mpeg1video"},
         "flv1.flv": {**even, "codec": "flv"},
         "wmv1.wmv": {**even, "codec": "wmv1"},
         "wmv2.wmv": {**even, "codec": "wmv2"},
@@ -142,7 +141,7 @@ def video_seeds() -> dict[str, bytes]:
     }  # fmt: skip
     with TemporaryDirectory() as folder:
         found = {name: reel(Path(folder) / name, **options).read_bytes() for name, options in rows.items()}
-        found["edit list.mp4"] = edited(Path(folder) / "edit list.mp4", [(200, 120), (200, 0)], noise=False).read_bytes()
+        found["edit list.mp4"] = edited(Path(folder) / "edit list.mp4", [(200, 120), (200, 0)], size=(64, 48)).read_bytes()
     return found
 
 
@@ -165,7 +164,7 @@ def mutants(seeds: dict[str, bytes], number: int, stop: int, begin: int = 0) -> 
 
 
 def place(content: bytearray, chance: random.Random) -> int:
-    """Anywhere, and half of the times in what may be headers."""
+    """Anywhere; half of the times near an end, where headers are."""
     size = max(1, len(content))
     return chance.choice(
         (
@@ -256,40 +255,48 @@ def silence() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def judged(batch: list[Named]) -> tuple[list[tuple[str, str]], float]:
-    """For each file what came of it ("opened", "refused", or "bug") and where the bug is; and the megabytes taken so far."""
+def judged(batch: tuple[str, list[Named]]) -> tuple[list[tuple[str, str]], float]:
+    """For each file what came of it ("opened", "refused", or "bug") and where the bug is; and the megabytes taken so far. The
+    first of the batch is a path that may be written to."""
     silence()
-    return [verdict(name, content) for name, content in batch], megabytes() - AFTER_IMPORTS
+    path, files = batch
+    return [verdict(name, content, path) for name, content in files], megabytes() - AFTER_IMPORTS
 
 
-def verdict(name: str, content: bytes) -> tuple[str, str]:
-    tried = (image, film) if name.endswith("animated") else (film,) if "." in name else (image,)
-    opened = 0
-    for attempt in tried:
-        try:
-            attempt(content)
-        except MediaError:
-            continue
-        except Exception:  # whatever it is, it is reported
-            return "bug", traceback.format_exc()
-        opened += 1
+def verdict(name: str, content: bytes, path: str) -> tuple[str, str]:
+    Path(path).write_bytes(content)
+    opened = False
+    for read in (image, film) if name.endswith("animated") else (film,) if "." in name else (image,):
+        results = []
+        for source in (path, content):
+            try:
+                results.append(read(source))
+            except MediaError:
+                continue
+            except Exception:  # whatever it is, it is reported
+                return "bug", traceback.format_exc()
+        if len(results) == 2 and not all(np.array_equal(one, other) for one, other in zip(*results, strict=True)):
+            return "bug", f"other pixels from the path than from the bytes, by {read.__name__}"
+        opened |= bool(results)
     return ("opened" if opened else "refused"), ""
 
 
-def image(content: bytes) -> None:
-    pixels = load_image(content, animation="first", limits=LIMITS)
-    assert pixels.dtype == np.uint8
-    assert pixels.ndim == pixels.shape[2] == 3
+def image(source: str | bytes) -> list[np.ndarray]:
+    pixels = load_image(source, animation="first", limits=LIMITS)
+    assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
+    return [pixels]
 
 
-def film(content: bytes) -> None:
-    video = open_video(content, limits=LIMITS)
+def film(source: str | bytes) -> list[np.ndarray]:
+    """The times, and the first frame, the one in the middle, and the last."""
+    video = open_video(source, limits=LIMITS)
     count = len(video.pts)
     assert (np.diff(video.pts) > 0).all()
     assert 0 <= video.duration <= LIMITS.max_video_seconds
-    wanted = sorted({0, count // 2, count - 1})
-    frames = list(video.decode(wanted).frames)
-    assert [frame.shape for frame in frames] == [(video.height, video.width, 3)] * len(wanted)
+    frames = list(video.decode(sorted({0, count // 2, count - 1})).frames)
+    assert len(frames) == min(count, 3)
+    assert {frame.shape for frame in frames} == {(video.height, video.width, 3)}
+    return [video.seconds, *frames]
 
 
 @dataclass
@@ -297,27 +304,32 @@ class Findings:
     """What came of many mutants."""
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)
-    """By seed: how many were opened, refused, and broke the law as a bug, crash, timeout or for memory."""
+    """By seed: how many were opened and refused, and how many broke the law: "bug", "crash", "timeout" or "memory"."""
     broken: list[tuple[str, bytes, str]] = field(default_factory=list)
     """What broke the law: the seed, the content, and how."""
     megabytes: float = 0.0
     """What the largest of the processes took beyond its imports."""
 
 
-def tried(files: Iterable[Named], kind: Kind, *, workers: int = 1) -> Iterator[Findings]:
-    """The law on each file; the same findings, fuller after each batch."""
+def tried(
+    files: Iterable[Named], kind: Kind, *, judge: Callable[[Any], Any] = judged, seconds: float = 0.0
+) -> Iterator[tuple[int, Findings]]:
+    """Tries the law on each file. After each batch: how many files were in it, and the findings so far, which grow."""
     found, files = Findings(), iter(files)
-    batches = iter(lambda: list(islice(files, BATCH[kind])), [])
-    for outcome in isolated(judged, batches, seconds=SECONDS[kind], memory=1 << 30, workers=workers):
-        if outcome.kind and len(outcome.item) > 1:
-            singly = isolated(judged, [[file] for file in outcome.item], seconds=SECONDS[kind], memory=1 << 30)
-        else:
-            singly = [outcome]
-        for one in singly:
-            verdicts, taken = one.value or ([(one.kind, one.error)], 0.0)
-            found.megabytes = max(found.megabytes, taken)
-            for (name, content), (what, how) in zip(one.item, verdicts, strict=True):
-                found.counts.setdefault(name, Counter())[what] += 1
-                if what not in ("opened", "refused"):
-                    found.broken.append((name, content, f"{what}: {how}"))
-        yield found
+    limits = {"seconds": seconds or SECONDS[kind], "memory": 1 << 30}
+    with TemporaryDirectory() as folder:
+        path = str(Path(folder) / "mutant")
+        batches = iter(lambda: list(islice(files, BATCH[kind])), [])
+        for outcome in isolated(judge, ((path, batch) for batch in batches), **limits):
+            batch = outcome.item[1]
+            outcomes = [outcome]
+            if outcome.kind and len(batch) > 1:  # one of them did it
+                outcomes = list(isolated(judge, [(path, [file]) for file in batch], **limits))
+            for one in outcomes:
+                verdicts, taken = one.value or ([(one.kind, one.error)], 0.0)
+                found.megabytes = max(found.megabytes, taken)
+                for (name, content), (what, how) in zip(one.item[1], verdicts, strict=True):
+                    found.counts.setdefault(name, Counter())[what] += 1
+                    if what not in ("opened", "refused"):
+                        found.broken.append((name, content, f"{what}: {how}"))
+            yield len(batch), found

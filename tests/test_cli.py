@@ -126,7 +126,12 @@ def test_files_straight_from_a_phone(tmp_path):
     ]
     turned, flat = [12, 8], [8, 12]  # films of a few frames have the fewest pixels of a frame, 128 tokens
     assert media[0]["grid"] == [1, 6, 4]
-    assert [segment["grid"][0] for segment in media[1:]] == [4, 10, 3, 2]  # 3.4, 9.04, 3 and 2 s: two looks a second, two a grid
+    assert [segment["grid"][0] for segment in media[1:]] == [
+        4,
+        10,
+        3,
+        2,
+    ]  # 3.4, 9.04, 3 and 2 s: two looks a second, two a grid
     for segment, (h, w) in zip(media[1:], [turned, flat, flat, flat], strict=True):
         assert (segment["grid"][1] > segment["grid"][2]) == (h > w), segment
 

@@ -13,7 +13,20 @@ import mmrope
 
 PACKAGE = ROOT / "mmrope"
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = {"torch", "torchvision", "PIL", "av", "decord", "einops", "matplotlib", "transformers", "vllm", "tqdm", "typer"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "PIL",
+    "pillow_heif",
+    "av",
+    "decord",
+    "einops",
+    "matplotlib",
+    "transformers",
+    "vllm",
+    "tqdm",
+    "typer",
+}
 # from top to bottom the way that data takes: a folder imports itself and what stands above it
 ORDER = ["positions", "encodings", "preprocess", "vlm", "pictures", "figures", "cli"]
 

@@ -3,9 +3,11 @@ from __future__ import annotations
 import io
 import math
 import struct
+import sys
 import zlib
 
 import numpy as np
+import pillow_heif
 import pytest
 import torch
 from hypothesis import given, settings
@@ -171,6 +173,21 @@ def test_what_moves_is_refused_or_its_first_frame_is_taken(format):
         assert np.abs(load_image(source, animation="first")[0, 0].astype(int) - RED).max() < 12
     with pytest.raises(ValueError, match=r"animation must be 'refuse' or 'first', got 'last'"):
         load_image(animated(), animation="last")
+
+
+def test_a_phones_heic(tmp_path, monkeypatch):
+    """With pillow-heif it is a photograph as any other, burst and thumbnails left aside; without, the way to it is told."""
+    photo = data.coffee()[:64, :96]
+    file = pillow_heif.from_pillow(Image.fromarray(photo))
+    file.add_from_pillow(Image.fromarray(photo[::-1]))
+    file.save(tmp_path / "photo.heic", quality=-1, chroma=444)
+    for source in (tmp_path / "photo.heic", (tmp_path / "photo.heic").read_bytes()):
+        assert np.abs(pixels(source).astype(int) - photo).max() <= 4
+    with open(tmp_path / "photo.heic", "rb") as opened:
+        assert pixels(opened).shape == (64, 96, 3)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(MediaError, match=r"photo.heic is HEIC, which takes pillow-heif: pip install 'mmrope\[heic\]'"):
+        pixels(tmp_path / "photo.heic")
 
 
 def test_limits_are_checked_before_pixels_are_decoded_and_can_be_raised():

@@ -23,6 +23,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 """The formats that are opened; everything else is refused before a decoder runs."""
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 """Those that can be films."""
+_SEVERAL_VIEWS = ("MPO", "HEIF")
+"""Formats of phones whose further images are views of the same photograph."""
+_HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1")
 
 # what Pillow's decoders raise on damaged files (tried on mutated files); anything else is a bug and passes through
 DECODER_ERRORS = (
@@ -35,6 +38,7 @@ DECODER_ERRORS = (
     IndexError,  # of a GIF that ends in a frame's header
     TypeError,  # of a TIFF whose offsets are no integers
     ZeroDivisionError,  # of an AVIF whose clock stands still
+    MemoryError,  # of a PNG that says it has a piece of 4 GB: it is asked for at once where memory is limited
     Image.DecompressionBombError,  # of a GIF frame that is larger than its canvas
 )
 
@@ -81,8 +85,7 @@ def load_image(
 
 
 def _of_image(image: Image.Image, background: tuple[int, int, int], animation: Animation, name: str) -> np.ndarray:
-    # a phone's MPO holds views of one photograph
-    if animation == "refuse" and image.format != "MPO" and getattr(image, "is_animated", False):
+    if animation == "refuse" and image.format not in _SEVERAL_VIEWS and getattr(image, "is_animated", False):
         raise MediaError(
             f"{name} has {getattr(image, 'n_frames', 0)} frames: give it as a video, or take its first with animation='first'"
         )
@@ -94,6 +97,8 @@ def open_image(
 ) -> Image.Image:
     """The image of a file, of which only the header has been read; sizes over the limits are refused."""
     source = resolve(source, access)
+    if formats is FORMATS and head_of(source)[4:12] in _HEIC:
+        formats = (*formats, _heif_plugin(name))
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -108,6 +113,33 @@ def open_image(
     return image
 
 
+def head_of(source: Any) -> bytes:
+    """The first 16 bytes of a resolved source, which stands where it stood."""
+    if isinstance(source, bytes):
+        return source[:16]
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            return file.read(16)
+    if not (hasattr(source, "seekable") and source.seekable()):
+        return b""
+    place = source.tell()
+    source.seek(0)
+    head = source.read(16)
+    source.seek(place)
+    return head
+
+
+def _heif_plugin(name: str) -> str:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise MediaError(
+            f"{name} is HEIC, which takes pillow-heif: pip install 'mmrope[heic]', or convert it to JPEG"
+        ) from error
+    pillow_heif.register_heif_opener()  # a plugin of Pillow, as those that are imported above
+    return "HEIF"
+
+
 def upright_rgb(image: Image.Image, background: tuple[int, int, int], name: str) -> np.ndarray:
     """The pixels of an opened image, or of the frame that it stands at: [H, W, 3] uint8."""
     try:
@@ -117,14 +149,15 @@ def upright_rgb(image: Image.Image, background: tuple[int, int, int], name: str)
     except MediaError:
         raise
     except DECODER_ERRORS as error:
-        raise MediaError(f"{name} is damaged and cannot be decoded as {image.format}: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise MediaError(f"{name} is damaged and cannot be decoded as {image.format}: {reason}") from error
 
 
 def is_animation(source: Any) -> bool:
     """Whether a file is an animated image, from its header; False for what is no image at all."""
     try:
         with open_image(source, "", Limits(), None, ANIMATED) as image:
-            return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+            return image.format not in _SEVERAL_VIEWS and bool(getattr(image, "is_animated", False))
     except MediaError:
         return False
 

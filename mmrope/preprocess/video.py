@@ -17,7 +17,16 @@ import numpy as np
 from mmrope.positions.timing import VideoTiming
 from mmrope.preprocess.access import Access, resolve
 from mmrope.preprocess.errors import Limits, MediaError
-from mmrope.preprocess.image import ANIMATED, animation_frames, is_tensor, load_image, open_image, source_name, to_uint8
+from mmrope.preprocess.image import (
+    ANIMATED,
+    animation_frames,
+    head_of,
+    is_tensor,
+    load_image,
+    open_image,
+    source_name,
+    to_uint8,
+)
 from mmrope.preprocess.probe import check_duration, check_frame_count, check_frame_size, read_clock
 
 Backend = Literal["auto", "pyav", "decord", "torchcodec"]
@@ -204,11 +213,7 @@ def open_video(
 
 def animation_format(source: str | bytes) -> str | None:
     """Which of the image formats that can be animated a file begins as, if any."""
-    if isinstance(source, bytes):
-        head = source[:16]
-    else:
-        with open(source, "rb") as file:
-            head = file.read(16)
+    head = head_of(source)
     if head[:4] == b"GIF8":
         return "GIF"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
