@@ -187,38 +187,6 @@ def test_the_guide_to_media_runs_from_top_to_bottom(tmp_path, monkeypatch, capsy
         names["careful"]([{"role": "user", "content": [{"type": "image", "image": str(ROOT / "docs" / "rules.png")}]}])
 
 
-@pytest.mark.parametrize("path", re.findall(r"`((?:samples|scripts|tests|mmrope|docs)/[\w/.]*)`", GUIDE))
-def test_what_is_named_exists(path):
-    assert (ROOT / path).exists()
-
-
-def test_the_functions_that_are_named_are_there():
-    for name in re.findall(r"`(?:mmrope\.)?(\w+)\(", GUIDE):
-        assert hasattr(mmrope, name), name
-
-
-# --- docs/media.md ----------------------------------------------------------------------------------------------------
-
-MEDIA = (ROOT / "docs" / "media.md").read_text(encoding="utf-8")
-
-
-def test_the_guide_to_media_runs_from_top_to_bottom(tmp_path):
-    """As one script, since its last recipe starts processes that import it."""
-    code = re.findall(r"```python\n(.*?)```", MEDIA, re.DOTALL)
-    (tmp_path / "samples").symlink_to(ROOT / "samples")
-    (tmp_path / "guide.py").write_text("\n".join(code))
-    done = subprocess.run([sys.executable, "guide.py"], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
-    first, second, *_, last = done.stdout.splitlines()
-    assert first == "pyav [0.  0.5 1. ] (0.0, 0.5, 1.0)"
-    assert second.startswith("[tensor([2.0000, 2.5000, 3.0000, 3.5000], dtype=torch.float64)]")
-    assert "tensor([1.])" in second
-    kinds = last.strip("[]").split(", ")
-    assert int(kinds[0]) > 100
-    assert kinds[1] == "'refused'"
-    assert "missing.jpg: no such file" in (tmp_path / "quarantine.jsonl").read_text()
-
-
 @pytest.mark.parametrize("path", re.findall(r"`((?:samples|scripts|tests|mmrope|docs)/[\w/.]*)`", MEDIA))
 def test_what_the_guide_to_media_names_exists(path):
     assert (ROOT / path).exists()
