@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -82,3 +83,13 @@ def sound(path: Path) -> Path:
 def numbers(frames: Sequence[np.ndarray]) -> list[int]:
     """Which of 25 frames these are, by their brightness."""
     return [min(range(25), key=lambda n: abs(grey_of(n) - float(frame[-8:, -8:].mean()))) for frame in frames]
+
+
+def with_matrix(path: Path, turn: tuple[float, float, float, float]) -> Path:
+    """The same mp4 with another display matrix (a, b, c, d) in its track header, ISO/IEC 14496-12."""
+    data = bytearray(path.read_bytes())
+    place = data.find(b"tkhd") + 44
+    a, b, c, d = (round(value * 65536) for value in turn)
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path

@@ -84,6 +84,13 @@ def test_photographs_stand_upright(orientation):
     np.testing.assert_array_equal(pixels(reopened), upright)
 
 
+def test_an_orientation_counts_whatever_else_is_in_the_exif():
+    """A text that is stored as a fraction: rewriting all of it, as Pillow's own exif_transpose does, fails."""
+    entries = struct.pack(">HHII", 0x10E, 5, 1, 38) + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + entries + bytes(4) + struct.pack(">II", 1, 2)
+    assert pixels(encoded(Image.new("RGB", (40, 20)), "JPEG", exif=exif)).shape == (40, 20, 3)
+
+
 def test_transparency_shows_the_stated_background():
     rgba = np.zeros((8, 8, 4), np.uint8)
     rgba[..., :3], rgba[:4, :, 3] = RED, 255

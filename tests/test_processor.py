@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import base64
+import copy
 import dataclasses
 import json
 import pickle
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import datasets
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import upstream
 import webdataset
 from films import film
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 
 from mmrope import (
     FAMILIES,
@@ -35,7 +40,7 @@ from mmrope import (
     segments_from_inputs,
 )
 from mmrope.preprocess import text
-from mmrope.preprocess.patches import PRESETS, image_size
+from mmrope.preprocess.patches import PRESETS, frame_size, image_size
 from mmrope.preprocess.video import open_video
 
 LARGE = {"image_pixels": (900 * 32 * 32, 1000 * 32 * 32)}
@@ -252,8 +257,15 @@ def test_videos_are_looked_at_as_their_item_says(samples):
         ({"times": [-1]}, r"from the video's first frame"),
         ({"times": [8.5]}, r"up to its end at 8"),
         ({"times": [1], "fps": 2}, r"a video is looked at by fps or times, one of them"),
-        ({"num_frames": 0}, r"num_frames must be at least 1, got 0"),
+        ({"num_frames": 0}, r"num_frames must be a whole number, at least 1, got 0"),
         ({"fps": 0}, r"fps must be positive"),
+        ({"fps": "2"}, r"fps must be positive"),
+        ({"num_frames": "4"}, r"num_frames must be a whole number, at least 1, got '4'"),
+        ({"num_frames": 2.5}, r"num_frames must be a whole number, at least 1, got 2.5"),
+        ({"num_frames": 10**9}, r"num_frames=1000000000 is more than Limits\(max_visual_tokens=128000\) lets a video have"),
+        ({"times": 3}, r"times must be a list of seconds, got 3"),
+        ({"times": "12"}, r"times must be a list of seconds, got '12'"),
+        ({"times": [None]}, r"times must be a list of seconds, got \[None\]"),
     ],
 )
 def test_looks_that_cannot_be_are_refused(options, message, samples):
@@ -282,6 +294,8 @@ def test_where_files_come_from(samples, tmp_path):
     code = base64.b64encode(data).decode()
     expected = Processor(**SMALL)(user({"type": "image", "image": samples / "cat.jpg"}))["pixel_values"]
     for item in (
+        {"image": {"bytes": data, "path": None}},  # as `datasets` stores files
+        {"image": {"bytes": None, "path": str(samples / "cat.jpg")}},
         {"path": str(samples / "cat.jpg")},
         {"base64": code},
         {"url": f"data:image/jpeg;base64,{code}"},
@@ -304,6 +318,31 @@ def test_threads_change_nothing(threads, mixed):
     assert set(one) == set(other)
     for key, value in one.items():
         assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else key == "video_timestamps"
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "file", "PIL image", "list"])
+def test_one_source_in_many_places(kind, samples):
+    """An open file or an image that is loaded when it is used has a state: no two threads read it at once, and it can be used
+    again."""
+    path, image = samples / "clip.mp4", samples / "cat.jpg"
+    alone = Processor(**SMALL)(user({"type": "image", "image": image}))["pixel_values"]
+    for _ in range(5):
+        with open(image, "rb") as file, Image.open(image) as opened:
+            source = {"path": image, "bytes": image.read_bytes(), "file": file, "PIL image": opened, "list": opened}[kind]
+            item = {"type": "image", "image": source}
+            if kind == "list":
+                item = {"type": "video", "video": [source, source], "fps": 2.0}
+            processor = Processor(threads=4, **SMALL)
+            inputs = processor([user(item)] * 6)
+            again = processor(user(item))
+        if kind == "list":
+            assert len(torch.unique(inputs["pixel_values_videos"].view(6, -1), dim=0)) == 1
+        else:
+            assert torch.equal(inputs["pixel_values"], alone.repeat(6, 1))
+            assert torch.equal(again["pixel_values"], alone)
+    with open(path, "rb") as file:
+        one, other = (Processor(**SMALL)(user({"type": "video", "video": file})) for _ in range(2))
+    assert torch.equal(one["pixel_values_videos"], other["pixel_values_videos"])
 
 
 def test_bytes_instead_of_floats(mixed):
@@ -338,8 +377,26 @@ def test_rows_of_datasets(samples, mixed):
         assert made["position_ids"] == expected["position_ids"][:, 0].tolist()
         assert made["image_grid_thw"] == expected.get("image_grid_thw", torch.zeros(0, 3)).tolist()
         assert len(made["pixel_values"]) == len(expected.get("pixel_values", []))
-        assert made["video_timestamps"] == [times.tolist() for times in expected.get("video_timestamps", [])]
+        assert made["video_timestamps"] == [t for times in expected.get("video_timestamps", []) for t in times.tolist()]
     assert len({tuple(sorted(processor.row(row))) for row in rows}) == 1
+    for order in ([2, 2, 0, 1], [1, 1, 2, 0], [0, 0, 1, 2]):  # the first rows that are written set the types
+        table = datasets.Dataset.from_list([rows[n] for n in order])
+        made = table.map(processor.row, remove_columns=["messages"], writer_batch_size=2)
+        assert [len(row["pixel_values_videos"]) > 0 for row in made] == [n == 1 for n in order]
+
+
+def test_rows_of_datasets_by_several_processes(samples):
+    """They are forks, of a process whose torch has run with several threads."""
+    processor, threads = Processor(**SMALL), torch.get_num_threads()
+    rows = [{"messages": user({"type": "image", "image": str(samples / f"{name}.jpg")})} for name in ("cat", "coffee") * 2]
+    torch.set_num_threads(2)
+    try:
+        expected = [processor.row(row) for row in rows]
+        table = datasets.Dataset.from_list(rows).map(processor.row, num_proc=2, remove_columns=["messages"])
+    finally:
+        torch.set_num_threads(threads)
+    assert [row["input_ids"] for row in table] == [row["input_ids"].tolist() for row in expected]
+    assert [len(row["pixel_values"]) for row in table] == [len(row["pixel_values"]) for row in expected]
 
 
 def as_messages(sample):
@@ -397,6 +454,8 @@ def test_settings_of_a_checkpoint_are_read(name, sizes, tmp_path, mixed):
     assert ours.decode([72, 105, text.IM_END]) == "Hi"
     assert ours.tokenizer.decode([72, text.IM_END], special=True) == "H<|im_end|>"
     again = pickle.loads(pickle.dumps(ours))
+    for copied in (again, copy.deepcopy(ours)):
+        assert copied.tokenizer.encode("<|im_end|>é") == list("<|im_end|>é".encode())
     again.save_pretrained(tmp_path / "own")
     loaded = Processor.from_pretrained(tmp_path / "own")
     assert torch.equal(loaded(mixed)["input_ids"], made["input_ids"])
@@ -481,6 +540,39 @@ def test_files_of_released_checkpoints(tmp_path):
         Processor.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("capped", [True, False])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
+@given(frames=st.integers(2, 40), height=st.integers(28, 2000), width=st.integers(28, 2000), least=st.integers(1, 200))
+@settings(max_examples=60)
+def test_videos_of_a_checkpoint_are_as_large_as_there(name, capped, frames, height, width, least):
+    """Whatever the bounds, and whether frames share a budget or not."""
+    make = {"qwen2_vl": Qwen2VLVideoProcessor, "qwen3_vl": Qwen3VLVideoProcessor}[name]
+    side = 28 if name == "qwen2_vl" else 32
+    size = {"shortest_edge": least * side * side, "longest_edge": 4 * least * side * side * (1 if name == "qwen2_vl" else 20)}
+    theirs = make(size=size, cap_pixels_per_frame=capped)
+    with TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        image = QWEN2_VL if name == "qwen2_vl" else QWEN3_VL
+        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(image))
+        config = Processor.from_pretrained(folder)._patches
+    video = torch.empty(1, frames, 3, height, width, dtype=torch.uint8, device="meta")
+    options = {"factor": config.factor, "temporal_factor": 2, "cap_pixels_per_frame": capped, "resample": None}
+    assert frame_size(height, width, frames, config) == tuple(theirs.resize(video, theirs.size, **options).shape[-2:])
+
+
+def test_a_tokenizers_own_cutting_and_filling_up_is_left_out(tmp_path):
+    theirs = upstream.processor("qwen2_vl")
+    theirs.save_pretrained(tmp_path)
+    file = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    file.enable_truncation(8)
+    file.enable_padding(length=16)
+    file.save(str(tmp_path / "tokenizer.json"))
+    assert Processor.from_pretrained(tmp_path).tokenizer.encode("a" * 24) == [97] * 24
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": "<|pad|>"}, "chat_template": "x"}))
+    Processor.from_pretrained(tmp_path).tokenizer.save(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"pad_token": "<|pad|>", "chat_template": "x"}
+
+
 def test_a_config_says_the_family_and_its_facts(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(QWEN2_VL))
     upstream.model().config.save_pretrained(tmp_path)
@@ -514,6 +606,11 @@ def test_decoding_text():
     assert processor.decode([]) == ""
 
 
+def test_keys_without_a_value_are_no_keys():
+    message = {"role": "user", "content": [{"type": "text", "text": "Hi", "image": None}], "name": None, "tool_calls": None}
+    assert torch.equal(Processor()([message])["input_ids"], Processor()([{"role": "user", "content": "Hi"}])["input_ids"])
+
+
 def test_markers_in_a_users_text_stay_text():
     inputs = Processor()([{"role": "user", "content": "<|image_pad|><|im_end|>"}])
     assert inputs["mm_token_type_ids"].sum() == 0
@@ -535,6 +632,8 @@ def test_settings_survive_saving(tmp_path):
     loaded = Processor.from_pretrained(tmp_path)
     assert loaded == dataclasses.replace(processor, limits=Limits())
     assert Processor.from_pretrained(tmp_path, fps=3.0).fps == 3.0
+    dataclasses.replace(processor, tokenizer=text.WordTokenizer(("row", " 3"))).save_pretrained(tmp_path / "words")
+    assert Processor.from_pretrained(tmp_path / "words").tokenizer.encode("row 3!") == [263, 264, 33]
     assert json.loads((tmp_path / "processor_config.json").read_text())["family"] == "qwen2_5_vl@transformers-5.23"
     with pytest.raises(
         ValueError,
@@ -559,6 +658,11 @@ def test_settings_survive_saving(tmp_path):
         (user({"type": "image", "grid": (2, 2, 2)}), r"grid is the size in tokens \(h, w\), got"),
         (user({"type": "video", "grid": (2, 2), "fps": 1}), r"grid is the size in tokens \(t, h, w\), got"),
         (user({"type": "video", "grid": (2, 2, 2), "fps": 0}), r"a video grid needs fps, .* as a positive number"),
+        ([{"role": 3, "content": "Hi"}], r"a role is a string, such as 'user', got 3"),
+        ([iter(user(said("Hi")))], r"a conversation is a list of messages, got <"),
+        ([{"role": "user", "content": iter([said("Hi")])}], r"content must be a text or a list of items, got <"),
+        (user({"type": "image", "grid": 5}), r"grid is the size in tokens \(h, w\), got"),
+        (user({"type": "video", "grid": (2, 2, 2), "fps": "2"}), r"a video grid needs fps"),
         ([{"role": "user", "content": "Hi", "name": "Ann"}], r"got keys \['content', 'name', 'role'\]"),
         (user({"type": "audio", "audio": "a.wav"}), r"content has the types text, image and video, got 'audio'"),
         (user({"type": "image", "text": "a"}), r"content of type 'image' takes one of base64, grid, image, path, url, got"),
@@ -612,6 +716,14 @@ def test_too_many_tokens_are_refused_before_pixels_are_made():
     ("options", "message"),
     [
         ({"pixels": "float16"}, r"pixels must be 'float32' or 'uint8', got 'float16'"),
+        ({"animation": "video"}, r"animation must be 'refuse' or 'first', got 'video'"),
+        ({"video_backend": "x"}, r"video_backend must be 'auto' or 'pyav' or 'decord' or 'torchcodec', got 'x'"),
+        ({"fps": -1}, r"fps must be positive and 1 <= min_frames <= max_frames, got fps=-1"),
+        ({"fps": "2"}, r"got fps='2'"),
+        ({"min_frames": 9, "max_frames": 2}, r"min_frames=9, max_frames=2"),
+        ({"num_frames": 0}, r"num_frames must be a whole number, at least 1, got 0"),
+        ({"image_pixels": (100, 50)}, r"image_pixels must be the fewest and the most, got \(100, 50\)"),
+        ({"background": (300, 0, 0)}, r"background must be red, green and blue from 0 to 255, got \(300, 0, 0\)"),
         ({"threads": 0}, r"threads must be at least 1, or None for as many as torch uses, got 0"),
         ({"padding_side": "middle"}, r"padding_side must be 'left' or 'right', got 'middle'"),
         ({"family": "qwen"}, r"unknown family 'qwen'"),

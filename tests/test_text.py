@@ -27,3 +27,25 @@ def test_what_is_no_text():
     assert text.decode([0xFF, 0xC3]) == "\ufffd\ufffd"
     with pytest.raises(ValueError, match="token 263 is not in the vocabulary of 263"):
         text.decode([text.VOCAB_SIZE])
+
+
+WORDS = text.WordTokenizer(("row", " row", "rows", " 3", "é", "\n\n"))
+
+
+@given(st.text() | st.lists(st.sampled_from((*WORDS.words, "r", " ", "<|im_end|>", "\n"))).map("".join))
+def test_words_lose_nothing(words):
+    tokens = WORDS.encode(words)
+    assert WORDS.decode(tokens) == words
+    assert all(token < 256 or text.VOCAB_SIZE <= token < WORDS.size for token in tokens)  # markers cannot be forged
+    assert len(tokens) <= len(text.encode(words))
+
+
+def test_the_longest_word_is_taken():
+    assert WORDS.encode("rows row 3 4") == [text.VOCAB_SIZE + n for n in (2, 1, 3)] + list(b" 4")
+    assert WORDS.decode([text.IM_START, text.VOCAB_SIZE, text.IM_END], special=True) == "<|im_start|>row<|im_end|>"
+    assert WORDS.special == text.ByteTokenizer().special
+    with pytest.raises(ValueError, match="token 269 is not in the vocabulary of 269"):
+        WORDS.decode([WORDS.size])
+    for words in ((), ("a", "a"), ("a", "")):
+        with pytest.raises(ValueError, match="words must be some, different, and not empty, got"):
+            text.WordTokenizer(words)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, ImageOps, PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  (registered)
+from PIL import AvifImagePlugin, Image, PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  (registered)
 
 from mmrope.preprocess.access import Access, resolve
 from mmrope.preprocess.errors import Limits, MediaError
@@ -40,7 +40,20 @@ DECODER_ERRORS = (
     ZeroDivisionError,  # of an AVIF whose clock stands still
     MemoryError,  # of a PNG that says it has a piece of 4 GB: it is asked for at once where memory is limited
     Image.DecompressionBombError,  # of a GIF frame that is larger than its canvas
+    AttributeError,  # of EXIF values that are not of their tag's type
 )
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an EXIF orientation upright."""
 
 
 def load_image(
@@ -105,6 +118,9 @@ def open_image(
         raise MediaError(f"{name} is too large: {error} (PIL.Image.MAX_IMAGE_PIXELS)") from error
     except DECODER_ERRORS as error:
         raise MediaError(f"{name} is not an image that can be opened (known formats: {', '.join(formats)}): {error}") from error
+    # what is read from a path would be mapped into memory, by other rules: a damaged file then looks otherwise than its bytes
+    # do, and one that is cut while it is read ends the process
+    image.filename = ""
     try:
         _check_size(name, image.size, limits)
     except MediaError:
@@ -118,8 +134,11 @@ def head_of(source: Any) -> bytes:
     if isinstance(source, bytes):
         return source[:16]
     if isinstance(source, str):
-        with open(source, "rb") as file:
-            return file.read(16)
+        try:
+            with open(source, "rb") as file:
+                return file.read(16)
+        except OSError as error:
+            raise MediaError(f"{source} cannot be read: {error.strerror}") from error
     if not (hasattr(source, "seekable") and source.seekable()):
         return b""
     place = source.tell()
@@ -144,7 +163,8 @@ def upright_rgb(image: Image.Image, background: tuple[int, int, int], name: str)
     """The pixels of an opened image, or of the frame that it stands at: [H, W, 3] uint8."""
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        image = image if turn is None else image.transpose(turn)
         return _pixels(_rgb(image, background, name))
     except MediaError:
         raise

@@ -49,15 +49,23 @@ def items_of(content: Any) -> list[Mapping[str, Any]]:
     return items
 
 
+def _said(message: Mapping[str, Any]) -> set[str]:
+    return {key for key, value in message.items() if value is not None}
+
+
 def media_items(messages: Messages) -> list[Mapping[str, Any]]:
     """The images and videos of a conversation, in their order; its form is checked."""
+    if not isinstance(messages, Sequence):
+        raise ValueError(f"a conversation is a list of messages, got {brief(messages)}")
     if not messages:
         raise ValueError("a conversation needs at least one message")
     found: list[Mapping[str, Any]] = []
     for message in messages:
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-            got = f"keys {sorted(message)}" if isinstance(message, Mapping) else repr(message)
+        if not isinstance(message, Mapping) or _said(message) != {"role", "content"}:
+            got = f"keys {sorted(_said(message))}" if isinstance(message, Mapping) else repr(message)
             raise ValueError(f"a message is a dict with 'role' and 'content', got {got}")
+        if not isinstance(message["role"], str):
+            raise ValueError(f"a role is a string, such as 'user', got {message['role']!r}")
         found += [item for item in items_of(message["content"]) if item["type"] != "text"]
     return found
 
@@ -65,12 +73,24 @@ def media_items(messages: Messages) -> list[Mapping[str, Any]]:
 def source_of(item: Mapping[str, Any]) -> Any:
     """An item's file."""
     [key] = set(item) & set(_SOURCES[item["type"]])
+    if isinstance(item[key], Mapping) and set(item[key]) == {"bytes", "path"}:  # how `datasets` stores a file
+        return item[key]["path"] if item[key]["bytes"] is None else item[key]["bytes"]
     if key != "base64":
         return item[key]
     try:
         return base64.b64decode(item[key], validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
         raise MediaError(f"the base64 of a {item['type']} cannot be read: {error}") from None
+
+
+def shared(item: Mapping[str, Any]) -> Any:
+    """What names the object behind an item that threads must not read at once: an open file, a PIL image, or a list, which may
+    hold the same images as another. None where there is nothing of the kind."""
+    [key] = set(item) & {*_SOURCES[item["type"]], "grid"}
+    source = item[key]
+    if isinstance(source, (list, tuple)):
+        return "lists"
+    return id(source) if hasattr(source, "read") or hasattr(source, "getexif") else None
 
 
 def brief(item: Any) -> str:

@@ -36,8 +36,9 @@ class PatchConfig:
     """How many frames an image counts as towards its pixels: GLM-4V's are bounds of temporal_patch_size copies."""
     video_pixels: tuple[int, int] | None = (128 * 28 * 28, 768 * 28 * 28)
     """Fewest and most pixels of a resized video frame; None where only those of the whole video are bounded."""
-    whole_video_pixels: tuple[int, int] = (0, 2 * 115_200 * 28 * 28)
-    """Fewest and most pixels of all frames of a video together: the more frames, the smaller each."""
+    whole_video_pixels: tuple[int, int] | None = (0, 2 * 115_200 * 28 * 28)
+    """Fewest and most pixels of all frames of a video together: the more frames, the smaller each. None where only those of a
+    single frame are bounded."""
 
     @property
     def patch_dim(self) -> int:
@@ -50,6 +51,7 @@ class PatchConfig:
         return self.patch_size * self.merge_size
 
 
+_NO_BOUND = 2**62  # of pixels
 _QWEN2_VL = PatchConfig()
 _QWEN3_VL = PatchConfig(
     patch_size=16,
@@ -123,8 +125,11 @@ def image_size(height: int, width: int, config: PatchConfig, limits: Limits | No
 
 def frame_size(height: int, width: int, frames: int, config: PatchConfig, limits: Limits | None = None) -> tuple[int, int]:
     """The size (height, width) that each of the sampled frames of a video is resized to."""
-    whole_least, whole_most = config.whole_video_pixels
     options = {"factor": config.factor, "limits": limits}
+    if config.whole_video_pixels is None:
+        least, most = config.video_pixels or (0, _NO_BOUND)
+        return smart_resize(height, width, min_pixels=least, max_pixels=most, **options)
+    whole_least, whole_most = config.whole_video_pixels
     if config.video_pixels is None:
         frames = max(frames, config.temporal_patch_size)
         return smart_resize(height, width, frames=frames, min_pixels=whole_least, max_pixels=whole_most, **options)

@@ -11,12 +11,11 @@ from mmrope.positions.families import family as find_family
 from mmrope.positions.families import family_from_config
 from mmrope.positions.rules import TokenIds
 from mmrope.preprocess.patches import PRESETS, PatchConfig
-from mmrope.preprocess.text import TOKENIZER_NAME, FileTokenizer
+from mmrope.preprocess.text import TOKENIZER_NAME, FileTokenizer, WordTokenizer
 
 CONFIG_NAME = "processor_config.json"
 IMAGE_NAME, VIDEO_NAME = "preprocessor_config.json", "video_preprocessor_config.json"
 
-_NO_BOUND = 2**62  # of pixels
 # whose patches: the class of image processor, without "Fast" and "Pil"
 _IMAGE_FRAMES = {"Qwen2VLImageProcessor": 1, "Qwen3VLImageProcessor": 1, "Glm4vImageProcessor": 2}
 # keys that say nothing about the outcome here, and keys with the values that mmrope has
@@ -110,6 +109,8 @@ def _own_settings(settings: dict[str, Any]) -> dict[str, Any]:
     facts = settings.pop("family_facts")
     settings["family"] = find_family(settings["family"], **{**facts, "token_ids": TokenIds(**facts["token_ids"])})
     settings["patches"] = settings["patches"] and PatchConfig(**settings["patches"])
+    if "words" in settings:
+        settings["tokenizer"] = WordTokenizer(settings.pop("words"))
     return settings
 
 
@@ -144,12 +145,13 @@ def _video_patches(values: Mapping[str, Any], name: str, patches: dict[str, Any]
     whole_video = str(values.get("video_processor_type", "")).startswith("Qwen3VL")
     capped, tokens, area = values.get("cap_pixels_per_frame"), values.get("max_video_tokens"), of_images.factor**2
     if whole_video:  # `size` is of all frames together
-        patches["whole_video_pixels"] = _bounds(values, name, (128 * area, 768 * area))
+        only_size = {"size": values.get("size")}  # transformers looks at nothing else
+        patches["whole_video_pixels"] = _bounds(only_size, name, (128 * area, 768 * area))
         patches["video_pixels"] = None if capped is False else (0, (tokens or 768) * area)
     else:
         patches["video_pixels"] = _bounds(values, name, PatchConfig().video_pixels or (0, 0))
         budget = 2 * int(0.9 * (tokens or 128_000)) * area
-        patches["whole_video_pixels"] = (0, _NO_BOUND if capped is False else budget)
+        patches["whole_video_pixels"] = None if capped is False else (0, budget)
     return {key: values[key] for key in ("fps", "num_frames", "min_frames", "max_frames") if values.get(key) is not None}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import av
 import av.error
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
 from av.stream import Discard
 
 from mmrope.preprocess.errors import Limits, MediaError
@@ -26,11 +27,18 @@ CODECS = (
 _STAMP_EVERY_FRAME = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers that store when each frame is shown; in the others FFmpeg derives what is not there, and may be wrong."""
 _DECODERS = (*CODECS, "libdav1d", "libvpx", "libvpx-vp9", "libaom-av1")
+_SMALL = 1 << 23  # pixels of a frame that cost little
 _OPTIONS = {
     "format_whitelist": ",".join(CONTAINERS),
     "codec_whitelist": ",".join(_DECODERS),
     "protocol_whitelist": "file",
 }
+
+
+Turn = tuple[int, int, int, int]
+"""How a decoded frame is turned and mirrored to be upright: (a, b, c, d), each -1, 0 or 1, moves the pixel at (x, y) to
+(a x + c y, b x + d y), as the display matrix of FFmpeg's libavutil/display.h."""
+UPRIGHT: Turn = (1, 0, 0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +50,7 @@ class Clock:
     width: int
     """As shown, after rotation, in pixels."""
     height: int
-    rotation: int
-    """Degrees counterclockwise by which decoded frames are turned to be upright: 0, 90, 180 or 270."""
+    turn: Turn
     pts: np.ndarray
     """[n] int64, the presentation time of every frame that is shown, in ticks, increasing."""
     keyframes: np.ndarray
@@ -56,9 +63,19 @@ class Clock:
     """What makes its keyframes bad places to start decoding from for simpler readers, if anything."""
 
 
-def open_container(source: Any) -> Any:
-    """A file as FFmpeg's container; formats, codecs and protocols that are not known here stay closed."""
-    return av.open(io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}", options=_OPTIONS)
+def open_container(source: Any, pixels: int) -> Any:
+    """A file as FFmpeg's container; formats, codecs and protocols that are not known here stay closed.
+
+    Args:
+        pixels: that a frame may have, roughly: no memory is taken for one of far more. That is coarse, and before anything is
+            known of the file; who wants a limit looks at the size of what comes out.
+    """
+    limit = {"max_pixels": str(min(2 * max(pixels, _SMALL), 2**31 - 1))}
+    container = av.open(io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}", options={**_OPTIONS, **limit})
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.codec_context.options = limit
+    return container
 
 
 def video_stream(container: Any, name: str) -> Any:
@@ -88,7 +105,7 @@ def read_clock(source: Any, name: str, limits: Limits) -> Clock:
         MediaError: no video, no times, damaged, or over a limit.
     """
     try:
-        with open_container(source) as container:
+        with open_container(source, limits.max_image_pixels) as container:
             stream = video_stream(container, name)
             check_frame_size(name, stream.codec_context.width, stream.codec_context.height, limits)
             form, codec, rate = container.format.name, stream.codec_context.codec.canonical_name, stream.average_rate
@@ -98,7 +115,7 @@ def read_clock(source: Any, name: str, limits: Limits) -> Clock:
             pts, keyframes, last, irregular = _stamps(container, stream, name, limits)
             duration = (int(pts[-1]) - int(pts[0]) + (last or (round(1 / rate / time_base) if rate else 0))) * time_base
             check_duration(name, duration, limits)
-        with open_container(source) as container:
+        with open_container(source, limits.max_image_pixels) as container:
             first = next(container.decode(video_stream(container, name)), None)
     except (av.error.FFmpegError, UnicodeError, OverflowError) as error:
         raise MediaError(
@@ -106,14 +123,27 @@ def read_clock(source: Any, name: str, limits: Limits) -> Clock:
         ) from error
     if first is None:
         raise MediaError(f"{name}: no frame of its {len(pts)} packets can be decoded; is the file damaged?")
-    rotation = round(first.rotation) % 360
-    if rotation not in (0, 90, 180, 270):
-        raise MediaError(f"{name} is rotated by {rotation} degrees; only quarter turns are known: re-encode it upright")
-    size = (first.width, first.height) if rotation in (0, 180) else (first.height, first.width)
+    turn = _turn(first, name)
+    size = (first.width, first.height) if turn[0] else (first.height, first.width)
     check_frame_size(name, *size, limits)
-    if first.pts != pts[0]:
+    if first.pts is not None and first.pts > pts[0]:
+        # those before need frames that were cut off: no player shows them
         irregular = "the film starts between keyframes"
-    return Clock(form, codec, *size, rotation, pts, keyframes, time_base, duration, irregular)
+        duration -= (first.pts - int(pts[0])) * time_base
+        pts, keyframes = (stamps[stamps >= first.pts] for stamps in (pts, keyframes))
+    return Clock(form, codec, *size, turn, pts, keyframes, time_base, duration, irregular)
+
+
+def _turn(frame: Any, name: str) -> Turn:
+    data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if data is None:
+        return UPRIGHT
+    matrix = np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2].astype(np.int64)
+    signs = np.sign(matrix) * (np.abs(matrix) > np.abs(matrix).max() / 50)  # a stretch is not applied, as elsewhere
+    if (np.abs(signs).sum(axis=0) != 1).any() or (np.abs(signs).sum(axis=1) != 1).any():
+        raise MediaError(f"{name} is rotated by {frame.rotation:g} degrees; only quarter turns are known: re-encode it upright")
+    a, b, c, d = signs.flatten().tolist()
+    return a, b, c, d
 
 
 def check_frame_size(name: str, width: int, height: int, limits: Limits) -> None:
@@ -160,6 +190,8 @@ def _stamps(container: Any, stream: Any, name: str, limits: Limits) -> tuple[np.
         if not packet.size or packet.is_discard:
             continue
         pts = packet.pts
+        if pts is None and form == "matroska,webm" and len(shown) == 1:
+            continue  # where a film was cut: they follow the first keyframe, but are shown before it, and cannot be
         if pts is None:
             raise MediaError(f"{unknown}; convert it to mp4 or mkv")
         if packet.is_keyframe:

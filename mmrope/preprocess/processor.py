@@ -10,6 +10,8 @@ import dataclasses
 import itertools
 import json
 import math
+import numbers
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,10 +29,10 @@ from mmrope.positions.segments import Segment
 from mmrope.positions.timing import VideoTiming
 from mmrope.preprocess.access import Access
 from mmrope.preprocess.errors import Limits, MediaError
-from mmrope.preprocess.messages import Messages, brief, is_conversation, items_of, media_items, source_of
+from mmrope.preprocess.messages import Messages, brief, is_conversation, items_of, media_items, shared, source_of
 from mmrope.preprocess.patches import PRESETS, PatchConfig, frame_size, image_patches, image_size, normalize, video_patches
 from mmrope.preprocess.pretrained import CONFIG_NAME, read_settings
-from mmrope.preprocess.text import ByteTokenizer, FileTokenizer, Tokenizer
+from mmrope.preprocess.text import ByteTokenizer, FileTokenizer, Tokenizer, WordTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +40,15 @@ if TYPE_CHECKING:
     from mmrope.preprocess.image import Animation
     from mmrope.preprocess.video import Backend
 
+_PROCESS = os.getpid()
+"""The process that loaded this module: another one that runs it is a fork."""
+_CHOICES = {
+    "padding_side": ("left", "right"),
+    "pixels": ("float32", "uint8"),
+    "animation": ("refuse", "first"),
+    "video_backend": ("auto", "pyav", "decord", "torchcodec"),
+}
+_MOST_THREADS = 8  # of which each may use all of torch's
 _STAMPED = ("qwen3_vl", "qwen3_vl_moe")
 """Families that split videos, whose text between frames is known here."""
 
@@ -130,17 +141,28 @@ class Processor:
     video_backend: Backend = "auto"
     tokenizer: Tokenizer = ByteTokenizer()
     threads: int | None = None
-    """Media that are prepared at a time; None for as many as torch uses (one in the workers of a DataLoader)."""
+    """Media that are prepared at a time; None for as many as torch uses (one in the workers of a DataLoader), 8 at most."""
     limits: Limits = Limits()
     access: Access = Access()
     """Which paths and URLs may be opened."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", find_family(self.family))
-        if self.padding_side not in ("left", "right"):
-            raise ValueError(f"padding_side must be 'left' or 'right', got {self.padding_side!r}")
-        if self.pixels not in ("float32", "uint8"):
-            raise ValueError(f"pixels must be 'float32' or 'uint8', got {self.pixels!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+        for name in ("image_pixels", "video_pixels"):
+            if (bounds := getattr(self, name)) is not None and not (len(bounds) == 2 and 0 <= bounds[0] <= bounds[1] > 0):
+                raise ValueError(f"{name} must be the fewest and the most, got {bounds}")
+        if not (isinstance(self.fps, numbers.Real) and 0 < self.fps < math.inf and 1 <= self.min_frames <= self.max_frames):
+            raise ValueError(
+                "fps must be positive and 1 <= min_frames <= max_frames, got "
+                f"fps={self.fps!r}, min_frames={self.min_frames}, max_frames={self.max_frames}"
+            )
+        if self.num_frames is not None:
+            self._check_count(self.num_frames)
+        if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
+            raise ValueError(f"background must be red, green and blue from 0 to 255, got {self.background}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, or None for as many as torch uses, got {self.threads}")
         config = self.patches or PRESETS.get(self._family.name)
@@ -231,9 +253,9 @@ class Processor:
             row: its messages are under "messages". Of other keys those that begin with "__" (webdataset's) are handed on.
 
         Returns:
-            What `__call__` returns for this conversation, as numpy arrays without the dimension of the batch, but for
-            video_timestamps, which is a list of lists. Every row has the same keys, as tables want it: without images,
-            pixel_values is [0, width].
+            What `__call__` returns for this conversation, as numpy arrays without the dimension of the batch. Every row has
+            the same keys and types, as tables want it: without images, pixel_values is [0, width]. video_timestamps of all
+            videos are one array, each filled up to whole temporal grids with its last.
 
         Raises:
             ValueError: no messages, and what `__call__` raises.
@@ -253,7 +275,9 @@ class Processor:
         }
         if self._family.uses_seconds:
             without["second_per_grid_ts"] = np.zeros(0, np.float32)
-        made["video_timestamps"] = [times.tolist() for times in inputs.get("video_timestamps", [])]
+        patch = self._patches.temporal_patch_size
+        filled = [np.pad(times, (0, -len(times) % patch), mode="edge") for times in inputs.get("video_timestamps", [])]
+        made["video_timestamps"] = np.concatenate([np.zeros(0), *filled])
         kept = {key: value for key, value in row.items() if str(key).startswith("__")}
         return kept | without | made
 
@@ -364,14 +388,27 @@ class Processor:
     # --- media ------------------------------------------------------------------------------------------------------------
 
     def _prepare(self, items: Sequence[Mapping[str, Any]]) -> list[Media]:
-        """The media of items, with their pixels."""
-        return self._together(lambda item: self._measure(item, pixels=True), items)
+        """The media of items, with their pixels. What threads must not share goes through one of them, in turn."""
+        groups: dict[Any, list[int]] = {}
+        for n, item in enumerate(items):
+            groups.setdefault(shared(item) or (n,), []).append(n)
+        made: dict[int, Media] = {}
+
+        def prepare(group: list[int]) -> None:
+            for n in group:
+                made[n] = self._measure(items[n], pixels=True)
+
+        self._together(prepare, list(groups.values()))
+        return [made[n] for n in range(len(items))]
 
     def _together(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
         """The function of each item, several at a time: decoding and resizing leave Python's lock."""
         import torch
 
-        threads = min(self.threads or torch.get_num_threads(), len(items))
+        if os.getpid() != _PROCESS:
+            # a fork has none of its parent's threads, and torch would wait for them for ever; DataLoader does the same
+            torch.set_num_threads(1)
+        threads = min(self.threads or min(torch.get_num_threads(), _MOST_THREADS), len(items))
         if threads < 2:
             return [function(item) for item in items]
         with ThreadPoolExecutor(threads) as pool:
@@ -439,7 +476,10 @@ class Processor:
         if len(own) > 1:
             raise ValueError(f"a video is looked at by {' or '.join(own)}, one of them, got {brief(item)}")
         if "times" in own:
-            times = [Fraction(repr(float(time))) for time in own["times"]]
+            given = own["times"]
+            if isinstance(given, str) or not hasattr(given, "__iter__") or not all(isinstance(t, numbers.Real) for t in given):
+                raise ValueError(f"times must be a list of seconds, got {given!r}")
+            times = [Fraction(repr(float(time))) for time in given]
             if not times or any(b < a for a, b in itertools.pairwise(times)) or times[0] < 0 or times[-1] > video.duration:
                 raise ValueError(
                     f"times must be seconds from the video's first frame that do not decrease, up to its end at "
@@ -447,15 +487,26 @@ class Processor:
                 )
             return times
         if "num_frames" in own or (self.num_frames is not None and not own):
-            return video.sample(num_frames=own.get("num_frames", self.num_frames))
+            count = own.get("num_frames", self.num_frames)
+            self._check_count(count)
+            return video.sample(num_frames=count)
         return video.sample(fps=own.get("fps", self.fps), min_frames=self.min_frames, max_frames=self.max_frames)
+
+    def _check_count(self, frames: Any) -> None:
+        if not isinstance(frames, (int, np.integer)) or frames < 1:
+            raise ValueError(f"num_frames must be a whole number, at least 1, got {frames!r}")
+        if frames > self.limits.max_visual_tokens:  # each makes tokens
+            raise MediaError(
+                f"num_frames={frames} is more than Limits(max_visual_tokens={self.limits.max_visual_tokens}) lets a video have"
+            )
 
     def _stated(self, item: Mapping[str, Any]) -> Media:
         """An item that states its size in tokens."""
         if item["type"] == "image":
             return Media("image", (1, *self._patch_grid(item, "hw")))
         grid, patch = self._patch_grid(item, "thw"), self._family.frames_per_grid
-        if not item.get("fps", 0) > 0:
+        fps = item.get("fps")
+        if not isinstance(fps, (int, float)) or not 0 < fps < math.inf:
             raise ValueError(f"a video grid needs fps, the frames sampled per second, as a positive number: got {brief(item)}")
         step = 1 / Fraction(str(item["fps"]))
         times = [k * step for k in range(grid[0] * patch)]
@@ -463,7 +514,7 @@ class Processor:
 
     def _patch_grid(self, item: Mapping[str, Any], axes: str) -> tuple[Any, ...]:
         """A grid that is stated in tokens, in patches."""
-        grid = tuple(item["grid"])
+        grid: tuple[Any, ...] = tuple(item["grid"]) if isinstance(item["grid"], (tuple, list)) else ()
         if len(grid) != len(axes) or not all(isinstance(n, int) and n > 0 for n in grid):
             raise ValueError(f"grid is the size in tokens ({', '.join(axes)}), got {brief(item)}")
         self._check_tokens(math.prod(grid), f"grid {'x'.join(map(str, grid))} states")
@@ -502,6 +553,8 @@ class Processor:
         Path(folder).mkdir(parents=True, exist_ok=True)
         if isinstance(self.tokenizer, FileTokenizer):
             self.tokenizer.save(folder)
+        elif isinstance(self.tokenizer, WordTokenizer):
+            settings["words"] = self.tokenizer.words
         elif not isinstance(self.tokenizer, ByteTokenizer):
             raise ValueError(f"a tokenizer of type {type(self.tokenizer).__name__} cannot be saved here; save it by itself")
         (Path(folder) / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

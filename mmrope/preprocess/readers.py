@@ -15,7 +15,7 @@ import numpy as np
 from av.video.frame import PictureType
 
 from mmrope.preprocess.errors import MediaError
-from mmrope.preprocess.probe import open_container, video_stream
+from mmrope.preprocess.probe import UPRIGHT, Turn, open_container, video_stream
 
 if TYPE_CHECKING:
     from mmrope.preprocess.video import Video
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _WORTH_A_SEEK = 8
 """Frames to be skipped from which on a jump to the next keyframe is quicker than decoding on: a decoder holds back, and loses
 at a jump, up to this many."""
-_SKIPPING_IS_EXACT = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video")
-"""Codecs whose frames that no other frame refers to can be left undecoded (found bit-identical)."""
+_SKIPPING_IS_EXACT = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
+"""Codecs whose frames that no other frame refers to can be left undecoded (found bit-identical); and HEVC with one layer."""
 _READ_IN_ORDER = ("mpeg",)
 """Containers that store the times of some frames alone; what FFmpeg makes of the others depends on where it began to read."""
 
@@ -48,18 +48,21 @@ class _NoKeyframe(Exception):
 
 def _frames(video: Video, wanted: np.ndarray, *, by_keyframes: bool) -> Iterator[np.ndarray]:
     pending = [int(pts) for pts in video.pts[wanted]][::-1]
-    needed, skipping = set(pending), video.codec in _SKIPPING_IS_EXACT
+    needed = set(pending)
     position, landing = -1, None  # the last frame that came out, as an index; the keyframe that must come out first
     try:
-        with open_container(video.source) as container:
+        with open_container(video.source, video.width * video.height) as container:
             # no frame threads: when a damaged file makes one of them log while the decoder is freed, each waits for the
             # other (the log callback for the GIL, the decoder for its threads); seen with PyAV 15.1
             stream = video_stream(container, video.name)
+            skipping = by_keyframes and _skipping_is_exact(video, stream)
             while pending:
                 if by_keyframes and (key := _keyframe_ahead(video, pending[-1], position)) is not None:
-                    container.seek(key, stream=stream)
+                    # MPEG-TS has no index: what is found there lies near the time, and may lie behind it
+                    early = round(1 / video.time_base) if video.container == "mpegts" else 0
+                    container.seek(key - early, stream=stream)
                     landing = key
-                for frame in _decoded(container, stream, needed if skipping else None):
+                for frame in _decoded(container, stream, landing, needed if skipping else None):
                     pts = frame.pts
                     if pts is None:
                         continue
@@ -113,20 +116,41 @@ def _keyframe_ahead(video: Video, pts: int, position: int) -> int | None:
     return int(video.keyframes[key]) if ahead > _WORTH_A_SEEK else None
 
 
-def _decoded(container: Any, stream: Any, needed: set[int] | None) -> Iterator[Any]:
-    """Decoded frames from where the container stands; with `needed`, frames that are neither needed nor referred to by others
-    are left out."""
+def _skipping_is_exact(video: Video, stream: Any) -> bool:
+    """Whether frames that say that no other refers to them may be left undecoded."""
+    if video.codec == "hevc":  # they mean their own temporal layer, so there must be only one (hvcC, ISO/IEC 14496-15)
+        extra = stream.codec_context.extradata or b""
+        return len(extra) > 21 and extra[0] == 1 and extra[21] >> 3 & 7 == 1
+    return video.codec in _SKIPPING_IS_EXACT
+
+
+def _decoded(container: Any, stream: Any, landing: int | None, needed: set[int] | None) -> Iterator[Any]:
+    """Decoded frames from where the container stands, or from the keyframe `landing` on, which comes; with `needed`, frames
+    that are neither needed nor referred to by others are left out."""
     context = stream.codec_context
     for packet in container.demux(stream):
+        if landing is not None:
+            if packet.pts != landing:
+                if packet.is_keyframe and packet.pts is not None and packet.pts > landing:
+                    raise _NoKeyframe
+                continue
+            landing = None
         if needed is not None:
             context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in needed else "NONREF"
         yield from packet.decode()
 
 
+def _turned(image: np.ndarray, turn: Turn) -> np.ndarray:
+    a, b, c, d = turn
+    if not a:
+        image = image.swapaxes(0, 1)  # [W, H, 3]
+    return image[:: b + d, :: a + c]
+
+
 def _image(video: Video, frame: Any) -> np.ndarray:
     image = frame.to_ndarray(format="rgb24")
-    if video.rotation:
-        image = np.ascontiguousarray(np.rot90(image, k=video.rotation // 90))
+    if video.turn != UPRIGHT:
+        image = np.ascontiguousarray(_turned(image, video.turn))
     if image.shape != (video.height, video.width, 3):
         raise MediaError(
             f"{video.name} changes its size from {video.width} x {video.height} to {image.shape[1]} x {image.shape[0]} "

@@ -1,10 +1,11 @@
-"""Text as tokens: the bytes of UTF-8, with nothing to train and nothing lost; or a checkpoint's own tokenizer.json."""
+"""Text as tokens: the bytes of UTF-8, with nothing to train and nothing lost; some words besides; or a tokenizer.json."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,6 +59,51 @@ class ByteTokenizer:
         return decode(tokens, special=special)
 
 
+@dataclass(frozen=True)
+class WordTokenizer:
+    """ByteTokenizer's tokens, and words that are one token each: small models learn from words what they do not from bytes.
+
+    The longest word that fits is taken; what is in no word becomes bytes, so nothing is lost.
+
+    Raises:
+        ValueError: no words, one that is empty, or one that is there twice.
+    """
+
+    words: tuple[str, ...]
+    """Word n is token VOCAB_SIZE + n. A word may begin with a space."""
+    _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _ids: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        ids = {word: VOCAB_SIZE + n for n, word in enumerate(self.words)}
+        if not ids or len(ids) != len(self.words) or "" in ids:
+            raise ValueError(f"words must be some, different, and not empty, got {self.words}")
+        longest_first = sorted(self.words, key=len, reverse=True)
+        object.__setattr__(self, "_pattern", re.compile("|".join(map(re.escape, longest_first)) + "|(?s:.)"))
+        object.__setattr__(self, "_ids", ids)
+
+    @property
+    def special(self) -> Mapping[str, int]:
+        """The ids of SPECIAL_TOKENS, as the bytes have them."""
+        return ByteTokenizer().special
+
+    @property
+    def size(self) -> int:
+        """Tokens in the vocabulary."""
+        return VOCAB_SIZE + len(self.words)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        pieces = self._pattern.findall(text)
+        return [token for piece in pieces for token in ([self._ids[piece]] if piece in self._ids else encode(piece))]
+
+    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
+        """The text of tokens; bytes that are no UTF-8 become U+FFFD."""
+        return _text(
+            (self.words[t - VOCAB_SIZE].encode() if VOCAB_SIZE <= t < self.size else t for t in tokens), special, self.size
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class FileTokenizer:
     """A checkpoint's tokenizer, read from its tokenizer.json by the `tokenizers` library."""
@@ -83,7 +129,8 @@ class FileTokenizer:
             config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
         except Exception as error:  # the library raises bare Exceptions
             raise ValueError(f"{path} cannot be read: {error}") from error
-        tokenizer.encode_special_tokens = True  # in a text they are text
+        tokenizer.no_truncation()  # what a file says of these is for other uses: a prompt is neither cut nor filled up
+        tokenizer.no_padding()
         pad = config.get("pad_token") or SPECIAL_TOKENS[0]
         pad = pad["content"] if isinstance(pad, Mapping) else pad
         names = {SPECIAL_TOKENS[0]: pad, **{name: name for name in SPECIAL_TOKENS[1:]}}
@@ -97,6 +144,7 @@ class FileTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text."""
+        self.tokenizer.encode_special_tokens = True  # in a text they are text; said anew, for copies forget it
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
@@ -106,8 +154,10 @@ class FileTokenizer:
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json, and the name of the padding token to tokenizer_config.json."""
         (Path(folder) / TOKENIZER_NAME).write_text(self.tokenizer.to_str(), encoding="utf-8")
-        config = {"pad_token": self.tokenizer.id_to_token(self.special[SPECIAL_TOKENS[0]])}
-        (Path(folder) / TOKENIZER_CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        path = Path(folder) / TOKENIZER_CONFIG_NAME
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # with others' settings
+        config["pad_token"] = self.tokenizer.id_to_token(self.special[SPECIAL_TOKENS[0]])
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def encode(text: str) -> list[int]:
@@ -117,12 +167,19 @@ def encode(text: str) -> list[int]:
 
 def decode(tokens: Iterable[int], *, special: bool = False) -> str:
     """The text of tokens: special tokens are left out, or shown by name; bytes that are no UTF-8 become U+FFFD."""
+    return _text(tokens, special, VOCAB_SIZE)
+
+
+def _text(tokens: Iterable[int | bytes], special: bool, size: int) -> str:
+    """The text of byte tokens, special tokens, and words (as their bytes)."""
     data = bytearray()
     for token in tokens:
-        if 0 <= token < 256:
+        if isinstance(token, bytes):
+            data += token
+        elif 0 <= token < 256:
             data.append(token)
         elif not 256 <= token < VOCAB_SIZE:
-            raise ValueError(f"token {token} is not in the vocabulary of {VOCAB_SIZE}")
+            raise ValueError(f"token {token} is not in the vocabulary of {size}")
         elif special:
             data += SPECIAL_TOKENS[token - 256].encode()
     return data.decode("utf-8", errors="replace")

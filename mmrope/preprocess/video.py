@@ -7,6 +7,7 @@ by time, never by index / fps, and decoded one after the other.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -27,7 +28,7 @@ from mmrope.preprocess.image import (
     source_name,
     to_uint8,
 )
-from mmrope.preprocess.probe import check_duration, check_frame_count, check_frame_size, read_clock
+from mmrope.preprocess.probe import UPRIGHT, Turn, check_duration, check_frame_count, check_frame_size, read_clock
 
 Backend = Literal["auto", "pyav", "decord", "torchcodec"]
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
@@ -56,8 +57,8 @@ class Video:
     """Seconds per tick."""
     duration: Fraction
     """Seconds from the first frame to the end of the last."""
-    rotation: int = 0
-    """Degrees counterclockwise by which decoded frames are turned to be upright: 0, 90, 180 or 270."""
+    turn: Turn = UPRIGHT
+    """How decoded frames are turned and mirrored to be upright."""
     keyframes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     """[k] int64, those of pts where decoding can start."""
     irregular: str = ""
@@ -94,12 +95,12 @@ class Video:
         if (fps is None) == (num_frames is None):
             raise ValueError(f"say fps or num_frames, one of them, got {fps=}, {num_frames=}")
         if num_frames is not None:
-            if num_frames < 1:
-                raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+            if not isinstance(num_frames, (int, np.integer)) or num_frames < 1:
+                raise ValueError(f"num_frames must be a whole number, at least 1, got {num_frames!r}")
             count = wanted = num_frames
             rate = num_frames / self.duration if self.duration else Fraction(1)
         else:
-            rate = Fraction(str(fps)) if isinstance(fps, (int, float)) and math.isfinite(fps) else Fraction(0)
+            rate = Fraction(str(fps)) if isinstance(fps, numbers.Real) and math.isfinite(fps) else Fraction(0)
             if rate <= 0 or min_frames < 1 or (max_frames is not None and max_frames < min_frames):
                 raise ValueError(
                     f"fps must be positive and 1 <= min_frames <= max_frames, got {fps=}, {min_frames=}, {max_frames=}"
@@ -121,26 +122,28 @@ class Video:
         """The frames at these indices, which must not decrease.
 
         Args:
-            backend: who decodes a file. "auto" is PyAV, which jumps from keyframe to keyframe where that saves work and
-                leaves out frames that nobody needs: it reads everything that the others do, and was never slower
-                (scripts/bench_media.py). "decord" and "torchcodec" are believed where they agree with the packets on the
-                number of frames and on their times.
+            backend: who decodes a file; arrays and lists of images are not decoded. "auto" is PyAV, which jumps from
+                keyframe to keyframe where that saves work and leaves out frames that nobody needs: it reads everything that
+                the others do, and was never slower (scripts/bench_media.py). "decord" and "torchcodec" are believed where they
+                agree with the packets on the number of frames and on their times.
 
         Raises:
             MediaError: a frame cannot be decoded, or the backend that was asked for cannot be trusted with this file.
         """
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        wanted = np.asarray(indices, dtype=np.int64)
-        if wanted.ndim != 1 or (
-            len(wanted) and not (wanted[0] >= 0 and wanted[-1] < len(self.pts) and (np.diff(wanted) >= 0).all())
-        ):
+        given = np.asarray(indices)
+        wanted = given.astype(np.int64)
+        inside = not len(wanted) or (given.dtype.kind in "iu" and wanted[0] >= 0 and wanted[-1] < len(self.pts))
+        if wanted.ndim != 1 or not inside or (np.diff(wanted) < 0).any():
             raise ValueError(f"indices must be of the {len(self.pts)} frames of {self.name} and not decrease, got {indices}")
         if self.container == "array":
-            return Frames("array", "given as an array", (to_uint8(frame) for frame in self.source[wanted]))
+            return Frames("array", "given as an array", (to_uint8(self.source[i]) for i in wanted))
         if self.container == "images":
             return Frames("images", "given as images", (_still(self, int(i)) for i in wanted))
         if not self.codec:
+            if backend != "auto":
+                raise MediaError(f"{self.name}: {backend} cannot be trusted with it: it is an animation; use backend='auto'")
             return Frames("pillow", "an animation", _animated(self, wanted))
         from mmrope.preprocess import readers
 
@@ -148,7 +151,7 @@ class Video:
             return Frames("decord", "asked for, and agrees with the packets", readers.decord_frames(self, wanted))
         if backend == "torchcodec":
             return Frames("torchcodec", "asked for, and agrees with the packets", readers.torchcodec_frames(self, wanted))
-        reason = "asked for" if backend == "pyav" else "reads every format, and is the fastest"
+        reason = "asked for" if backend == "pyav" else "reads every format, from keyframe to keyframe where they can be trusted"
         return Frames("pyav", reason, readers.pyav_frames(self, wanted))
 
 
@@ -195,13 +198,13 @@ def open_video(
         raise ValueError(f"fps={fps} is for arrays of frames; a file has its own clock (sample it with Processor(fps=...))")
     else:
         name, source = source_name(source), resolve(source, access)
-        source = source.read() if hasattr(source, "read") else source
+        source = whole_file(source) if hasattr(source, "read") else source
         if (form := animation_format(source)) is not None:
             return _of_animation(source, name, form, background, limits)
         clock = read_clock(source, name, limits)
         video = Video(
             source, name, clock.container, clock.codec, clock.width, clock.height, clock.pts, clock.time_base, clock.duration,
-            clock.rotation, clock.keyframes, clock.irregular,
+            clock.turn, clock.keyframes, clock.irregular,
         )  # fmt: skip
     check_frame_size(video.name, video.width, video.height, limits)
     check_duration(video.name, video.duration, limits)
@@ -259,6 +262,13 @@ def _animated(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
     raise MediaError(f"{video.name} has changed since it was probed: frame {pending[-1]} is missing")
 
 
+def whole_file(file: Any) -> bytes:
+    """All bytes of an open file, from its beginning."""
+    if hasattr(file, "seekable") and file.seekable():
+        file.seek(0)
+    return file.read()
+
+
 def has_own_clock(source: Any) -> bool:
     """Whether a source is a file: arrays of frames and lists of images have no times of their own."""
     return not (isinstance(source, (np.ndarray, list, tuple)) or is_tensor(source))
@@ -307,6 +317,6 @@ def _still(video: Video, index: int) -> np.ndarray:
 
 
 def _tick(fps: float | None, what: str) -> Fraction:
-    if fps is None or not (isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0):
+    if fps is None or not (isinstance(fps, numbers.Real) and math.isfinite(fps) and fps > 0):
         raise MediaError(f"{what} has no clock: say its frames a second, fps=, as a positive number (got {fps!r})")
     return 1 / Fraction(str(fps))
