@@ -131,6 +131,8 @@ def read_clock(source: Any, name: str, limits: Limits) -> Clock:
         irregular = "the film starts between keyframes"
         duration -= (first.pts - int(pts[0])) * time_base
         pts, keyframes = (stamps[stamps >= first.pts] for stamps in (pts, keyframes))
+        if not len(pts):
+            raise MediaError(f"{name}: its packets and its frames have other times; is the file damaged?")
     return Clock(form, codec, *size, turn, pts, keyframes, time_base, duration, irregular)
 
 
