@@ -10,6 +10,7 @@ import numpy as np
 import pillow_heif
 import pytest
 import torch
+from crafted import TURNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -66,19 +67,9 @@ def test_photographs_stand_upright(orientation):
     """The same scene, stored in each of the eight EXIF orientations."""
     upright = np.zeros((40, 60, 3), np.uint8)
     upright[:20, :30] = RED
-    turn = {
-        1: lambda x: x,
-        2: lambda x: x[:, ::-1],
-        3: lambda x: x[::-1, ::-1],
-        4: lambda x: x[::-1],
-        5: lambda x: x.swapaxes(0, 1),
-        6: lambda x: np.rot90(x, 1),
-        7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
-        8: lambda x: np.rot90(x, -1),
-    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = Image.fromarray(np.ascontiguousarray(turn(upright)))
+    stored = Image.fromarray(np.ascontiguousarray(TURNS[orientation](upright)))
     np.testing.assert_array_equal(pixels(encoded(stored, exif=exif)), upright)
     reopened = Image.open(io.BytesIO(encoded(stored, exif=exif)))  # a PIL image given directly is no exception
     np.testing.assert_array_equal(pixels(reopened), upright)

@@ -236,6 +236,9 @@ def test_videos_are_looked_at_as_their_item_says(samples):
     timings = [VideoTiming(frame_indices=(0, 2, 40, 63), timestamps=(0, 0.3, 5, 7.99))]
     rows = segments_from_inputs(inputs, "qwen2_5_vl", video_timings=timings)
     np.testing.assert_array_equal(position_ids(rows, "qwen2_5_vl").ids, inputs["position_ids"])
+    still, seconds = looked(times=[2, 2])  # the same moment twice: no time passes from one to the next
+    assert seconds == [2, 2]
+    assert still["video_grid_thw"][0, 0] == 1
     assert Processor(num_frames=3, **SMALL)(user({"type": "video", "video": clip}))["video_timestamps"][0].tolist() == [
         0,
         2.625,

@@ -443,8 +443,9 @@ class Processor:
         options = {"background": self.background, "animation": self.animation, "limits": self.limits, "access": self.access}
         image = load_image(source, **options)
         size = image_size(image.shape[0], image.shape[1], config, self.limits)
+        grid = self._checked_grid(1, size)
         patches = image_patches(image, size, config) if pixels else None
-        return Media("image", self._checked_grid(1, size), source_name(source), patches=patches)
+        return Media("image", grid, source_name(source), patches=patches)
 
     def _measure_video(self, item: Mapping[str, Any], pixels: bool) -> Media:
         from mmrope.preprocess.video import has_own_clock, open_video  # and FFmpeg
@@ -462,7 +463,7 @@ class Processor:
             frames = video.decode(indices, backend=self.video_backend).frames
             patches = video_patches(frames, len(indices), size, config)
         steps = {b - a for a, b in itertools.pairwise(times)} or {1 / Fraction(str(self.fps))}
-        even = _seconds_per_grid(steps.pop(), patch) if len(steps) == 1 else None
+        even = _seconds_per_grid(steps.pop(), patch) if len(steps) == 1 and steps != {0} else None
         since = tuple(float(time - times[0]) for time in times)
         timing = VideoTiming(frame_indices=tuple(indices.tolist()), timestamps=since) if even is None else None
         filled = [*times, *times[-1:] * (-len(times) % patch)]
