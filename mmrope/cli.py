@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -94,6 +95,70 @@ def ids(
         typer.echo(f"\ntext counts a token a byte{_cut_note(made, family_name)}")
     if figure is not None:
         typer.echo(f"wrote {figure}", err=True)
+
+
+@app.command()
+def ask(
+    parts: Annotated[
+        list[str],
+        typer.Argument(help="Image and video files, then the question; without one, a conversation.", show_default=False),
+    ],
+    model: Annotated[
+        Path | None, typer.Option(help="The folder of a saved model; by default the one that is shipped.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
+    temperature: Annotated[float, typer.Option(help="0 for the likeliest answer.")] = 0.0,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw where the decoder looked in the last image.", show_default=False)
+    ] = None,
+) -> None:
+    """Ask a small model about images and videos. The one that is shipped reads handwritten digits; see its card.
+
+    mmrope ask samples/grid.png "What is at row 2, column 3?"
+    """
+    try:
+        media = [_content(part) for part in parts]
+        given = [media.pop()["text"]] if media[-1]["type"] == "text" else None
+        if any(item["type"] == "text" for item in media):
+            raise ValueError("files come first, then one question; put it in quotes, and check that the files are there")
+        from mmrope.vlm.assistant import Assistant, Chat
+        from mmrope.vlm.tasks import QUESTIONS, is_known
+
+        assistant = (
+            Assistant.from_pretrained(device=device) if model is None else Assistant.from_pretrained(model, device=device)
+        )
+        chat = Chat(assistant, media)
+        for question in given or _typed():
+            if model is None and not is_known(question):
+                typer.echo(f"the shipped model has learned these questions alone: {'  '.join(QUESTIONS)}", err=True)
+            for piece in chat.ask(question, temperature=temperature):
+                typer.echo(piece, nl=False)
+            typer.echo()
+        if figure is not None and chat.messages:
+            from mmrope.pictures import plot_looks, save
+            from mmrope.vlm.attention import looked_at
+
+            *asked, answer = chat.messages
+            looks = looked_at(assistant.model, assistant.processor, asked)
+            if not looks:
+                raise ValueError("--figure draws where the decoder looked in a file: give one")
+            title = f"{asked[-1]['content'][-1]['text']} {answer['content']}"
+            save(plot_looks(looks[-1].pixels, looks[-1].weights, title=title), figure)
+            typer.echo(f"wrote {figure}", err=True)
+    except (ValueError, OSError) as error:
+        _fail("ask", error, 2)
+
+
+def _typed() -> Iterator[str]:
+    """Questions from the terminal, until an empty line or its end."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        yield line
 
 
 @app.command()

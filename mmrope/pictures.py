@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmrope.positions.build import Positions
 from mmrope.positions.compare import Placed, placed
 
@@ -98,6 +100,48 @@ def overlapping_text(positions: Positions, row: int = 0) -> list[int]:
         elif item.segment.kind in ("video", "audio_in_video"):
             largest = max(largest, item.ids[axis][1])
     return shared
+
+
+def plot_looks(pixels: np.ndarray, weights: np.ndarray, *, title: str = "", most_frames: int = 16) -> Any:
+    """An image or the frames of a video, and over them, a row a layer, where the layer's head that looked hardest looked.
+
+    Args:
+        pixels: uint8 [T, H, W, 3].
+        weights: [layers, heads, T, rows, columns], shares of attention.
+        title: such as the question and its answer.
+        most_frames: of a video, the first.
+
+    Returns:
+        The matplotlib figure.
+    """
+    layers, _, frames = weights.shape[:3]
+    frames = min(frames, most_frames)
+    hardest = weights.max(axis=(2, 3, 4)).argmax(axis=1)  # [layers]
+    across = 1 + layers if frames == 1 else frames
+    down = 1 if frames == 1 else 1 + layers
+    shape = pixels.shape[1] / pixels.shape[2]
+    size = 2.6 if frames == 1 else 1.0
+    figure, axes = pyplot().subplots(
+        down, across, figsize=(size * across, size * shape * down + 0.5), layout="constrained", squeeze=False
+    )
+    panels = axes.reshape(1 + layers, frames)
+    for frame in range(frames):
+        for layer in range(-1, layers):
+            ax = panels[layer + 1, frame]
+            ax.set(xticks=[], yticks=[])
+            ax.imshow(pixels[frame], extent=(0, weights.shape[4], weights.shape[3], 0), interpolation="nearest")
+            if layer >= 0:
+                share = weights[layer, hardest[layer], frame]  # [rows, columns]
+                ax.imshow(share, extent=(0, weights.shape[4], weights.shape[3], 0), cmap="inferno", alpha=0.65, vmin=0, vmax=1)
+            if frame == 0:
+                name = "seen" if layer < 0 else f"layer {layer + 1}, head {hardest[layer] + 1}"
+                if frames == 1:
+                    total = "" if layer < 0 else f": {weights[layer, hardest[layer]].sum():.0%}"
+                    ax.set_title(name + total, fontsize=9)
+                else:
+                    ax.set_ylabel(name.replace(", ", "\n"), fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    return figure
 
 
 def save(figure_or_axes: Any, path: str | Path) -> None:

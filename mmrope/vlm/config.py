@@ -12,8 +12,6 @@ from mmrope.positions.rules import Layout
 from mmrope.preprocess.patches import PatchConfig
 from mmrope.preprocess.text import IM_END, PAD, VOCAB_SIZE
 
-NORM_EPS = 1e-6  # stated, because RMSNorm's own default depends on the dtype: 8e-3 in bfloat16
-
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
-from mmrope.vlm.config import NORM_EPS, DecoderConfig
+from mmrope.vlm.config import DecoderConfig
+from mmrope.vlm.norm import RMSNorm
 
 
 class KVCache:
@@ -40,7 +41,7 @@ class Decoder(nn.Module):
         self.config = config
         self.rotary = RotaryEmbedding(config.rotary)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=NORM_EPS)
+        self.norm = RMSNorm(config.hidden_size)
 
     def forward(
         self, x: Tensor, position_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None
@@ -63,7 +64,8 @@ class Decoder(nn.Module):
                 f"got {list(position_ids.shape)}: every row has its own"
             )
         cos, sin = self.rotary(position_ids)  # [B, S, P]
-        mask = causal_mask(x.shape[1], past, attention_mask, x.device)
+        # without a cache and without padding, attention is causal as it is: no mask to build, and the fastest kernels
+        mask = None if attention_mask is None and not past else causal_mask(x.shape[1], past, attention_mask, x.device)
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, mask, cache, layer)
         if cache:
@@ -86,28 +88,36 @@ def causal_mask(length: int, past: int, attention_mask: Tensor | None, device: t
 
 
 class DecoderBlock(nn.Module):
-    """Grouped-query attention and a SwiGLU MLP, each behind a norm and added to the stream."""
+    """Grouped-query attention and a SwiGLU MLP, each behind a norm and added to the stream.
+
+    Queries and keys are normalised per head before they are rotated, as in Qwen3: training then bears large steps.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         d, head, wide = config.hidden_size, config.head_dim, config.intermediate_size
         self.head_dim = head
-        self.norm1, self.norm2 = nn.RMSNorm(d, eps=NORM_EPS), nn.RMSNorm(d, eps=NORM_EPS)
+        self.norm1, self.norm2 = RMSNorm(d), RMSNorm(d)
         self.q = nn.Linear(d, config.num_heads * head, bias=False)
         self.k = nn.Linear(d, config.num_kv_heads * head, bias=False)
+        self.q_norm, self.k_norm = RMSNorm(head), RMSNorm(head)
         self.v = nn.Linear(d, config.num_kv_heads * head, bias=False)
         self.out = nn.Linear(config.num_heads * head, d, bias=False)
         self.gate, self.up = nn.Linear(d, wide, bias=False), nn.Linear(d, wide, bias=False)
         self.down = nn.Linear(wide, d, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         """x [B, S, hidden], cos and sin [B, S, P], mask [B, 1, S, T]."""
-        h = self.norm1(x)
-        q, k, v = (rearrange(w(h), "b s (n d) -> b n s d", d=self.head_dim) for w in (self.q, self.k, self.v))
-        q, k = apply_rotary(q, k, cos, sin)  # [B, N, S, D], [B, K, S, D]
+        q, k, v = self.project(x, cos, sin)
         if cache:
             k, v = cache.extend(layer, k, v)  # [B, K, T, D]
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)  # [B, N, S, D]
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)  # [B, N, S, D]
         x = x + self.out(rearrange(a, "b n s d -> b s (n d)"))
         h = self.norm2(x)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [B, N, S, D] and keys [B, K, S, D], and values [B, K, S, D]."""
+        h = self.norm1(x)
+        q, k, v = (rearrange(w(h), "b s (n d) -> b n s d", d=self.head_dim) for w in (self.q, self.k, self.v))
+        return *apply_rotary(self.q_norm(q), self.k_norm(k), cos, sin), v

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +14,17 @@ if TYPE_CHECKING:
     from mmrope.vlm.model import VLM
 
 
+def generate(model: VLM, **inputs: Any) -> Tensor:
+    """Continues each row until it ends its turn, or for `max_new_tokens`: what `stream` yields, together.
+
+    Returns:
+        [B, n] the new tokens, n <= max_new_tokens; after a row's end, the padding token.
+    """
+    return torch.tensor(list(stream(model, **inputs)), device=model.device).T.contiguous()  # [B, n]
+
+
 @torch.no_grad()
-def generate(
+def stream(
     model: VLM,
     *,
     input_ids: Tensor,
@@ -24,20 +34,25 @@ def generate(
     max_new_tokens: int = 32,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    stop: Sequence[int] = (),
     generator: torch.Generator | None = None,
     **media: Any,
-) -> Tensor:
-    """Continues each row until it ends its turn, or for `max_new_tokens`.
+) -> Iterator[list[int]]:
+    """Writes a token in each row, yields them, and goes on until every row has ended.
+
+    The device is waited for once a token: for the token itself.
 
     Args:
         input_ids, position_ids, attention_mask, next_position, **media: a Processor's output, padded on the left.
             Token i of the answer has the id next_position + i on every axis.
+        max_new_tokens: most tokens to write in a row.
         temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature).
         top_p: draw only from the likeliest tokens that together have this probability.
+        stop: tokens that end a row, besides the model's own; the one that did is written.
         generator: where drawing takes its randomness, on the model's device.
 
-    Returns:
-        [B, n] the new tokens, n <= max_new_tokens; after a row's end token, the padding token.
+    Yields:
+        The new token of each row; the padding token in rows that have ended.
 
     Raises:
         ValueError: rows padded on the right, or options out of range.
@@ -53,23 +68,25 @@ def generate(
     batch, length = input_ids.shape
     if next_position.shape != (batch,):
         raise ValueError(f"next_position must be [{batch}], one id a row, got {list(next_position.shape)}")
+    if len(stop) and not all(0 <= token < model.config.decoder.vocab_size for token in stop):
+        raise ValueError(f"stop must be tokens of a vocabulary of {model.config.decoder.vocab_size}, got {list(stop)}")
+    ends, pad = {model.config.eos_token_id, *stop}, model.config.pad_token_id
     weight = model.embedding.weight
     cache = KVCache(model.config.decoder, batch, length + max_new_tokens, device=weight.device, dtype=weight.dtype)
     mask = attention_mask.new_ones(batch, length + max_new_tokens)  # [B, T]
     mask[:, :length] = attention_mask
-    ended = torch.zeros(batch, dtype=torch.bool, device=input_ids.device)
     output = model(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, cache=cache, **media)
-    tokens: list[Tensor] = []
-    while True:
+    ended = [False] * batch
+    for n in range(1, max_new_tokens + 1):
         token = _choose(output.logits[:, -1].float(), temperature, top_p, generator)  # [B]
-        token = torch.where(ended, model.config.pad_token_id, token)
-        tokens.append(token)
-        ended |= token == model.config.eos_token_id
-        if len(tokens) == max_new_tokens or bool(ended.all()):
-            return torch.stack(tokens, dim=1)  # [B, n]
-        ids = (next_position + len(tokens) - 1).expand(len(position_ids), -1)[..., None]  # [A, B, 1]
-        seen = mask[:, : length + len(tokens)]
-        output = model(input_ids=token[:, None], position_ids=ids, attention_mask=seen, cache=cache)
+        written = [pad if over else t for t, over in zip(token.tolist(), ended, strict=True)]
+        yield written
+        ended = [over or t in ends for t, over in zip(written, ended, strict=True)]
+        if all(ended) or n == max_new_tokens:
+            return
+        # a row that has ended goes on unread: what it writes reaches no other
+        ids = (next_position + n - 1).expand(len(position_ids), -1)[..., None]  # [A, B, 1]
+        output = model(input_ids=token[:, None], position_ids=ids, attention_mask=mask[:, : length + n], cache=cache)
 
 
 def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:

@@ -8,6 +8,7 @@ tokens -> embedding ------+--> Decoder (position_ids) --> logits
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.decoder import Decoder, KVCache
-from mmrope.vlm.generate import generate
+from mmrope.vlm.generate import generate, stream
 from mmrope.vlm.vision import VisionEncoder
 from mmrope.vlm.weights import refuse_pickles, replacing, verify, write_manifest
 
@@ -79,6 +80,29 @@ class VLM(nn.Module):
         Raises:
             ValueError: media tokens and pixels that do not belong together.
         """
+        media = {
+            "mm_token_type_ids": mm_token_type_ids,
+            "pixel_values": pixel_values,
+            "image_grid_thw": image_grid_thw,
+            "pixel_values_videos": pixel_values_videos,
+            "video_grid_thw": video_grid_thw,
+        }
+        x = self.embed(input_ids, **media)  # [B, S, hidden]
+        hidden = self.decoder(x, position_ids, attention_mask, cache)  # [B, S, hidden]
+        logits = F.linear(hidden, self.embedding.weight)  # [B, S, vocab]
+        return VLMOutput(logits, None if labels is None else next_token_loss(logits, labels))
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        *,
+        mm_token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+    ) -> Tensor:
+        """What the decoder reads, [B, S, hidden]: embeddings of tokens, and of pixels in their places. See `forward`."""
         x = self.embedding(input_ids)  # [B, S, hidden]
         for kind, pixels, grid in ((1, pixel_values, image_grid_thw), (2, pixel_values_videos, video_grid_thw)):
             if pixels is not None:
@@ -86,9 +110,7 @@ class VLM(nn.Module):
             elif mm_token_type_ids is not None and bool((mm_token_type_ids == kind).any()):
                 name = {1: "image", 2: "video"}[kind]
                 raise ValueError(f"the row has {name} tokens, but no pixels were given; pass all that the processor returned")
-        hidden = self.decoder(x, position_ids, attention_mask, cache)  # [B, S, hidden]
-        logits = F.linear(hidden, self.embedding.weight)  # [B, S, vocab]
-        return VLMOutput(logits, None if labels is None else next_token_loss(logits, labels))
+        return x
 
     def _with_media(self, x: Tensor, kind: int, pixels: Tensor, grid: Tensor | None, types: Tensor | None) -> Tensor:
         """x with the embeddings of images (kind 1) or videos (2) in their tokens' places."""
@@ -107,8 +129,12 @@ class VLM(nn.Module):
         return x.masked_scatter(places[..., None], media.to(x.dtype))  # [B, S, hidden]
 
     def generate(self, **inputs: Any) -> Tensor:
-        """New tokens [B, n] after a Processor's output; see `mmrope.vlm.generate.generate` for the options."""
+        """New tokens [B, n] after a Processor's output; see `mmrope.vlm.generate.stream` for the options."""
         return generate(self, **inputs)
+
+    def stream(self, **inputs: Any) -> Iterator[list[int]]:
+        """The same tokens, those of every row as soon as they are written; see `mmrope.vlm.generate.stream`."""
+        return stream(self, **inputs)
 
     @property
     def device(self) -> torch.device:

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
 from mmrope.positions.build import patch_position_ids
 from mmrope.preprocess.patches import normalize
-from mmrope.vlm.config import NORM_EPS, VisionConfig
+from mmrope.vlm.config import VisionConfig
+from mmrope.vlm.norm import RMSNorm
 
 
 class VisionEncoder(nn.Module):
@@ -31,7 +32,7 @@ class VisionEncoder(nn.Module):
         self.embed = nn.Linear(config.patches.patch_dim, config.hidden_size)
         self.rotary = RotaryEmbedding(config.rotary)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=NORM_EPS)
+        self.norm = RMSNorm(config.hidden_size)
         self.merge = nn.Sequential(nn.Linear(merged, merged), nn.GELU(), nn.Linear(merged, out_size))
 
     def forward(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class VisionBlock(nn.Module):
         super().__init__()
         d = config.hidden_size
         self.heads = config.num_heads
-        self.norm1, self.norm2 = nn.RMSNorm(d, eps=NORM_EPS), nn.RMSNorm(d, eps=NORM_EPS)
+        self.norm1, self.norm2 = RMSNorm(d), RMSNorm(d)
         self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
         self.mlp = nn.Sequential(nn.Linear(d, config.intermediate_size), nn.GELU(), nn.Linear(config.intermediate_size, d))
 

@@ -1,0 +1,94 @@
+"""Where the decoder looks: the attention weights of a token, which the fast kernels do not hand out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mmrope.preprocess.messages import Messages
+from mmrope.preprocess.processor import Processor
+from mmrope.vlm.decoder import DecoderBlock, causal_mask
+from mmrope.vlm.model import VLM
+
+
+@torch.no_grad()
+def attention_weights(
+    model: VLM, *, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None = None, query: int = -1, **media: Any
+) -> Tensor:
+    """How much a token attends to each, in every layer and head.
+
+    Args:
+        input_ids, position_ids, attention_mask, **media: a Processor's output.
+        query: which token's attention; the last one's decides what is written next.
+
+    Returns:
+        [layers, B, heads, S], each row's sum is 1.
+    """
+    kept = ("mm_token_type_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+    x = model.embed(input_ids, **{name: media[name] for name in kept if name in media})  # [B, S, hidden]
+    decoder, weights = model.decoder, []
+    cos, sin = decoder.rotary(position_ids)  # [B, S, P]
+    mask = causal_mask(x.shape[1], 0, attention_mask, x.device)  # [B, 1, S, S]
+    for layer, block in enumerate(decoder.blocks):
+        assert isinstance(block, DecoderBlock)
+        q, k, _ = block.project(x, cos, sin)  # [B, N, S, D], [B, K, S, D]
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # [B, N, S, D]
+        scores = torch.einsum("bnd,bnsd->bns", q[:, :, query], k).float() * k.shape[-1] ** -0.5  # [B, N, S]
+        weights.append(scores.masked_fill(~mask[:, :, query], -torch.inf).softmax(dim=-1))
+        x = block(x, cos, sin, mask, None, layer)
+    return torch.stack(weights)  # [layers, B, N, S]
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """An image or a video of a conversation, as the model sees it, and how much the decoder looked at each of its tokens."""
+
+    pixels: np.ndarray
+    """uint8 [T, H, W, 3]"""
+    weights: np.ndarray
+    """[layers, heads, T, rows, columns]; over all media and text they sum up to 1."""
+
+
+def looked_at(model: VLM, processor: Processor, messages: Messages) -> list[Looked]:
+    """Where the decoder looks when it writes the first token of its next answer.
+
+    Args:
+        model: of patches of one frame (temporal_patch_size 1).
+        processor: with pixels="uint8".
+        messages: a conversation whose last message is the user's.
+
+    Returns:
+        The images and videos of the conversation in their order.
+
+    Raises:
+        ValueError: a processor or a model of another kind.
+    """
+    config = model.config.vision.patches
+    if config.temporal_patch_size != 1 or processor.pixels != "uint8":
+        raise ValueError(
+            "looks are drawn over the patches, which must be bytes of single frames: they need a Processor(pixels='uint8') "
+            f"and temporal_patch_size 1, got pixels={processor.pixels!r} and {config.temporal_patch_size}"
+        )
+    inputs = processor(messages, add_generation_prompt=True).to(model.device)
+    weights = attention_weights(model, **inputs)[:, 0]  # [layers, heads, S]
+    types = inputs["mm_token_type_ids"][0]
+    m, p = config.merge_size, config.patch_size
+    looked: dict[int, list[Looked]] = {1: [], 2: []}
+    for kind, name, grid_name in ((1, "pixel_values", "image_grid_thw"), (2, "pixel_values_videos", "video_grid_thw")):
+        if name not in inputs:
+            continue
+        grids = inputs[grid_name].tolist()
+        patches = inputs[name].split([t * h * w for t, h, w in grids])
+        shares = weights[..., types == kind].split([t * h * w // m**2 for t, h, w in grids], dim=-1)
+        for (t, h, w), cut, share in zip(grids, patches, shares, strict=True):
+            sizes = {"t": t, "h": h // m, "w": w // m, "m": m, "n": m, "p": p, "q": p}
+            pixels = rearrange(cut, "(t h w m n) (c p q) -> t (h m p) (w n q) c", **sizes)  # [T, H, W, 3]
+            places = rearrange(share, "l n (t h w) -> l n t h w", t=t, h=h // m)  # [layers, heads, T, rows, columns]
+            looked[kind].append(Looked(pixels.cpu().numpy(), places.cpu().numpy()))
+    order = types[(types > 0) & (inputs["input_ids"][0].roll(1) == processor.tokenizer.special["<|vision_start|>"])]
+    return [looked[kind].pop(0) for kind in order.tolist()]
