@@ -1,6 +1,6 @@
 """Trains the small model that is shipped in samples/vlm: digits, pictures, films and sums.
 
-python scripts/train_vlm.py [--steps 6000] [--device cpu] [--out out/vlm]
+python scripts/train_vlm.py [--steps 7000] [--device cpu] [--out out/vlm]
 torchrun --nproc-per-node 2 scripts/train_vlm.py ...      several processes, each with its batches
 
 Killed, it goes on from its last checkpoint when it is started again with the same settings.

@@ -21,7 +21,7 @@ from mmrope.preprocess.text import Tokenizer, WordTokenizer
 from mmrope.vlm.config import DecoderConfig, VisionConfig, VLMConfig
 from mmrope.vlm.tasks import CELL, KINDS, STEP, WORDS, Album, Asked, Film, Grid, Sample, Split, Subject, Sums
 
-_SHARES = {"at": 3, "row": 2, "all": 1, "where": 3, "many": 2, "shown": 3, "when": 4, "after": 2, "list": 1, "sum": 1}
+_SHARES = {"at": 2, "row": 2, "all": 2, "where": 2, "many": 3, "shown": 2, "when": 3, "after": 2, "list": 3, "sum": 1}
 """How often a kind of question is asked, of those that its media allow."""
 _TURN = 10
 """Tokens that a question and its answer take besides their own."""
@@ -92,12 +92,12 @@ class Mix:
     """How many times a batch is as large as otherwise: short conversations come in greater numbers."""
 
 
-FULL = Mix(images=0.5, several=0.08, films=0.35, sums=0.07, strips=9)
+FULL = Mix(images=0.5, several=0.1, films=0.3, sums=0.1, strips=9)
 """What the model is made for."""
 SCHEDULE: tuple[tuple[float, Mix], ...] = (
-    (0.08, Mix(images=1, side=1, tokens=16, batch=4)),
-    (0.16, Mix(images=0.7, films=0.25, sums=0.05, side=2, digits=2, looks=5, tokens=60, batch=2)),
-    (0.28, Mix(images=0.6, films=0.33, sums=0.07, side=3, strips=4, digits=3, looks=9, tokens=100)),
+    (0.07, Mix(images=1, side=1, tokens=16, batch=4)),
+    (0.14, Mix(images=0.7, films=0.25, sums=0.05, side=2, digits=2, looks=5, tokens=60, batch=2)),
+    (0.24, Mix(images=0.6, films=0.3, sums=0.1, side=3, strips=4, digits=3, looks=9, tokens=100)),
     (1.00, FULL),
 )
 """Phases, each until a share of the training: digits first, then where they are, then more of them."""

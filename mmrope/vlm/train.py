@@ -39,7 +39,7 @@ LOG_NAME, STATE_NAME, PROGRESS_NAME = "log.jsonl", "optimizer.safetensors", "tra
 class Training:
     """The settings of a training. The same settings, seed and number of processes give the same weights."""
 
-    steps: int = 6000
+    steps: int = 7000
     batch_size: int = 32
     """Conversations a step, in each process."""
     seed: int = 0
@@ -112,7 +112,7 @@ def train(
         sampler=range(start, training.steps),
         batch_size=None,
         num_workers=training.workers,
-        pin_memory=_is_cuda(device),
+        pin_memory=torch.device(device).type == "cuda",
     )
     # a batch of text alone leaves the vision encoder without gradients
     replica = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if world > 1 else model
