@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,22 +125,41 @@ def plot_looks(pixels: np.ndarray, weights: np.ndarray, *, title: str = "", most
         down, across, figsize=(size * across, size * shape * down + 0.5), layout="constrained", squeeze=False
     )
     panels = axes.reshape(1 + layers, frames)
+    extent = (0, weights.shape[4], weights.shape[3], 0)
     for frame in range(frames):
-        for layer in range(-1, layers):
-            ax = panels[layer + 1, frame]
+        for layer, ax in enumerate(panels[:, frame], start=-1):
             ax.set(xticks=[], yticks=[])
-            ax.imshow(pixels[frame], extent=(0, weights.shape[4], weights.shape[3], 0), interpolation="nearest")
+            ax.imshow(pixels[frame], extent=extent, interpolation="nearest")
+            name = "seen"
             if layer >= 0:
                 share = weights[layer, hardest[layer], frame]  # [rows, columns]
-                ax.imshow(share, extent=(0, weights.shape[4], weights.shape[3], 0), cmap="inferno", alpha=0.65, vmin=0, vmax=1)
-            if frame == 0:
-                name = "seen" if layer < 0 else f"layer {layer + 1}, head {hardest[layer] + 1}"
-                if frames == 1:
-                    total = "" if layer < 0 else f": {weights[layer, hardest[layer]].sum():.0%}"
-                    ax.set_title(name + total, fontsize=9)
-                else:
-                    ax.set_ylabel(name.replace(", ", "\n"), fontsize=7)
+                ax.imshow(np.ones_like(share), extent=extent, cmap="autumn", vmin=0.6, vmax=1.6, alpha=0.6 * share)
+                name = f"layer {layer + 1}, head {hardest[layer] + 1}"
+            if frame == 0 and frames == 1:
+                ax.set_title(name if layer < 0 else f"{name}: {weights[layer, hardest[layer]].sum():.0%}", fontsize=9)
+            elif frame == 0:
+                ax.set_ylabel(name.replace(", ", "\n"), fontsize=7)
     figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_training(log: Sequence[Mapping[str, Any]]) -> Any:
+    """A training's loss, and its exact answers by kind of question, over its steps.
+
+    Args:
+        log: the entries of a training's log.jsonl.
+
+    Returns:
+        The matplotlib figure.
+    """
+    figure, (loss, exact) = pyplot().subplots(1, 2, figsize=(11, 4), layout="constrained")
+    loss.plot([entry["step"] for entry in log], [entry["loss"] for entry in log], color="black")
+    loss.set(xlabel="step", ylabel="loss", yscale="log")
+    for kind in dict.fromkeys(kind for entry in log for kind in entry["exact"]):
+        points = [(entry["step"], 100 * entry["exact"][kind]) for entry in log if kind in entry["exact"]]
+        exact.plot(*zip(*points, strict=True), label=kind)
+    exact.set(xlabel="step", ylabel="exact answers, %", ylim=(0, 101))
+    exact.legend(frameon=False, fontsize=8, ncols=2)
     return figure
 
 

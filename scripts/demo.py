@@ -1,4 +1,4 @@
-"""The whole path on real input, in under a minute: files -> position IDs -> rotations -> a small model's output.
+"""The whole path on real input, in under a minute: files -> position IDs -> rotations -> a small model's answers.
 
 python scripts/demo.py [--device cpu] [--out out]
 """
@@ -14,8 +14,10 @@ from typing import Any
 from tqdm import tqdm
 
 import mmrope
-from mmrope.pictures import overlapping_text, plot_ids, plot_rules, save
+from mmrope.pictures import overlapping_text, plot_ids, plot_looks, plot_rules, save
 from mmrope.positions.compare import placed
+from mmrope.vlm.assistant import Assistant
+from mmrope.vlm.attention import looked_at
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 QUESTION = [
@@ -32,6 +34,22 @@ QUESTION = [
         ],
     }
 ]
+ASKED = [  # about held-out handwriting, with the truth
+    ("grid.png", "What is at row 2, column 3?", "8"),
+    ("grid.png", "Read row 3.", "0 3 2 8"),
+    ("grid.png", "Where is the 5?", "row 2, column 1"),
+    ("grid.png", "How many 8s are there?", "3"),
+    ("digits.mp4", "List the digits.", "9 7 5 4"),
+    ("digits.mp4", "What is shown at 2.0 s?", "7"),
+    ("digits.mp4", "Which digit comes after the 5?", "4"),
+    ("digits.mp4", "When does the 5 appear?", "2.5 s"),
+]
+
+
+def asked(name: str, question: str) -> list[dict[str, Any]]:
+    """A question about a sample."""
+    kind = "video" if name.endswith(".mp4") else "image"
+    return [{"role": "user", "content": [{"type": kind, kind: SAMPLES / name}, {"type": "text", "text": question}]}]
 
 
 class Demo:
@@ -72,32 +90,45 @@ class Demo:
         save(plot_rules(both), self.out / "rules.png")
         say(f"wrote {self.out / 'rules.png'}")
 
-    def model(self) -> None:
-        """A small vision-language model reads exactly these ids"""
-        import torch
+    def inputs(self) -> None:
+        """What a model reads: the same ids, with tokens and pixels"""
+        inputs = self.processor(QUESTION)
+        assert (inputs["position_ids"].numpy() == self.positions.ids).all()
+        for name, value in inputs.items():
+            if hasattr(value, "shape"):
+                say(f"{name:22} {list(value.shape)}")
 
-        inputs = self.processor(QUESTION).to(self.device)
-        assert (inputs["position_ids"].cpu().numpy() == self.positions.ids).all()
-        torch.manual_seed(0)
-        self.vlm = mmrope.VLM().to(self.device, torch.bfloat16 if self.device == "cuda" else torch.float32).eval()
-        begin = time.perf_counter()
-        answer = self.processor.decode(self.vlm.generate(**inputs, max_new_tokens=16, temperature=1.0))[0]
-        took = time.perf_counter() - begin
-        million = sum(p.numel() for p in self.vlm.parameters()) / 1e6
-        say(
-            f"{million:.1f} million parameters on {device_name(self.device)}: "
-            f"{inputs['input_ids'].shape[1]} tokens read, 16 written in {took:.2f} s"
-        )
-        say(f"RANDOM WEIGHTS, not trained, so the answer is noise: {answer!r}")
+    def answers(self) -> None:
+        """A small model, trained on such ids, reads handwriting that it has never seen"""
+        self.assistant = Assistant.from_pretrained(device=self.device)
+        million = sum(p.numel() for p in self.assistant.model.parameters()) / 1e6
+        say(f"{million:.1f} million parameters on {device_name(self.device)}; grid.png has 3 rows of 4 cells, digits.mp4 7.6 s")
+        begin, right = time.perf_counter(), 0
+        for name, question, truth in ASKED:
+            answer = self.assistant.answer(asked(name, question))
+            right += answer == truth
+            say(f"{name:11} {question:32} {answer:28} {'right' if answer == truth else f'WRONG, it is {truth}'}")
+        say(f"{right} of {len(ASKED)} right, in {time.perf_counter() - begin:.1f} s; mmrope ask samples/grid.png asks more")
+
+    def looks(self) -> None:
+        """Where the decoder looked for its answers"""
+        for name, question, _ in (ASKED[0], ASKED[-1]):
+            messages = asked(name, question)
+            [looked] = looked_at(self.assistant.model, self.assistant.processor, messages)
+            title = f"{question} {self.assistant.answer(messages)}"
+            path = self.out / f"looked-{Path(name).stem}.png"
+            save(plot_looks(looked.pixels, looked.weights, title=title), path)
+            say(f"wrote {path}")
 
     def collapse(self) -> None:
         """Text alone: M-RoPE is 1D RoPE, measured"""
         import torch
 
-        inputs = self.processor([{"role": "user", "content": "Text alone has the same id on every axis, 0, 1, 2, ..."}]).to(
+        vlm, processor = self.assistant.model, self.assistant.processor
+        inputs = processor([{"role": "user", "content": "Text alone has the same id on every axis, 0, 1, 2, ..."}]).to(
             self.device
         )
-        ids, vlm = inputs["position_ids"], self.vlm
+        ids = inputs["position_ids"]
         n = ids.shape[-1]
         flat = torch.arange(n, device=self.device)[None, None]  # [1, 1, S]
         spec = vlm.config.decoder.rotary
@@ -137,7 +168,7 @@ def main() -> None:
 
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     demo = Demo(device, options.out)
-    steps: list[Callable[[], Any]] = [demo.ids, demo.picture, demo.rules, demo.model, demo.collapse]
+    steps: list[Callable[[], Any]] = [demo.ids, demo.picture, demo.rules, demo.inputs, demo.answers, demo.looks, demo.collapse]
     with tqdm(steps, bar_format="{n_fmt}/{total_fmt} steps, {elapsed} {bar:30}", leave=False, disable=None) as bar:
         for n, step in enumerate(bar, 1):
             tqdm.write(f"\n{n}. {step.__doc__}")

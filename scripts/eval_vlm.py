@@ -1,6 +1,6 @@
 """Asks the small model fresh questions about held-out handwriting, and prints how many it answers right.
 
-python scripts/eval_vlm.py [--model FOLDER] [--count 500] [--seed 1] [--device cpu] [--json FILE]
+python scripts/eval_vlm.py [--model FOLDER] [--count 1000] [--seed 1] [--device cpu] [--json FILE] [--card]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from marked import replace_marked
 from tqdm import tqdm
 
 from mmrope import VLM, Processor
@@ -23,10 +24,11 @@ from mmrope.vlm.evaluate import examine, exams, table
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=SMALL)
-    parser.add_argument("--count", type=int, default=500, help="questions of each kind")
+    parser.add_argument("--count", type=int, default=1000, help="questions of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the results there, too")
+    parser.add_argument("--card", action="store_true", help="and the table into the model's card, README.md")
     options = parser.parse_args()
     model = VLM.from_pretrained(options.model, device=options.device, dtype=torch.float32)
     processor = Processor.from_pretrained(options.model, padding_side="left")
@@ -34,11 +36,17 @@ def main() -> None:
     for exam in tqdm(exams(), unit="exam", disable=None):
         results[exam.name] = examine(model, processor, exam, count=options.count, seed=options.seed)
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"CPU ({platform.machine()})"
-    print("\n".join(table(results)))
-    print(f"\n{options.count} questions a kind, seed {options.seed}, float32, {device}, {time.perf_counter() - began:.0f} s")
+    about = (
+        f"{options.count} questions a kind, seed {options.seed}, float32, {device}, torch {torch.__version__}, {date.today()}."
+    )
+    lines = [*table(results), "", about]
+    print("\n".join(lines))
+    print(f"{time.perf_counter() - began:.0f} s")
+    if options.card:
+        replace_marked(options.model / "README.md", "results", lines)
     if options.json:
-        about = {"count": options.count, "seed": options.seed, "device": device, "torch": torch.__version__}
-        options.json.write_text(json.dumps(about | {"date": str(date.today()), "results": results}, indent=1) + "\n")
+        settings = {"count": options.count, "seed": options.seed, "device": device, "torch": torch.__version__}
+        options.json.write_text(json.dumps(settings | {"date": str(date.today()), "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Makes the files in samples/: two photographs out of scikit-image, and a video whose content is known.
+"""Makes the files in samples/: two photographs out of scikit-image, a video whose content is known, and handwriting.
 
     python scripts/make_samples.py [folder]
 
 clip.mp4 lasts 8 seconds at 8 frames a second; during second n it shows the digit n on the n-th colour of COLOURS.
+grid.png, strip.png and digits.mp4 are tasks of the small model, of handwriting that it was not trained on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from mmrope.vlm.tasks import Film, Grid
 
 FPS, SECONDS, SIZE = 8, 8, (224, 168)
 COLOURS = ("#b03030", "#30a030", "#3050c0", "#c0a020", "#a030a0", "#20a0a0", "#707070", "#e07020")
@@ -51,11 +54,26 @@ def clip(path: Path) -> None:
         container.mux(stream.encode())
 
 
+def handwriting(folder: Path) -> None:
+    """Two pictures and a film of held-out digits (UCI's "Optical Recognition of Handwritten Digits", CC BY 4.0)."""
+    rng = np.random.default_rng(7)
+    for name, shape in (("grid", (3, 4)), ("strip", (1, 6))):
+        grid = Grid.draw(rng, *shape, "held_out")
+        Image.fromarray(grid.image).save(folder / f"{name}.png")
+        print(f"{name}.png\n{grid.cells}")
+    rng = np.random.default_rng(5)
+    films = (Film.draw(rng, "held_out") for _ in range(100))
+    film = next(film for film in films if len(film.digits) == 4 and film.duration > 6)
+    film.save(rng, folder / "digits.mp4")
+    print(f"digits.mp4: {film.digits} from {film.starts} to {film.ends}")
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     photographs(folder)
     clip(folder / "clip.mp4")
+    handwriting(folder)
     for path in sorted(folder.glob("*.*")):
-        if path.suffix in (".jpg", ".mp4"):
+        if path.suffix in (".jpg", ".png", ".mp4"):
             print(f"{path.stat().st_size:8,} bytes  {path.name}")

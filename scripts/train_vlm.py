@@ -9,6 +9,7 @@ Killed, it goes on from its last checkpoint when it is started again with the sa
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from mmrope import VLM
+from mmrope.pictures import plot_training, pyplot, save
 from mmrope.vlm.data import small_config, task_processor
-from mmrope.vlm.train import Training, train
+from mmrope.vlm.train import LOG_NAME, Training, last_checkpoint, train
 
 
 def main() -> None:
@@ -39,6 +41,7 @@ def main() -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if threads:
         torch.set_num_threads(threads)
+    pyplot()  # says what is missing before the training, not after it
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
@@ -60,6 +63,10 @@ def main() -> None:
             tqdm.write(f"step {entry['step']}  {entry['seconds']:.0f} s  loss {entry['loss']:.3f}  {exact}")
 
         train(model, processor, training, out, device=device, say=say)
+    if first:
+        log = [json.loads(line) for line in (out / LOG_NAME).read_text(encoding="utf-8").splitlines()]
+        save(plot_training(log), out / "loss.png")
+        tqdm.write(f"wrote {last_checkpoint(out)} and {out / 'loss.png'}")
     if several:
         dist.destroy_process_group()
 

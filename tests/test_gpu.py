@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmrope import VLM, DynamicNTK, Processor, RotaryEmbedding, RotarySpec, position_ids, segments_from_inputs
+from mmrope.vlm import SMALL
 
 pytestmark = pytest.mark.gpu
 
@@ -108,3 +109,36 @@ def test_decoding_in_a_cuda_graph():
     ids.add_(5)
     graph.replay()
     torch.testing.assert_close(turned, rope.rotate(q, k, ids))
+
+
+@torch.no_grad()
+def test_generation_waits_once_a_token(inputs, monkeypatch):
+    """Between two tokens nothing waits for the GPU but reading the token."""
+    torch.manual_seed(0)
+    model, moved = VLM().cuda().eval(), inputs.to("cuda")
+    writing = model.stream(**moved, max_new_tokens=6, temperature=0.7, top_p=0.9)
+    next(writing)
+    read = torch.Tensor.tolist
+
+    def reading(tensor):
+        torch.cuda.set_sync_debug_mode("default")
+        values = read(tensor)
+        torch.cuda.set_sync_debug_mode("error")
+        return values
+
+    monkeypatch.setattr(torch.Tensor, "tolist", reading)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(writing)) == 5
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_shipped_model_answers_as_on_the_cpu(samples):
+    from mmrope.vlm.assistant import Assistant
+    from mmrope.vlm.evaluate import examine, exams
+
+    cpu = Assistant.from_pretrained()
+    gpu = Assistant(VLM.from_pretrained(SMALL, device="cuda", dtype=torch.float32), cpu.processor)
+    for exam in exams()[:4]:
+        assert examine(gpu.model, gpu.processor, exam, count=50) == examine(cpu.model, cpu.processor, exam, count=50)

@@ -190,3 +190,39 @@ def test_the_guide_to_media_runs_from_top_to_bottom(tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize("path", re.findall(r"`((?:samples|scripts|tests|mmrope|docs)/[\w/.]*)`", MEDIA))
 def test_what_the_guide_to_media_names_exists(path):
     assert (ROOT / path).exists()
+
+
+# --- docs/model.md ----------------------------------------------------------------------------------------------------
+
+MODEL = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_to_the_model_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", MODEL, re.DOTALL):
+        exec(code, names)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:2] == ["0 3 2 8", "row 2, column 1['75', '10']"]
+    assert names["looked"].weights.shape == (4, 6, 1, 3, 4)
+    assert names["sampled"].shape[0] == 2
+    assert names["vote"].answer == "3"
+    assert (tmp_path / "out" / "looked.png").exists()
+
+
+def test_the_commands_of_the_guide_to_the_model_run(tmp_path):
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    asked = [line for body in re.findall(r"```sh\n(.*?)```", MODEL, re.DOTALL) for line in body.splitlines() if "ask" in line]
+    answers = []
+    for command in asked:
+        program = [sys.executable, "-c", "from mmrope.cli import app; app()"]
+        done = subprocess.run([*program, *shlex.split(command)[1:]], capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        answers.append(done.stdout.strip())
+    assert answers == ["8", "3", "2.5 s"]
+
+
+@pytest.mark.parametrize("path", re.findall(r"`((?:samples|scripts|tests|mmrope|docs)/[\w/.]*)`", MODEL))
+def test_what_the_guide_to_the_model_names_exists(path):
+    assert (ROOT / path).exists()

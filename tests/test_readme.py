@@ -56,7 +56,7 @@ def test_commands_run(tmp_path):
     commands = [
         line for language, body in BLOCKS if language == "sh" for line in body.splitlines() if line.startswith("mmrope")
     ]
-    assert len(commands) == 2
+    assert len(commands) == 4
     (tmp_path / "samples").symlink_to(ROOT / "samples")
     for command in commands:
         program = [sys.executable, "-c", "from mmrope.cli import app; app()"]

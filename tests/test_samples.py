@@ -33,7 +33,10 @@ def test_a_script_runs_on_the_cpu_from_anywhere(script, tmp_path):
 
 
 def test_there_are_the_scripts_that_the_readme_names():
-    assert SCRIPTS == ["context_parallel.py", "image_ids.py", "mixed_batch.py", "video_ids.py"]
+    assert [
+        *("ask_image.py", "ask_video.py"),
+        *("context_parallel.py", "image_ids.py", "mixed_batch.py", "video_ids.py"),
+    ] == SCRIPTS
 
 
 def test_the_demo_keeps_its_promises(tmp_path):
@@ -43,13 +46,13 @@ def test_the_demo_keeps_its_promises(tmp_path):
         "clip.mp4",
         "qwen2_5_vl                    video t 10..24, text after it from 25: 0 text tokens inside the video's time",
         "qwen2_5_vl@transformers-5.23  video t 10..24, text after it from 18: 7 text tokens inside the video's time",
-        "RANDOM WEIGHTS, not trained",
-        "largest difference in ids          over 73 tokens: 0\n",
-        "largest difference in cos and sin  over 73 tokens: 0\n",
-        "largest difference in logits       over 73 tokens: 0\n",
+        "8 of 8 right",
+        "largest difference in ids          over 56 tokens: 0\n",
+        "largest difference in cos and sin  over 56 tokens: 0\n",
+        "largest difference in logits       over 56 tokens: 0\n",
     ):
         assert promise in shown
-    for name in ("ids.png", "rules.png"):
+    for name in ("ids.png", "rules.png", "looked-grid.png", "looked-digits.png"):
         assert load_image(tmp_path / "out" / name).shape[1] > 1000
 
 

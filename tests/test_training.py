@@ -75,6 +75,16 @@ def test_it_learns_to_read_a_digit(tmp_path):
     assert entries[-1]["exact"]["at"] > 0.4  # chance is a tenth; a third of the cells are blank
 
 
+def test_the_script_trains_and_draws_its_loss(tmp_path):
+    options = {"--out": tmp_path, "--steps": 3, "--batch-size": 1, "--save-every": 3, "--log-every": 1, "--device": "cpu"}
+    command = [sys.executable, "-W", "error", ROOT / "scripts/train_vlm.py", *(x for pair in options.items() for x in pair)]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "step 3 " in done.stdout
+    assert last_checkpoint(tmp_path).name == "step-000003"
+    assert (tmp_path / "loss.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("bfloat16", [True, False])
 def test_a_training_that_was_killed_ends_as_one_that_was_not(tmp_path, bfloat16):
     training = dataclasses.replace(SHORT, bfloat16=bfloat16)
@@ -131,6 +141,8 @@ def test_a_save_that_was_interrupted_is_not_a_checkpoint(tmp_path):
     (tmp_path / ".step-000009.123").mkdir()
     (tmp_path / "step-x").mkdir()
     assert last_checkpoint(tmp_path) == good
+    run(tmp_path)
+    assert not list(tmp_path.glob(".step-*"))
 
 
 def test_a_finished_training_is_left_as_it_is(tmp_path):

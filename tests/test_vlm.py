@@ -133,6 +133,13 @@ def test_the_encoder_sees_where_patches_are(model):
     assert (wide - tall).abs().max() > 1e-4
 
 
+def test_a_mask_of_ones_is_no_mask(model, processor, conversations):
+    """Without a mask the kernel's own causal attention is taken."""
+    inputs = processor(conversations[0])
+    without = model(**{**inputs, "attention_mask": None}).logits
+    torch.testing.assert_close(without, model(**inputs).logits, rtol=0, atol=2e-5)
+
+
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +192,27 @@ def test_a_row_that_ended_writes_padding(model, processor, conversations):
     assert tokens[2].tolist() == [model.config.eos_token_id, *[text.PAD] * (tokens.shape[1] - 1)]
     alone = model.generate(**processor(conversations[2]), max_new_tokens=5)
     assert alone.shape == (1, 1)
+
+
+def test_a_stream_is_the_tokens_one_after_the_other(model, processor, conversations):
+    inputs = processor(conversations)
+    steps = list(model.stream(**inputs, max_new_tokens=5))
+    assert torch.equal(torch.tensor(steps).T, model.generate(**inputs, max_new_tokens=5))
+    writing = model.stream(**inputs, max_new_tokens=5)
+    assert next(writing) == steps[0]  # before the second is computed
+    writing.close()
+
+
+def test_rows_end_at_a_stop_token(model, processor, conversations):
+    inputs = processor(conversations)
+    free = model.generate(**inputs, max_new_tokens=6)
+    stop = int(free[1, 2])
+    tokens = model.generate(**inputs, max_new_tokens=6, stop=[stop])
+    for row, expected in zip(tokens.tolist(), free.tolist(), strict=True):
+        n = expected.index(stop) + 1 if stop in expected else len(expected)
+        assert row == (expected[:n] + [text.PAD] * 6)[: len(row)]
+    with pytest.raises(ValueError, match=r"stop must be tokens of a vocabulary of 263, got \[263\]"):
+        model.generate(**inputs, stop=[263])
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from mmrope.positions.families import family
@@ -217,21 +218,22 @@ _READ = {
 }
 
 
-def exact_answers(logits: Tensor, batch: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """By kind of question: how many answers are right in every token, given the tokens before (teacher forcing), of how many.
+def exact_answers(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """How many answers are right in every token, given the tokens before (teacher forcing), and how many there are.
 
-    logits [B, S, vocab], of a batch of `to_batch`.
+    Nothing waits for the device.
+
+    Args:
+        logits: [B, S, vocab], of a batch of `to_batch`.
+
+    Returns:
+        [kinds, 2] int64: right, and all, of each kind in KINDS.
     """
-    labels, kinds = batch["labels"][:, 1:], batch["kinds"][:, 1:]
-    wrong = (logits[:, :-1].argmax(dim=-1) != labels) & (labels != -100)  # [B, S - 1]
-    begins = (kinds >= 0) & (torch.nn.functional.pad(kinds[:, :-1], (1, 0), value=-1) < 0)  # answers never touch
-    which = begins.flatten().cumsum(0) - 1  # the number of the answer that a token is of, or follows
-    asked = kinds >= 0
-    failed = torch.zeros(int(begins.sum()), dtype=torch.long, device=labels.device)
-    failed.index_add_(0, which[asked.flatten()], wrong.flatten()[asked.flatten()].long())
-    of_kind = kinds[begins]
-    counts = {}
-    for kind in of_kind.unique().tolist():
-        right = failed[of_kind == kind] == 0
-        counts[KINDS[kind]] = (int(right.sum()), len(right))
-    return counts
+    labels, kinds = batch["labels"][:, 1:], batch["kinds"][:, 1:]  # what the logits before predict
+    wrong = ((logits[:, :-1].argmax(dim=-1) != labels) & (labels != -100)).flatten().long()
+    begins = (kinds >= 0) & (F.pad(kinds[:, :-1], (1, 0), value=-1) < 0)  # answers never touch
+    begins, kinds = begins.flatten(), kinds.flatten().clamp_min(0)
+    which = begins.cumsum(0)  # the number of the answer that a token is of, or follows
+    errors = torch.zeros(len(which) + 1, dtype=torch.long, device=labels.device).index_add_(0, which, wrong)
+    both = torch.stack((begins & (errors[which] == 0), begins), dim=1).long()  # [tokens, 2]
+    return torch.zeros(len(KINDS), 2, dtype=torch.long, device=labels.device).index_add_(0, kinds, both)

@@ -246,7 +246,7 @@ class Film:
         last = [
             stop if rng.random() < 0.5 else rng.integers(start + 1, stop + 1) for start, stop in zip(first, until, strict=True)
         ]
-        late = rng.uniform(0.02, 0.48, steps + 1)  # a digit comes and goes between two looks
+        late = rng.uniform(0.02, 0.48, steps + 1).tolist()  # a digit comes and goes between two looks
         seconds = [float(step * STEP) - late[step] if step else 0.0 for step in range(steps + 1)]
         shown = rng.choice(10, count, replace=False)
         return cls(
@@ -344,7 +344,7 @@ class Sums:
 
     def ask(self, rng: np.random.Generator, kind: str) -> Asked:
         """What is a + b?"""
-        a, b = rng.integers(0, 100, 2)
+        a, b = (int(rng.integers(100 if rng.random() < 0.7 else 10)) for _ in range(2))  # small numbers are rare otherwise
         return Asked(kind, f"What is {a} + {b}?", str(a + b))
 
 

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 from mmrope.preprocess.processor import Processor
 from mmrope.vlm.data import SCHEDULE, Mix, TaskBatches, exact_answers
 from mmrope.vlm.model import VLM, next_token_loss
+from mmrope.vlm.tasks import KINDS
 
 LOG_NAME, STATE_NAME, PROGRESS_NAME = "log.jsonl", "optimizer.safetensors", "training.json"
 
@@ -85,7 +86,7 @@ def train(
         model: with its first weights, the same in every process.
         processor: pads on the right.
         folder: for checkpoints and log.jsonl: a line for every `log_every` steps, with their mean loss, exact answers by
-            kind of question, tokens a second.
+            kind of question (of the first process's batches), tokens a second.
         say: is given each line of the log.
 
     Raises:
@@ -104,6 +105,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         _cut_log(folder / LOG_NAME, start)
+        for unfinished in folder.glob(".step-*"):  # of a process that was killed while it saved
+            shutil.rmtree(unfinished)
     batches = TaskBatches(
         processor, steps=training.steps, batch_size=training.batch_size, seed=training.seed, rank=rank, schedule=schedule
     )
@@ -156,29 +159,27 @@ def train(
 
 
 class Tally:
-    """The loss and the exact answers of some steps."""
+    """The loss and the exact answers of some steps, on the device until they are read."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
+        self.answers: list[Tensor] = []
         self.tokens = 0
-        self.answers: dict[str, list[int]] = {}
         self.began = time.perf_counter()
 
     def add(self, loss: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> None:
+        """One step's."""
         self.losses.append(loss)
+        self.answers.append(exact_answers(logits, batch))
         self.tokens += batch["labels"].numel()
-        for kind, counts in exact_answers(logits, batch).items():
-            total = self.answers.setdefault(kind, [0, 0])
-            total[0] += counts[0]
-            total[1] += counts[1]
 
     def read(self) -> dict[str, Any]:
         """For the log."""
-        took = time.perf_counter() - self.began
+        counts = zip(KINDS, torch.stack(self.answers).sum(dim=0).tolist(), strict=True)
         return {
             "loss": round(torch.stack(self.losses).mean().item(), 4),
-            "tokens_per_second": round(self.tokens / took),
-            "exact": {kind: round(right / of, 4) for kind, (right, of) in sorted(self.answers.items())},
+            "tokens_per_second": round(self.tokens / (time.perf_counter() - self.began)),
+            "exact": {kind: round(right / of, 4) for kind, (right, of) in counts if of},
         }
 
 
