@@ -131,7 +131,7 @@ def ask(
         for question in given or _typed():
             if model is None and not is_known(question):
                 typer.echo(f"the shipped model has learned these questions alone: {'  '.join(QUESTIONS)}", err=True)
-            for piece in chat.ask(question, temperature=temperature):
+            for piece in chat.stream(question, temperature=temperature):
                 typer.echo(piece, nl=False)
             typer.echo()
         if figure is not None and chat.messages:

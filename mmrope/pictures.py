@@ -116,7 +116,7 @@ def plot_looks(pixels: np.ndarray, weights: np.ndarray, *, title: str = "", most
     """
     layers, _, frames = weights.shape[:3]
     frames = min(frames, most_frames)
-    hardest = weights.max(axis=(2, 3, 4)).argmax(axis=1)  # [layers]
+    hardest = weights[:, :, :frames].max(axis=(2, 3, 4)).argmax(axis=1)  # [layers]
     across = 1 + layers if frames == 1 else frames
     down = 1 if frames == 1 else 1 + layers
     shape = pixels.shape[1] / pixels.shape[2]

@@ -51,14 +51,15 @@ def extract_answer(text: str, *, cue: str = ANSWER_CUE) -> str | None:
     """The answer that a text comes to, or None if it has none: nothing is guessed.
 
     What follows the last cue, up to the end of its line or sentence; else the last \\boxed{...}; else, if the whole text is
-    a number, that. Numbers lose their thousands separators, a plus sign and zeros that say nothing, so that equal ones vote
-    together.
+    a number, that. Short answers that are no numbers need another function, such as `str.strip`. Numbers lose their
+    thousands separators, a plus sign and zeros that say nothing, so that equal ones vote together.
     """
-    _, *after = re.split(rf"{re.escape(cue)}:?[ \t]*", text, flags=re.IGNORECASE)
-    if after:
-        answer = re.split(r"\.(?:\s|$)|\n", after[-1], maxsplit=1)[0]
-    elif boxed := re.findall(r"\\boxed\{([^{}]*)\}", text):
+    _, *after = re.split(rf"{re.escape(cue)}(?!\w):?[ \t]*", text, flags=re.IGNORECASE)
+    said = re.split(r"\.(?:\s|$)|\n", after[-1], maxsplit=1)[0] if after else text
+    if boxed := re.findall(r"\\boxed\{([^{}]*)\}", said):
         answer = boxed[-1]
+    elif after:
+        answer = said
     elif _number(text.strip()) is not None:
         answer = text
     else:
@@ -127,8 +128,8 @@ def self_consistency(
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     texts = [write(prompt) for _ in range(samples)]
-    if wrong := next((text for text in texts if not isinstance(text, str)), None):
-        raise ValueError(f"write must return a text, got {type(wrong).__name__}")
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"write must return a text, got {type(wrong[0]).__name__}")
     return majority_vote(map(extract, texts))
 
 

@@ -17,7 +17,7 @@ samples = Path(__file__).parent
 chat = Chat(assistant, [{"type": "image", "image": samples / "grid.png"}])
 for question in ("What is at row 2, column 3?", "Read row 3.", "Where is the 5?", "How many 8s are there?", "Read all."):
     print(f"{question:30}", end="", flush=True)
-    for piece in chat.ask(question):  # as it is written
+    for piece in chat.stream(question):  # as it is written
         print(piece, end="", flush=True)
     print()
 
@@ -25,7 +25,7 @@ for question in ("What is at row 2, column 3?", "Read row 3.", "Where is the 5?"
 grid, strip = ({"type": "image", "image": samples / name} for name in ("grid.png", "strip.png"))
 conversations = [
     [{"role": "user", "content": [strip, {"type": "text", "text": "Read all."}]}],
-    [{"role": "user", "content": [grid, strip, {"type": "text", "text": "What is at row 1, column 4 of image 2?"}]}],
+    [{"role": "user", "content": [grid, strip, {"type": "text", "text": "What is at row 1, column 3 of image 2?"}]}],
     [{"role": "user", "content": "What is 27 + 48?"}],
 ]
 print(assistant.answer(conversations))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from reports import device_name
 from tqdm import tqdm
 
 import mmrope
@@ -149,12 +150,6 @@ class Demo:
 
 def say(text: str) -> None:
     tqdm.write("\n".join(f"   {line}" for line in text.splitlines()))
-
-
-def device_name(device: str) -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if device == "cuda" else f"the CPU, {torch.get_num_threads()} threads"
 
 
 def main() -> None:

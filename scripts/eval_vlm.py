@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from datetime import date
 from pathlib import Path
 
 import torch
-from marked import replace_marked
+from reports import device_name, replace_marked
 from tqdm import tqdm
 
 from mmrope import VLM, Processor
@@ -35,7 +34,7 @@ def main() -> None:
     results, began = {}, time.perf_counter()
     for exam in tqdm(exams(), unit="exam", disable=None):
         results[exam.name] = examine(model, processor, exam, count=options.count, seed=options.seed)
-    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"CPU ({platform.machine()})"
+    device = device_name(options.device)
     about = (
         f"{options.count} questions a kind, seed {options.seed}, float32, {device}, torch {torch.__version__}, {date.today()}."
     )

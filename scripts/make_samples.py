@@ -57,7 +57,7 @@ def clip(path: Path) -> None:
 def handwriting(folder: Path) -> None:
     """Two pictures and a film of held-out digits (UCI's "Optical Recognition of Handwritten Digits", CC BY 4.0)."""
     rng = np.random.default_rng(7)
-    for name, shape in (("grid", (3, 4)), ("strip", (1, 6))):
+    for name, shape in (("grid", (3, 4)), ("strip", (1, 3))):
         grid = Grid.draw(rng, *shape, "held_out")
         Image.fromarray(grid.image).save(folder / f"{name}.png")
         print(f"{name}.png\n{grid.cells}")

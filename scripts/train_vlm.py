@@ -1,4 +1,4 @@
-"""Trains the small model that is shipped in samples/vlm: digits, pictures, films and sums.
+"""Trains the small model that is shipped in mmrope/vlm/small: digits, pictures, films and sums.
 
 python scripts/train_vlm.py [--steps 7000] [--device cpu] [--out out/vlm]
 torchrun --nproc-per-node 2 scripts/train_vlm.py ...      several processes, each with its batches

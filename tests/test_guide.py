@@ -220,7 +220,7 @@ def test_the_commands_of_the_guide_to_the_model_run(tmp_path):
         done = subprocess.run([*program, *shlex.split(command)[1:]], capture_output=True, text=True, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr
         answers.append(done.stdout.strip())
-    assert answers == ["8", "3", "2.5 s"]
+    assert answers == ["8", "9", "2.5 s"]
 
 
 @pytest.mark.parametrize("path", re.findall(r"`((?:samples|scripts|tests|mmrope|docs)/[\w/.]*)`", MODEL))

@@ -41,6 +41,9 @@ def test_an_empty_question():
         ("the answer is: 1,234.50.", "1234.5"),
         ("The answer is 4. No: the answer is +005.\nDone.", "5"),
         ("The answer is $-0.0$", "0"),
+        ("The answer is \\boxed{5}.", "5"),
+        ("The answer isn't 4.", None),
+        ("The answer is 4. No, the answer isn't 4.", "4"),
         ("So \\boxed{4}, thus \\boxed{12}", "12"),
         (" 17 ", "17"),
         ("-3", "-3"),
@@ -106,6 +109,13 @@ def test_what_cannot_be_asked():
         self_consistency(lambda prompt: "1", "Q", samples=0)
     with pytest.raises(ValueError, match="must return a text, got int"):
         self_consistency(lambda prompt: 1, "Q")
+    with pytest.raises(ValueError, match="must return a text, got NoneType"):
+        self_consistency(lambda prompt: None, "Q")
+
+
+def test_answers_in_words_vote_as_they_are():
+    assert self_consistency(lambda prompt: " row 2, column 1", "Q", samples=3).answer is None
+    assert self_consistency(lambda prompt: " row 2, column 1", "Q", samples=3, extract=str.strip).answer == "row 2, column 1"
 
 
 @pytest.mark.parametrize(("p", "samples", "expected"), [(0.6, 5, 0.68256), (0.6, 11, 0.7535), (0.5, 4, 0.5), (1.0, 2, 1.0)])

@@ -61,6 +61,11 @@ def test_the_files_are_what_their_readme_says(samples):
     assert load_image(samples / "coffee.jpg").shape == (299, 448, 3)
     clip = open_video(samples / "clip.mp4")
     assert (clip.width, clip.height, len(clip.pts), clip.duration) == (224, 168, 64, 8)
+    assert load_image(samples / "grid.png").shape == (3 * 28, 4 * 28, 3)
+    assert load_image(samples / "strip.png").shape == (28, 3 * 28, 3)
+    digits = open_video(samples / "digits.mp4")
+    assert float(digits.duration) == pytest.approx(7.642, abs=0.002)
+    assert {0.0, 0.951, 2.472, 5.031} <= set(digits.seconds.round(3).tolist())  # where the digits come
 
 
 def test_the_files_are_made_by_the_script(samples, tmp_path):
@@ -68,10 +73,12 @@ def test_the_files_are_made_by_the_script(samples, tmp_path):
     import numpy as np
 
     run(ROOT / "scripts" / "make_samples.py", tmp_path, cwd=tmp_path)
-    for name in ("cat.jpg", "coffee.jpg"):
+    for name in ("cat.jpg", "coffee.jpg", "grid.png", "strip.png"):
         one, other = (np.asarray(load_image(folder / name)).astype(int) for folder in (samples, tmp_path))
         assert np.abs(one - other).mean() < 2
-    old, new = (open_video(folder / "clip.mp4") for folder in (samples, tmp_path))
-    assert (old.seconds == new.seconds).all()
-    for one, other in zip(old.decode(range(0, 64, 8)).frames, new.decode(range(0, 64, 8)).frames, strict=True):
-        assert np.abs(one.astype(int) - other.astype(int)).mean() < 4
+    for name in ("clip.mp4", "digits.mp4"):
+        old, new = (open_video(folder / name) for folder in (samples, tmp_path))
+        assert (old.seconds == new.seconds).all()
+        some = range(0, len(old.pts), 8)
+        for one, other in zip(old.decode(some).frames, new.decode(some).frames, strict=True):
+            assert np.abs(one.astype(int) - other.astype(int)).mean() < 4

@@ -12,16 +12,16 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from mmrope.preprocess.image import load_image
-from mmrope.prompting import self_consistency
+from mmrope.prompting import extract_answer, self_consistency
 from mmrope.vlm import SMALL
 from mmrope.vlm.assistant import Assistant, Chat
 from mmrope.vlm.attention import attention_weights, looked_at
 from mmrope.vlm.data import small_config, task_processor
 from mmrope.vlm.evaluate import answers, draw_question, examine, exams
-from mmrope.vlm.tasks import Film
 
 EXAMS = {exam.name: exam for exam in exams()}
 MMROPE = [sys.executable, "-c", "from mmrope.cli import app; app(prog_name='mmrope')"]
@@ -49,21 +49,21 @@ def user(*content):
 
 # --- how good it is ---------------------------------------------------------------------------------------------------
 
-LEAST = {  # of 100 questions: what the card says, less what chance may take from so few
-    "2 x 2 to 5 x 5": {"at": 93, "row": 92, "all": 86, "where": 90, "many": 86},
-    "two or three images": {"at": 90, "row": 88, "all": 80, "where": 85, "many": 85},
-    "films": {"shown": 90, "when": 85, "after": 88, "list": 86},
-    "sums": {"sum": 93},
-    "6 x 6": {"at": 65},
-    "3 x 9": {"at": 65},
+CARD = (SMALL / "README.md").read_text(encoding="utf-8")
+RESULTS = {
+    (exam, kind): int(right) / int(of)
+    for exam, kind, right, of in re.findall(r"^\| ([^|]+) \| (\w+) \| (\d+) \| (\d+) \|", CARD, re.MULTILINE)
 }
 
 
-@pytest.mark.parametrize("name", LEAST)
-def test_it_is_right_on_fresh_questions(assistant, name):
-    counts = examine(assistant.model, assistant.processor, EXAMS[name], count=100, seed=17)
-    for kind, least in LEAST[name].items():
-        assert counts[kind][0] >= least, (kind, counts)
+@pytest.mark.parametrize("name", EXAMS)
+def test_it_is_right_as_often_as_its_card_says(assistant, name):
+    """On other questions than the card's, and fewer: chance may take four standard errors."""
+    count = 80
+    counts = examine(assistant.model, assistant.processor, EXAMS[name], count=count, seed=17)
+    for kind, (right, _) in counts.items():
+        share = RESULTS[name, kind]
+        assert right / count >= share - 4 * (share * (1 - share) / count) ** 0.5 - 1 / count, (kind, counts)
 
 
 def test_without_right_ids_it_cannot_answer(assistant):
@@ -75,8 +75,8 @@ def test_without_right_ids_it_cannot_answer(assistant):
         ("films", "shown", lambda ids: torch.where(ids[:1] != ids[1:2], ids[1:2], ids)),
     ):
         right = dict.fromkeys(("true", "spoiled"), 0)
-        for n in range(40):
-            media, asked = draw_question(rng, EXAMS[name], kind, ROOT / "out" / f"{n}.mp4") if name != "films" else _film(rng)
+        for _ in range(40):
+            media, asked = draw_question(rng, EXAMS[name], kind)
             inputs = assistant.processor(user(*media, asked.question))
             for key, ids in (("true", inputs["position_ids"]), ("spoiled", spoil(inputs["position_ids"]))):
                 tokens = assistant.model.generate(**{**inputs, "position_ids": ids})
@@ -85,17 +85,10 @@ def test_without_right_ids_it_cannot_answer(assistant):
         assert right["spoiled"] <= 24, (name, right)
 
 
-def _film(rng):
-    film = Film.draw(rng, "held_out")
-    return film.media(rng), film.ask(rng, "shown")
-
-
 def test_batched_or_one_by_one_the_answers_are_the_same(assistant, tmp_path):
     rng = np.random.default_rng(5)
     drawn = [
-        draw_question(rng, exam, kind, tmp_path / f"{exam.name}-{kind}.mp4")
-        for exam in EXAMS.values()
-        for kind in exam.draw(rng).kinds
+        draw_question(rng, exam, kind, tmp_path / f"{exam.name}-{kind}.mp4") for exam in EXAMS.values() for kind in exam.kinds
     ]
     batched = answers(assistant.model, assistant.processor, drawn)
     assert batched == [answer for one in drawn for answer in answers(assistant.model, assistant.processor, [one])]
@@ -106,16 +99,15 @@ def test_batched_or_one_by_one_the_answers_are_the_same(assistant, tmp_path):
 
 def test_its_files_are_small_and_told_in_its_card():
     assert sum(path.stat().st_size for path in SMALL.iterdir()) < 12e6
-    card = (SMALL / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([^|]+) \| (\w+) \| (\d+) \| (\d+) \|", card, re.MULTILINE)
-    assert {(name, kind) for name, kind, *_ in rows} == {(e.name, kind) for e in EXAMS.values() for kind in _kinds(e)}
-    assert all(int(of) == 1000 for *_, of in rows)
-    settings = json.loads((SMALL / "training.json").read_text(encoding="utf-8"))["settings"]
-    assert f"{settings['steps']:,} steps of {settings['batch_size']} conversations" in card.replace("\n", " ")
-
-
-def _kinds(exam):
-    return exam.draw(np.random.default_rng(0)).kinds
+    assert set(RESULTS) == {(exam.name, kind) for exam in EXAMS.values() for kind in exam.kinds}
+    assert {value.dtype for value in load_file(SMALL / "model.safetensors").values()} == {torch.bfloat16}
+    training = json.loads((SMALL / "training.json").read_text(encoding="utf-8"))
+    settings = training["settings"]
+    assert training["step"] == settings["steps"]
+    assert f"{settings['steps']:,} steps of {settings['batch_size']} conversations" in CARD.replace("\n", " ")
+    log = [json.loads(line) for line in (SMALL / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert log[-1]["step"] == settings["steps"]
+    assert f"the loss ended at {log[-1]['loss']:.3f}" in CARD
 
 
 def test_it_is_what_the_training_script_makes(assistant):
@@ -138,17 +130,22 @@ def test_an_answer_is_its_pieces(assistant, grid):
 
 def test_a_list_of_conversations_is_answered_as_a_batch(assistant, grid, samples):
     strip = {"type": "image", "image": samples / "strip.png"}
-    questions = [user(grid, strip, "What is at row 1, column 4 of image 2?"), user("What is 27 + 48?")]
-    assert assistant.answer(questions) == [assistant.answer(question) for question in questions] == ["3", "75"]
+    questions = [user(grid, strip, "What is at row 1, column 3 of image 2?"), user("What is 27 + 48?")]
+    assert assistant.answer(questions) == [assistant.answer(question) for question in questions] == ["9", "75"]
 
 
 def test_a_chat_remembers(assistant, grid):
     chat = Chat(assistant, [grid])
-    assert "".join(chat.ask("What is at row 2, column 3?")) == "8"
-    assert "".join(chat.ask("Where is the 5?")) == "row 2, column 1"
+    assert chat.answer("What is at row 2, column 3?") == "8"
+    assert "".join(chat.stream("Where is the 5?")) == "row 2, column 1"
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
     assert chat.messages[0]["content"][0] is grid
     assert chat.messages[2]["content"] == [{"type": "text", "text": "Where is the 5?"}]
+
+
+def test_several_conversations_are_no_stream(assistant):
+    with pytest.raises(ValueError, match="stream answers one conversation, got a list of them: use answer"):
+        list(assistant.stream([user("What is 1 + 1?")] * 2))
 
 
 def test_a_seed_is_an_answer(assistant, grid):
@@ -177,18 +174,29 @@ def test_letters_of_several_tokens_come_whole():
     assert pieces("a🙂".encode()[:-1]) == ["a", "\ufffd"]  # cut off by max_new_tokens
 
 
-def test_answers_vote(assistant, grid):
+@pytest.mark.parametrize(
+    ("question", "extract", "answer"),
+    [("How many 8s are there?", extract_answer, "3"), ("Where is the 5?", str.strip, "row 2, column 1")],
+)
+def test_answers_vote(assistant, grid, question, extract, answer):
+    seeds = iter(range(5))
     vote = self_consistency(
-        lambda prompt: assistant.answer(prompt, temperature=0.5), user(grid, "How many 8s are there?"), samples=5
+        lambda prompt: assistant.answer(prompt, temperature=0.5, seed=next(seeds)),
+        user(grid, question),
+        samples=5,
+        extract=extract,
     )
-    assert vote.answer == "3"
+    assert vote.answer == answer
     assert sum(vote.counts.values()) == 5
 
 
-def test_a_device_that_is_not_there():
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match=r"device 'cuda' was asked for, but torch .* sees no GPU; use 'cpu' or 'auto'"):
-            Assistant.from_pretrained(device="cuda")
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", ""])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(ValueError, match=rf"torch .* cannot use the device '{device}': .*; try 'cpu' or 'auto'"):
+        Assistant.from_pretrained(device=device)
+
+
+def test_auto_is_a_gpu_if_there_is_one():
     assert Assistant.from_pretrained(device="auto").model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -220,8 +228,8 @@ def test_it_looks_at_what_it_is_asked_about(assistant, grid, samples):
     strip = {"type": "image", "image": samples / "strip.png"}
     film = {"type": "video", "video": samples / "digits.mp4"}
     looked = looked_at(assistant.model, assistant.processor, user(strip, film, grid, "Where is the 5 of image 2?"))
-    assert [one.pixels.shape for one in looked] == [(1, 28, 168, 3), (16, 28, 28, 3), (1, 84, 112, 3)]
-    assert [one.weights.shape[2:] for one in looked] == [(1, 1, 6), (16, 1, 1), (1, 3, 4)]
+    assert [one.pixels.shape for one in looked] == [(1, 28, 84, 3), (16, 28, 28, 3), (1, 84, 112, 3)]
+    assert [one.weights.shape[2:] for one in looked] == [(1, 1, 3), (16, 1, 1), (1, 3, 4)]
     assert (looked[2].pixels[0] == load_image(samples / "grid.png")).all()
     [alone] = looked_at(assistant.model, assistant.processor, user(grid, "Where is the 5?"))
     place = alone.weights[:, :, 0, 1, 0]  # row 2, column 1
@@ -241,7 +249,7 @@ def test_looks_need_bytes():
     ("files", "question", "answer"),
     [
         (["grid.png"], "What is at row 2, column 3?", "8"),
-        (["grid.png", "strip.png"], "What is at row 1, column 4 of image 2?", "3"),
+        (["grid.png", "strip.png"], "What is at row 1, column 3 of image 2?", "9"),
         (["digits.mp4"], "When does the 5 appear?", "2.5 s"),
         ([], "What is 27 + 48?", "75"),
     ],
@@ -278,6 +286,7 @@ def test_ask_draws(samples, tmp_path):
         (["samples/no.png", "Read all."], "no.png"),
         (["What is 1 + 1?", "--figure", "x.png"], "--figure draws where the decoder looked in a file: give one"),
         (["What is 1 + 1?", "--model", "nowhere"], "no config.json in nowhere"),
+        (["What is 1 + 1?", "--device", "gpu"], "cannot use the device 'gpu'"),
     ],
 )
 def test_what_cannot_be_asked(arguments, message):

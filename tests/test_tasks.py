@@ -23,6 +23,7 @@ from mmrope.vlm.data import (
     task_processor,
     to_batch,
 )
+from mmrope.vlm.evaluate import draw_question, exams
 from mmrope.vlm.tasks import CELL, FILM_KINDS, IMAGE_KINDS, KINDS, QUESTIONS, Film, Grid, Sums, digits, is_known
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -49,6 +50,39 @@ def test_ink_is_of_the_split_alone(split, monkeypatch):
     grid = Grid.draw(np.random.default_rng(0), 4, 4, split)
     monkeypatch.undo()
     assert np.array_equal(grid.image, Grid.draw(np.random.default_rng(0), 4, 4, split).image)
+
+
+@pytest.fixture
+def splits(monkeypatch):
+    """Of which splits images are taken."""
+    from mmrope.vlm import tasks
+
+    taken = set()
+    real = tasks.digits
+    monkeypatch.setattr(tasks, "digits", lambda split: taken.add(split) or real(split))
+    return taken
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.1, 0.2, 0.5])
+def test_training_takes_what_is_there_to_learn(splits, progress):
+    batches = TaskBatches(PROCESSOR, steps=1000, batch_size=20, seed=0)
+    batches[int(1000 * progress)]
+    assert splits == {"train"}
+
+
+@pytest.mark.parametrize("exam", [exam for exam in exams() if exam.kinds != ("sum",)], ids=lambda exam: exam.name)
+def test_exams_take_what_was_held_out(splits, exam):
+    rng = np.random.default_rng(0)
+    for kind in exam.kinds:
+        draw_question(rng, exam, kind)
+    assert splits == {"held_out"}
+
+
+def test_there_are_two_splits():
+    with pytest.raises(ValueError, match="split must be 'train' or 'held_out', got 'test'"):
+        digits("test")
+    with pytest.raises(ValueError, match="read-only"):
+        digits("train")[0][0, 0, 0] = 1
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

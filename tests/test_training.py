@@ -161,6 +161,43 @@ def test_other_settings_are_refused(tmp_path, change, message):
         run(tmp_path, dataclasses.replace(SHORT, **change))
 
 
+def test_another_schedule_is_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(ValueError, match="was trained with schedule"):
+        train(tiny(), PROCESSOR, SHORT, tmp_path)
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(tmp_path):
+    model = tiny()
+    training = dataclasses.replace(SHORT, save_every=1)
+
+    def spoil(entry):
+        if entry["step"] == 2:
+            model.embedding.weight.data.fill_(torch.nan)
+
+    with pytest.raises(ValueError, match="the loss is nan at step 3: lower the learning rates"):
+        train(model, PROCESSOR, training, tmp_path, schedule=SCHEDULE, say=spoil)
+    assert last_checkpoint(tmp_path).name in ("step-000001", "step-000002")
+    assert all(entry["step"] <= 2 for entry in log(tmp_path))
+
+
+def test_a_torn_line_of_the_log_is_written_again(tmp_path):
+    run(tmp_path)
+    whole = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(whole + '{"step": 7, "exact": {"at": 0.5}')
+    run(tmp_path)
+    assert (tmp_path / "log.jsonl").read_text() == whole
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"log_every": 0}, "too small: log_every 0"), ({"log_every": 2, "save_every": 3}, "save_every 3 must be a multiple")],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Training(**settings)
+
+
 def test_padding_on_the_left_is_refused(tmp_path):
     with pytest.raises(ValueError, match="padding_side='right'"):
         train(tiny(), task_processor(), SHORT, tmp_path)
@@ -194,13 +231,20 @@ def test_the_learning_rate_rises_stays_and_falls():
 # --- several processes ------------------------------------------------------------------------------------------------
 
 PAIR = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 sys.path.insert(0, {tests!r})
 from test_training import PROCESSOR, SCHEDULE, SHORT, tiny
 from mmrope.vlm.train import train
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-model = train(tiny(), PROCESSOR, SHORT, {folder!r}, schedule=SCHEDULE)
+
+
+def say(entry):
+    if entry["step"] == {killed}:
+        os._exit(1)
+
+
+model = train(tiny(), PROCESSOR, SHORT, {folder!r}, schedule=SCHEDULE, say=say)
 flat = torch.cat([p.detach().flatten() for p in model.parameters()])
 both = [torch.empty_like(flat) for _ in range(2)]
 dist.all_gather(both, flat)
@@ -209,19 +253,24 @@ dist.destroy_process_group()
 """
 
 
-def torchrun(script, **values):
-    code = script.parent / "pair.py"
-    code.write_text(PAIR.format(tests=str(ROOT / "tests"), **values))
+def torchrun(folder, killed=None):
+    code = folder.with_suffix(".py")
+    code.write_text(PAIR.format(tests=str(ROOT / "tests"), folder=str(folder), killed=killed))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(code)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert (done.returncode == 0) == (killed is None), done.stderr[-3000:]
 
 
 def test_two_processes_train_one_model(tmp_path):
-    """On gloo. Both end with the same weights, which are those of steps along the mean of their gradients."""
-    torchrun(tmp_path / "x", folder=str(tmp_path / "two"))
+    """On gloo. Both end with the same weights, which are those of steps along the mean of their gradients; also if they are
+    killed in between."""
+    torchrun(tmp_path / "two")
     two = weights(tmp_path / "two")
+    torchrun(tmp_path / "killed", killed=5)
+    assert last_checkpoint(tmp_path / "killed").name == "step-000003"
+    torchrun(tmp_path / "killed")
+    assert all(torch.equal(two[name], value) for name, value in weights(tmp_path / "killed").items())
 
     from mmrope.vlm.data import TaskBatches
     from mmrope.vlm.model import next_token_loss

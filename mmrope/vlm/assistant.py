@@ -19,28 +19,29 @@ _UNFINISHED = "\ufffd"  # what the first bytes of a longer character decode to
 
 @dataclass(frozen=True, eq=False)
 class Assistant:
-    """Answers messages with text."""
+    """Answers messages with text, in float32."""
 
     model: VLM
     processor: Processor
 
     @classmethod
     def from_pretrained(cls, folder: str | Path = SMALL, *, device: str = "cpu") -> Assistant:
-        """A model that `save_pretrained` wrote, with its processor beside it; by default the one that is shipped.
-
-        It computes in float32 on a CPU and as it was saved elsewhere; "auto" is a GPU if there is one.
+        """A model that `save_pretrained` wrote, with its processor beside it; by default the one that is shipped. The device
+        "auto" is a GPU if there is one.
 
         Raises:
             ValueError: as VLM.from_pretrained and Processor.from_pretrained; a device that is not there.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU; use 'cpu' or 'auto'")
-        dtype = torch.float32 if device == "cpu" else None
-        return cls(
-            VLM.from_pretrained(folder, device=device, dtype=dtype), Processor.from_pretrained(folder, padding_side="left")
-        )
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # no such kind of device, not compiled in, or not there
+            raise ValueError(
+                f"torch {torch.__version__} cannot use the device {device!r}: {error}; try 'cpu' or 'auto'"
+            ) from error
+        model = VLM.from_pretrained(folder, device=device, dtype=torch.float32)
+        return cls(model, Processor.from_pretrained(folder, padding_side="left"))
 
     def stream(self, messages: Messages, *, seed: int | None = None, **options: Any) -> Iterator[str]:
         """The answer to a conversation, piece by piece.
@@ -49,13 +50,18 @@ class Assistant:
             messages: the last is the user's.
             seed: of the randomness at temperatures above 0; None for another answer each time.
             options: `max_new_tokens` (100 by default), `temperature`, `top_p`, `stop` of `mmrope.vlm.generate.stream`.
+
+        Raises:
+            ValueError: several conversations.
         """
+        if not is_conversation(messages):
+            raise ValueError("stream answers one conversation, got a list of them: use answer")
         tokens: list[int] = []
         said = ""
         for [token] in self.model.stream(**self._prepared(messages, seed), **{"max_new_tokens": 100, **options}):
             tokens.append(token)
             text = self.processor.tokenizer.decode(tokens)
-            if not text.endswith(_UNFINISHED):
+            if text != said and not text.endswith(_UNFINISHED):
                 yield text[len(said) :]
                 said = text
         if (text := self.processor.tokenizer.decode(tokens)) != said:
@@ -84,8 +90,12 @@ class Chat:
         self.messages: list[dict[str, Any]] = []
         """What has been said so far."""
 
-    def ask(self, question: str, **options: Any) -> Iterator[str]:
-        """The answer to the next question, piece by piece; options as of `Assistant.stream`."""
+    def answer(self, question: str, **options: Any) -> str:
+        """The answer to the next question; options as of `Assistant.stream`."""
+        return "".join(self.stream(question, **options))
+
+    def stream(self, question: str, **options: Any) -> Iterator[str]:
+        """The same, piece by piece. An answer that is not read to its end is forgotten."""
         text = {"type": "text", "text": question}
         content = [text] if self.messages else [*self.media, text]
         messages = [*self.messages, {"role": "user", "content": content}]

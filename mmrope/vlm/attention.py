@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,19 +17,39 @@ from mmrope.vlm.model import VLM
 
 @torch.no_grad()
 def attention_weights(
-    model: VLM, *, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None = None, query: int = -1, **media: Any
+    model: VLM,
+    *,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    mm_token_type_ids: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    image_grid_thw: Tensor | None = None,
+    pixel_values_videos: Tensor | None = None,
+    video_grid_thw: Tensor | None = None,
+    query: int = -1,
+    next_position: Tensor | None = None,
+    second_per_grid_ts: Tensor | None = None,
+    video_timestamps: list[Tensor] | None = None,
 ) -> Tensor:
     """How much a token attends to each, in every layer and head.
 
     Args:
-        input_ids, position_ids, attention_mask, **media: a Processor's output.
+        input_ids, position_ids, attention_mask, mm_token_type_ids, pixel_values, ...: a Processor's output.
         query: which token's attention; the last one's decides what is written next.
+        next_position, second_per_grid_ts, video_timestamps: the rest of a Processor's output; not needed here.
 
     Returns:
         [layers, B, heads, S], each row's sum is 1.
     """
-    kept = ("mm_token_type_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
-    x = model.embed(input_ids, **{name: media[name] for name in kept if name in media})  # [B, S, hidden]
+    x = model.embed(
+        input_ids,
+        mm_token_type_ids=mm_token_type_ids,
+        pixel_values=pixel_values,
+        image_grid_thw=image_grid_thw,
+        pixel_values_videos=pixel_values_videos,
+        video_grid_thw=video_grid_thw,
+    )  # [B, S, hidden]
     decoder, weights = model.decoder, []
     cos, sin = decoder.rotary(position_ids)  # [B, S, P]
     mask = causal_mask(x.shape[1], 0, attention_mask, x.device)  # [B, 1, S, S]

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmrope.preprocess.processor import Processor
 from mmrope.vlm.model import VLM
-from mmrope.vlm.tasks import Album, Asked, Film, Grid, Sample, Subject, Sums
+from mmrope.vlm.tasks import KINDS, Album, Asked, Film, Grid, Sample, Subject, Sums
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class Exam:
 
     name: str
     draw: Callable[[np.random.Generator], Subject]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of questions."""
+        return self.draw(np.random.default_rng(0)).kinds
 
 
 def exams() -> list[Exam]:
@@ -40,15 +45,22 @@ def exams() -> list[Exam]:
 
 
 def examine(
-    model: VLM, processor: Processor, exam: Exam, *, count: int = 500, seed: int = 1, batch_size: int = 50
+    model: VLM,
+    processor: Processor,
+    exam: Exam,
+    *,
+    kinds: Sequence[str] = (),
+    count: int = 500,
+    seed: int = 1,
+    batch_size: int = 50,
 ) -> dict[str, tuple[int, int]]:
     """By kind of question: how many answers are right to the letter, of how many.
 
-    The same seed asks the same. Questions stand alone, each in a conversation of its own.
+    The same seed asks the same; `kinds` are all by default. Questions stand alone, each in a conversation of its own.
     """
     counts = {}
-    for number, kind in enumerate(exam.draw(np.random.default_rng(0)).kinds):
-        rng = np.random.default_rng((seed, number))
+    for kind in kinds or exam.kinds:
+        rng = np.random.default_rng((seed, KINDS.index(kind)))
         right = 0
         for start in range(0, count, batch_size):
             with TemporaryDirectory() as folder:
@@ -62,13 +74,15 @@ def examine(
     return counts
 
 
-def draw_question(rng: np.random.Generator, exam: Exam, kind: str, path: Path) -> tuple[list[dict[str, Any]], Asked]:
-    """Media and a question of a kind about them; a film is written to a file, of a variable frame rate."""
+def draw_question(
+    rng: np.random.Generator, exam: Exam, kind: str, path: Path | None = None
+) -> tuple[list[dict[str, Any]], Asked]:
+    """Media and a question of a kind about them; a film is written to a file, of a variable frame rate, if there is a path."""
     while True:
         subject = exam.draw(rng)
         if (asked := subject.ask(rng, kind)) is None:
             continue
-        if isinstance(subject, Film):
+        if isinstance(subject, Film) and path is not None:
             subject.save(rng, path, scale=2)
             return [{"type": "video", "video": path}], asked
         return subject.media(rng), asked

@@ -95,5 +95,6 @@ def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.G
         return logits.argmax(dim=-1)
     p, order = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)  # [B, vocab]
     p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0.0)  # what is likelier than the rest together is always kept
-    drawn = torch.multinomial(p, 1, generator=generator)  # [B, 1]
+    # the first of exponential clocks of these rates to ring: draws as torch.multinomial does, which may wait for the device
+    drawn = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(dim=-1, keepdim=True)  # [B, 1]
     return order.gather(-1, drawn).squeeze(-1)  # [B]

@@ -86,16 +86,21 @@ def digits(split: Split) -> tuple[np.ndarray, ...]:
     """For each digit 0..9 its images, uint8 [n, 8, 8], ink is 255.
 
     Raises:
-        ValueError: scikit-learn is not installed.
+        ValueError: scikit-learn is not installed, or there is no such split.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ValueError("the handwriting comes with scikit-learn: pip install 'mmrope[train]'") from error
+    if split not in ("train", "held_out"):
+        raise ValueError(f"split must be 'train' or 'held_out', got {split!r}")
     data: Any = load_digits()
     chosen = (np.arange(len(data.target)) % 5 == 4) == (split == "held_out")
     ink = (data.images * (255 / 16)).astype(np.uint8)
-    return tuple(ink[chosen & (data.target == digit)] for digit in range(10))
+    images = tuple(ink[chosen & (data.target == digit)] for digit in range(10))
+    for of_digit in images:
+        of_digit.setflags(write=False)  # they are handed out again
+    return images
 
 
 def write_digit(rng: np.random.Generator, digit: int, split: Split) -> np.ndarray:
@@ -329,7 +334,7 @@ class Film:
 
 
 class Sums:
-    """Sums of two numbers from 0 to 99."""
+    """Sums of two numbers from 0 to 99. None is held out: there are 10,000, and a training sees most of them."""
 
     kinds: ClassVar[tuple[str, ...]] = ("sum",)
 
@@ -344,7 +349,7 @@ class Sums:
 
     def ask(self, rng: np.random.Generator, kind: str) -> Asked:
         """What is a + b?"""
-        a, b = (int(rng.integers(100 if rng.random() < 0.7 else 10)) for _ in range(2))  # small numbers are rare otherwise
+        a, b = rng.integers(0, 100, 2)
         return Asked(kind, f"What is {a} + {b}?", str(a + b))
 
 
@@ -374,7 +379,7 @@ QUESTIONS = {
     "Read all.": r"Read all( of image [1-9])?\.",
     "Where is the 7?": r"Where is the [0-9]( of image [1-9])?\?",
     "How many 7s are there?": r"How many [0-9]s are there( of image [1-9])?\?",
-    "What is shown at 2.5 s?": r"What is shown at [0-9]\.[05] s\?",
+    "What is shown at 2.5 s?": r"What is shown at [0-7]\.[05] s\?",
     "When does the 7 appear?": r"When does the [0-9] appear\?",
     "Which digit comes after the 7?": r"Which digit comes after the [0-9]\?",
     "List the digits.": r"List the digits\.",

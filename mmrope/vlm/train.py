@@ -4,13 +4,14 @@ TaskBatches (batch n from its number) -> VLM -> AdamW and Muon -> checkpoints, l
 
 A checkpoint is a folder `step-000500` with the model, the processor's settings and the optimizers' state, all in safetensors
 and JSON. It gets its name when it is complete, and the one before it is removed after. Batches depend on the step's number
-alone, so a training that was killed ends with the same weights, to the bit, as one that was not.
+alone, so a training that was killed ends with the same weights as one that was not: on a CPU, with as many threads, to the bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -32,13 +33,14 @@ from mmrope.preprocess.processor import Processor
 from mmrope.vlm.data import SCHEDULE, Mix, TaskBatches, exact_answers
 from mmrope.vlm.model import VLM, next_token_loss
 from mmrope.vlm.tasks import KINDS
+from mmrope.vlm.weights import replacing
 
 LOG_NAME, STATE_NAME, PROGRESS_NAME = "log.jsonl", "optimizer.safetensors", "training.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The settings of a training. The same settings, seed and number of processes give the same weights."""
+    """The settings of a training. On a CPU, the same settings, processes and threads give the same weights."""
 
     steps: int = 7000
     batch_size: int = 32
@@ -60,6 +62,16 @@ class Training:
     log_every: int = 50
     workers: int = 0
     """Processes that make batches; 0 makes them in this one."""
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch_size": 1, "save_every": 1, "log_every": 1, "warmup": 0, "workers": 0}
+        if low := [f"{name} {getattr(self, name)}" for name, value in least.items() if getattr(self, name) < value]:
+            raise ValueError(f"too small: {', '.join(low)}; the least are {least}")
+        if self.save_every % self.log_every:
+            raise ValueError(
+                f"save_every {self.save_every} must be a multiple of log_every {self.log_every}: "
+                "a line of the log is of steps that no kill comes between"
+            )
 
     def lr_share(self, step: int) -> float:
         """The share of the learning rates that a step has."""
@@ -90,18 +102,23 @@ def train(
         say: is given each line of the log.
 
     Raises:
-        ValueError: the folder's checkpoint is of other settings.
+        ValueError: the folder's checkpoint is of other settings, or the loss is no number any more.
     """
     if processor.padding_side != "right":
         raise ValueError("training needs Processor(padding_side='right'): causal attention then needs no mask")
     folder = Path(folder)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    settings = _settings(training, world)
+    settings = _settings(training, world, schedule)
     model.to(device).train()
     optimizers = make_optimizers(model, training)
     start, seconds = 0, 0.0
     if (last := last_checkpoint(folder)) is not None:
-        start, seconds = _resume(last, model, optimizers, settings, device)
+        start, seconds = _resume(last, model, optimizers, settings)
+    if world > 1:
+        starts: list[int] = [0] * world
+        dist.all_gather_object(starts, start)
+        if len(set(starts)) > 1:
+            raise ValueError(f"the processes would go on from steps {starts}: {folder} must be one folder that all of them see")
     folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         _cut_log(folder / LOG_NAME, start)
@@ -119,7 +136,7 @@ def train(
     )
     # a batch of text alone leaves the vision encoder without gradients
     replica = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if world > 1 else model
-    tally, began, saved = Tally(), time.perf_counter() - seconds, start
+    tally, began = Tally(), time.perf_counter() - seconds
     for step, batch in zip(range(start, training.steps), loader, strict=True):
         batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         share = training.lr_share(step)
@@ -146,6 +163,10 @@ def train(
                 **tally.read(),
             }
             tally = Tally()
+            if not math.isfinite(entry["loss"]):
+                raise ValueError(
+                    f"the loss is {entry['loss']} at step {done}: lower the learning rates; the last checkpoint is as it was"
+                )
             if rank == 0:
                 with (folder / LOG_NAME).open("a", encoding="utf-8") as log:
                     log.write(json.dumps(entry) + "\n")
@@ -153,8 +174,6 @@ def train(
         if rank == 0 and (done % training.save_every == 0 or done == training.steps):
             progress = {"step": done, "seconds": time.perf_counter() - began, "settings": settings}
             _save(folder, model, processor, optimizers, progress)
-            saved = done
-    assert saved == training.steps or rank
     return model.eval()
 
 
@@ -232,9 +251,10 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name[5:]), default=None)
 
 
-def _settings(training: Training, world: int) -> dict[str, Any]:
+def _settings(training: Training, world: int, schedule: Sequence[tuple[float, Mix]]) -> dict[str, Any]:
     """What decides the weights. How often something is written, and by how many workers batches are made, does not."""
-    settings = dataclasses.asdict(training) | {"processes": world}
+    phases = [[until, dataclasses.asdict(mix)] for until, mix in schedule]
+    settings = dataclasses.asdict(training) | {"processes": world, "schedule": phases}
     return {key: value for key, value in settings.items() if key not in ("save_every", "log_every", "workers")}
 
 
@@ -256,16 +276,12 @@ def _save(
     save_file(state, partial / STATE_NAME)
     (partial / PROGRESS_NAME).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
     old = [other for other in folder.glob("step-*") if other != path]
-    if path.exists():  # of a run with the same settings that was killed while it removed the old ones
-        shutil.rmtree(path)
     os.replace(partial, path)
     for other in old:
         shutil.rmtree(other)
 
 
-def _resume(
-    path: Path, model: VLM, optimizers: Sequence[torch.optim.Optimizer], settings: dict[str, Any], device: Any
-) -> tuple[int, float]:
+def _resume(path: Path, model: VLM, optimizers: Sequence[torch.optim.Optimizer], settings: dict[str, Any]) -> tuple[int, float]:
     """Brings model and optimizers to where the checkpoint was; returns its step, and the seconds that it took."""
     from safetensors.torch import load_file
 
@@ -281,7 +297,7 @@ def _resume(
             "go on with the same settings, or train in another folder"
         )
     model.load_state_dict(saved.state_dict())
-    state = load_file(path / STATE_NAME, device=str(device))
+    state = load_file(path / STATE_NAME)  # on the CPU, where AdamW wants its counts of steps; it moves the rest itself
     for n, optimizer in enumerate(optimizers):
         whole = optimizer.state_dict()
         for key, value in state.items():
@@ -295,6 +311,7 @@ def _resume(
 def _cut_log(path: Path, step: int) -> None:
     """Leaves the lines up to a step: those after it will be written again."""
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]  # the last may be torn
+        with replacing(path) as new:
+            new.write_text("".join(kept), encoding="utf-8")
