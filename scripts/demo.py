@@ -100,7 +100,7 @@ class Demo:
                 say(f"{name:22} {list(value.shape)}")
 
     def answers(self) -> None:
-        """A small model, trained on such ids, reads handwriting that it has never seen"""
+        """A small model, trained on such ids, reads handwritten digits that it was not trained on"""
         self.assistant = Assistant.from_pretrained(device=self.device)
         million = sum(p.numel() for p in self.assistant.model.parameters()) / 1e6
         say(f"{million:.1f} million parameters on {device_name(self.device)}; grid.png has 3 rows of 4 cells, digits.mp4 7.6 s")

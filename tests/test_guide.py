@@ -223,6 +223,6 @@ def test_the_commands_of_the_guide_to_the_model_run(tmp_path):
     assert answers == ["8", "9", "2.5 s"]
 
 
-@pytest.mark.parametrize("path", re.findall(r"`((?:samples|scripts|tests|mmrope|docs)/[\w/.]*)`", MODEL))
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:samples|scripts|tests|mmrope|docs)/[\w/]+\.\w+", MODEL))))
 def test_what_the_guide_to_the_model_names_exists(path):
     assert (ROOT / path).exists()
