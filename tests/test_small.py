@@ -59,7 +59,7 @@ RESULTS = {
 @pytest.mark.parametrize("name", EXAMS)
 def test_it_is_right_as_often_as_its_card_says(assistant, name):
     """On other questions than the card's, and fewer: chance may take four standard errors."""
-    count = 80
+    count = 40
     counts = examine(assistant.model, assistant.processor, EXAMS[name], count=count, seed=17)
     for kind, (right, _) in counts.items():
         share = RESULTS[name, kind]
@@ -75,14 +75,14 @@ def test_without_right_ids_it_cannot_answer(assistant):
         ("films", "shown", lambda ids: torch.where(ids[:1] != ids[1:2], ids[1:2], ids)),
     ):
         right = dict.fromkeys(("true", "spoiled"), 0)
-        for _ in range(40):
+        for _ in range(20):
             media, asked = draw_question(rng, EXAMS[name], kind)
             inputs = assistant.processor(user(*media, asked.question))
             for key, ids in (("true", inputs["position_ids"]), ("spoiled", spoil(inputs["position_ids"]))):
                 tokens = assistant.model.generate(**{**inputs, "position_ids": ids})
                 right[key] += assistant.processor.decode(tokens) == [asked.answer]
-        assert right["true"] >= 34
-        assert right["spoiled"] <= 24, (name, right)
+        assert right["true"] >= 18
+        assert right["spoiled"] <= 12, (name, right)
 
 
 def test_batched_or_one_by_one_the_answers_are_the_same(assistant, tmp_path):
