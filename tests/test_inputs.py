@@ -234,6 +234,14 @@ def test_hunyuans_runs_differ_as_they_may_in_transformers():
     assert [(s.kind, s.length) for s in row] == [("image", 6)] * 2
 
 
+def test_a_missing_grid_of_hunyuan_is_not_taken_for_markers():
+    """Two runs of two tokens are as many as a marked image of two."""
+    types = np.array([[0, 1, 1, 0, 1, 1]])
+    inputs = {"input_ids": types, "mm_token_type_ids": types, "image_grid_thw": np.array([[1, 2, 2]])}
+    with pytest.raises(ValueError, match=r"row 0: the 2 image tokens at 4..5 are more than the 1 grid\(s\)"):
+        segments_from_inputs(inputs, with_tokens("hunyuan_vl"))
+
+
 def test_images_that_are_made_are_placed_by_appending_them():
     """GLM-Image: transformers keeps the ids of tokens to come on the model; here they are the row, made longer."""
     rule = with_tokens("glm_image@transformers-5.23")

@@ -150,6 +150,7 @@ _REFERENCES = (
             sections=(11, 11, 10),
             theta=1e4,
             rotary_fraction=0.25,
+            recurrent=True,
         )
         for name in ("qwen3_5", "qwen3_5_moe", "qwen4_exp")
     ),
@@ -223,6 +224,7 @@ _REFERENCES = (
         layout="interleaved",
         sections=(11, 11, 10),
         rotary_fraction=0.25,
+        recurrent=True,
         config={
             "spatial_merge": "downsample_mode",
             **{

@@ -100,6 +100,9 @@ class Family:
     """Tokens of an image's run around its grid that are placed like text."""
     targets: bool = False
     """Its processor lists the grids of images that are yet to be made, too, behind those of each prompt."""
+    recurrent: bool = False
+    """Whether some layers carry a state from token to token (linear attention), so that sequences of a pack run into each other
+    unless their kernels are told the boundaries."""
     time: Time = "index"
     """The step of temporal grid i: "index" i * stride; "seconds" floor((i * seconds) * ids_per_second), "seconds_rate_first"
     floor(i * (ids_per_second * seconds)), "fractional_seconds" as "seconds" without floor, all in float32 in this order;

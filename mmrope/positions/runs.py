@@ -274,7 +274,9 @@ def _with_markers_apart(runs: Runs, tokens: np.ndarray, markers: int) -> Runs:
         marked, images = held == tokens + markers, np.ones_like(mine)
     elif held.sum() == tokens.sum() + markers * len(tokens):
         ends = np.searchsorted(held.cumsum(), (tokens + markers).cumsum())
-        marked, images = np.ones(len(mine), dtype=bool), np.bincount(ends, minlength=len(mine))[: len(mine)]
+        marked, images = np.ones(len(mine), dtype=bool), np.bincount(ends, minlength=len(mine))
+        if (np.bincount(ends, tokens + markers, minlength=len(mine)) != held).any():
+            return runs  # the tokens are as many, but not run by run: a grid is missing
     else:
         return runs
     around, sizes = markers // 2, iter(tokens.tolist())
