@@ -28,7 +28,7 @@ HEAVY = {
     "typer",
 }
 # from top to bottom the way that data takes: a folder imports itself and what stands above it
-ORDER = ["prompting", "positions", "encodings", "preprocess", "vlm", "pictures", "figures", "cli"]
+ORDER = ["prompting", "positions", "encodings", "preprocess", "vlm", "adapters", "pictures", "figures", "cli"]
 
 
 def imports(path, *, top_level_only):

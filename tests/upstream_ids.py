@@ -193,7 +193,12 @@ def transformers_ids(family: Family, inputs: dict[str, Any]) -> tuple[np.ndarray
 
 def get_rope_index(family: Family, inputs: dict[str, Any]) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
     """A call of the installed transformers' get_rope_index, ready to be made."""
-    cls, self = upstream_class(family), upstream_self(family)
+    cls, self, tensors = upstream_class(family), upstream_self(family), rope_index_arguments(family, inputs)
+    return lambda: cls.get_rope_index(self, **tensors)
+
+
+def rope_index_arguments(family: Family, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What the installed transformers' get_rope_index is called with."""
     tensors = {key: torch.as_tensor(value) for key, value in inputs.items()}
     if family.audio_tokens is not None:
         tensors.pop("mm_token_type_ids", None)
@@ -206,7 +211,7 @@ def get_rope_index(family: Family, inputs: dict[str, Any]) -> Callable[[], tuple
         tensors.pop("mm_token_type_ids", None)
     if family.name not in ("qwen2_5_vl",):
         tensors.pop("second_per_grid_ts", None)
-    return lambda: cls.get_rope_index(self, **tensors)
+    return tensors
 
 
 def upstream_class(family: Family) -> Any:

@@ -1,0 +1,69 @@
+"""Packed batches through attention: what SDPA, FlexAttention and varlen kernels each want to know, from one pack.
+
+A token attends to those of its own sequence up to itself. That is read of the pack's boundaries, never of position ids.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from mmrope.positions.batches import Packed
+
+Interface = Literal["torch", "flash_attn", "transformers"]
+_VARLEN: dict[Interface, tuple[str, str, str, str]] = {
+    "torch": ("cu_seq_q", "cu_seq_k", "max_q", "max_k"),
+    "flash_attn": ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"),
+    "transformers": ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
+}
+
+
+def sdpa_mask(packed: Packed, *, device: Any = None) -> Tensor:
+    """[1, 1, T, T] bool, True where a query (dimension 2) attends to a key (3): `attn_mask` of
+    `scaled_dot_product_attention`, and the four-dimensional `attention_mask` of transformers' models.
+
+    It takes T^2 bytes: for long packs take one of the others.
+    """
+    sequence, order = _tensors(packed, device)
+    return ((sequence[:, None] == sequence) & (order[:, None] >= order))[None, None]
+
+
+def flex_block_mask(packed: Packed, *, device: Any = None) -> BlockMask:
+    """The block mask of `flex_attention(q, k, v, block_mask=...)`, with q, k, v [1, heads, T, channels]. Blocks between
+    sequences are left out, not computed and masked."""
+    sequence, order = _tensors(packed, device)
+
+    def same_and_before(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (sequence[q] == sequence[k]) & (order[q] >= order[k])
+
+    tokens = len(sequence)
+    return create_block_mask(same_and_before, None, None, tokens, tokens, device=str(sequence.device))
+
+
+def varlen(packed: Packed, interface: Interface, *, device: Any = None) -> dict[str, Any]:
+    """The boundaries of a pack as keyword arguments of varlen attention, for q, k, v [T, heads, channels].
+
+    Args:
+        interface: "torch", `torch.nn.attention.varlen.varlen_attn` (which also wants to be told that it is causal);
+            "flash_attn", `flash_attn_varlen_func`; "transformers", for the call of a model whose attention is
+            "flash_attention_2", which then does not look for boundaries in position ids.
+
+    Returns:
+        cu_seqlens of queries and of keys, [B + 1] int32 on the device, and the longest sequence, an int. A sequence that was
+        filled up has the length that it has in the pack.
+
+    Raises:
+        ValueError: an unknown interface.
+    """
+    if interface not in _VARLEN:
+        raise ValueError(f"interface must be one of {tuple(_VARLEN)}, got {interface!r}")
+    boundaries = torch.tensor(packed.cu_seqlens_padded, dtype=torch.int32, device=device)
+    return dict(zip(_VARLEN[interface], (boundaries, boundaries, packed.max_seqlen, packed.max_seqlen), strict=True))
+
+
+def _tensors(packed: Packed, device: Any) -> tuple[Tensor, Tensor]:
+    """[T] the sequence of each token, and its place in it."""
+    return torch.tensor(packed.sequence_index, device=device), torch.tensor(packed.text_ids, device=device)

@@ -1,0 +1,146 @@
+"""A rotary embedding in the place of a model's own: the same call, the same shapes, and angles that are right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmrope.encodings.configs import rotary_from_config
+from mmrope.encodings.rotary import Angles, RotaryEmbedding
+from mmrope.encodings.spec import RotarySpec
+from mmrope.positions.families import config_dict, family_of
+
+TOLERANCE = 1e-5
+"""cos and sin of a model's own module may differ by this at small ids, whose angles float32 has right."""
+
+
+class RotaryInPlace(nn.Module):
+    """For an attribute of a transformers model: `text.rotary_emb = RotaryInPlace(text.rotary_emb)`, where `text` is the module
+    that holds it (`model.model.language_model`). It has no parameters, and no state from one call to the next.
+
+    What is not said is read of the module that it replaces: the rotary embedding from its `config`, and by calling it once,
+    which dimensions it returns. The two are compared on small ids, so that a module that computes something else than its
+    config says is found at once.
+
+    Source of the modules: transformers 4.57.1 and 5.23.0, models/*/modeling_*.py, `*RotaryEmbedding`.
+
+    Args:
+        own: the model's module.
+        spec: a rotary embedding other than its own (`spec.scaled(YaRN(...))`), which is not compared; of modules that differ by
+            type of layer, one for each: {"full_attention": spec, ...}.
+        angles: as of RotaryEmbedding: "exact", or "hf", the module's float32 product.
+
+    Raises:
+        ValueError: a module that is not of the known form, a config that cannot be read, a module that computes something else.
+    """
+
+    def __init__(
+        self, own: nn.Module, *, spec: RotarySpec | dict[str, RotarySpec] | None = None, angles: Angles = "exact"
+    ) -> None:
+        super().__init__()
+        config = getattr(own, "config", None)
+        if config is None:
+            raise ValueError(f"{type(own).__name__} has no config: pass the rotary module of a transformers model")
+        self.layers = list(_layers(own))
+        specs = spec if isinstance(spec, dict) else dict.fromkeys(self.layers, spec)
+        if set(specs) != set(self.layers):
+            raise ValueError(f"{type(own).__name__} has layers of types {self.layers}: give a spec for each, not {list(specs)}")
+        self.by_layer = nn.ModuleDict()
+        for layer in self.layers:
+            self.by_layer[layer or _ALL] = RotaryEmbedding(specs[layer] or spec_of(own, layer or None), angles=angles)
+        # made anew, as the model's may have been cast, or stand on the meta device
+        fresh = type(own)(config)
+        ids = torch.stack([torch.arange(8).roll(3 * a) for a in range(len(self._rotary(self.layers[0]).spec.axes))])[:, None]
+        theirs, _ = _call(fresh, torch.zeros(1, dtype=torch.bfloat16), ids, self.layers[0])
+        self.axes_lead = theirs.ndim == 4
+        self.in_float32 = theirs.dtype == torch.float32
+        if spec is None:
+            for layer in self.layers:
+                self._compare(fresh, ids, layer)
+        self.to(next(own.buffers()).device)
+
+    def _rotary(self, layer: str | None) -> RotaryEmbedding:
+        found = self.by_layer[layer or _ALL]
+        assert isinstance(found, RotaryEmbedding)
+        return found
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
+        """cos and sin of every channel, as the module in whose place this is returns them.
+
+        Args:
+            x: hidden states; their dtype alone is looked at.
+            position_ids: [A, B, S], or [1, B, S] and [B, S] of text.
+            layer_type: of models whose layers differ.
+
+        Returns:
+            cos, sin: [B, S, R] in the dtype of x (Ernie: float32). In transformers 4.57 [3, B, S, R], of which the model's own
+            code takes each channel from one of the three; here all three are alike.
+        """
+        rotary = self._rotary(layer_type)
+        spec = rotary.spec
+        ids = position_ids[None] if position_ids.ndim == 2 else position_ids
+        ids = ids.expand(len(spec.axes), -1, -1)  # [A, B, S]
+        # a tensor, which waits for no device; the model's own module scales by the same
+        tables = rotary(ids, length=ids.max() + 1 if spec.needs_length else None)  # [B, S, P]
+        if spec.pairing == "half" or self.axes_lead:
+            cos, sin = (torch.cat((table, table), dim=-1) for table in tables)  # [B, S, R]
+        else:
+            cos, sin = (table.repeat_interleave(2, dim=-1) for table in tables)  # [B, S, R]
+        if self.axes_lead:
+            cos, sin = (table.expand(len(spec.axes), *table.shape) for table in (cos, sin))  # [A, B, S, R]
+        return (cos, sin) if self.in_float32 else (cos.to(x.dtype), sin.to(x.dtype))
+
+    def _compare(self, fresh: nn.Module, ids: Tensor, layer: str) -> None:
+        """That the model's module computes the same on small ids."""
+        x, axis = torch.zeros(1), self._rotary(layer).axis
+        for theirs, ours in zip(_call(fresh, x, ids, layer), self(x, ids, layer or None), strict=True):
+            if self.axes_lead and theirs.shape == ours.shape:
+                which = torch.cat((axis, axis)).expand(1, *theirs.shape[1:])  # [1, B, S, R]
+                theirs, ours = theirs.gather(0, which), ours[:1]
+            if theirs.shape != ours.shape or (theirs - ours).abs().max() > TOLERANCE:
+                found = "other angles" if theirs.shape == ours.shape else f"{list(theirs.shape)}, not {list(ours.shape)}"
+                raise ValueError(
+                    f"{type(fresh).__name__} computes {found} than {self._rotary(layer).spec!r}, which its config says: pass "
+                    "spec= to rotate by what you state"
+                )
+
+
+_ALL = "all"  # the key of a module whose layers are alike
+
+
+def spec_of(own: nn.Module, layer_type: str | None = None) -> RotarySpec:
+    """The rotary embedding of a transformers model's rotary module: what its config says, and of what the config leaves out
+    (sections) what the module has.
+
+    Raises:
+        ValueError: a config that cannot be read, a type of layer that the module does not have.
+    """
+    if (layer_type or "") not in _layers(own):
+        raise ValueError(f"{type(own).__name__} has layers of types {list(_layers(own))}, not {layer_type!r}")
+    text = config_dict(own.config)
+    rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
+    mine = dict(rope[layer_type] if layer_type else rope)
+    if not {"mrope_section", "xdrope_section"} & set(mine):
+        sections: Any = getattr(own, "mrope_section", None)
+        pairs, axes = _layers(own)[layer_type or ""].numel(), len(family_of(text.get("model_type")).axes)
+        mine["mrope_section"] = (sections[layer_type] if layer_type else sections) if sections else [pairs // axes] * axes
+    key = "rope_parameters" if text.get("rope_parameters") else "rope_scaling"
+    spec = rotary_from_config({**text, key: {**rope, layer_type: mine} if layer_type else mine}, layer_type=layer_type)
+    assert spec is not None
+    return spec
+
+
+def _layers(own: nn.Module) -> dict[str, Tensor]:
+    """Frequencies by type of layer; "" where layers are alike."""
+    named = {name.removesuffix("inv_freq").rstrip("_"): buffer for name, buffer in own.named_buffers() if "inv_freq" in name}
+    found = {name: buffer for name, buffer in named.items() if not name.endswith("original")}
+    if not found:
+        raise ValueError(f"{type(own).__name__} has no inv_freq: pass the rotary module of a transformers model")
+    return found
+
+
+def _call(own: nn.Module, x: Tensor, ids: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    return own(x, ids, layer) if layer else own(x, ids)

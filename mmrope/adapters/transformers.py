@@ -1,0 +1,343 @@
+"""Into Hugging Face transformers: its own calls for position ids, its batches with ids in them, and its `generate` fed right.
+
+Its models take ids by public arguments, so nothing is patched, and transformers is not imported: functions here read tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmrope.adapters.attention import varlen
+from mmrope.positions.batches import pack
+from mmrope.positions.build import Positions, position_ids
+from mmrope.positions.checks import check
+from mmrope.positions.families import FAMILIES, family_from_config
+from mmrope.positions.families import family as find_family
+from mmrope.positions.inputs import INPUTS, segments_from_inputs
+from mmrope.positions.layouts import hf_position_ids, rope_deltas
+from mmrope.positions.rules import Family
+from mmrope.positions.segments import Segment
+
+Version = Literal["4.57", "5.23"]
+
+
+def family_of_model(family: Family | Any) -> Family:
+    """A Family as it is; of a name, a config or a model (whose `config` is read) the family with that checkpoint's facts."""
+    if isinstance(family, (Family, str)):
+        return find_family(family)
+    return family_from_config(getattr(family, "config", family))
+
+
+# --- get_rope_index ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RopeIndex:
+    """A model's `get_rope_index`, answered by mmrope: `get_rope_index = RopeIndex(family_from_config(model.config))`.
+
+    Called with the arguments of the method of that version, by place or by name, it returns what the method returns. It holds
+    no model, and can be pickled into data-loader workers. What the method would drop or guess is refused, as by
+    `segments_from_inputs`.
+
+    Source: transformers 4.57.1 and 5.23.0, models/*/modeling_*.py, `get_rope_index`.
+
+    Raises:
+        ValueError: a version without this family, inputs that cannot be right.
+    """
+
+    family: Family
+    """Whose rule: the reference, or a revision (`family_from_config(config, revision="transformers-5.23")`)."""
+    version: Version = "5.23"
+    """Whose signature, and whose `rope_deltas`: transformers 4.57 counts padding in them, 5.23 does not."""
+
+    def __post_init__(self) -> None:
+        if self.version not in get_args(Version):
+            raise ValueError(f"version must be one of {get_args(Version)}, got {self.version!r}")
+        if self._upstream is None:
+            known = [v for v in get_args(Version) if f"{self.family.name}@transformers-{v}" in FAMILIES]
+            raise ValueError(
+                f"transformers {self.version} has no get_rope_index of {self.family.name}"
+                + (f"; {', '.join(known)} has" if known else ", and no version that is known here has")
+            )
+
+    @property
+    def _upstream(self) -> Family | None:
+        return FAMILIES.get(f"{self.family.name}@transformers-{self.version}")
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The method's, without self."""
+        upstream, modern = self._upstream, self.version == "5.23"
+        assert upstream is not None
+        if upstream.audio_tokens is not None:
+            modern, names = False, ["image_grid_thw", "video_grid_thw", "attention_mask"]
+            names += ["use_audio_in_video", "audio_seqlens", "second_per_grids"]
+        elif upstream.targets:
+            names = ["image_grid_thw", "images_per_sample", "attention_mask"]
+        elif "canvas" in upstream.media:
+            names = ["mm_token_type_ids", "target_sizes", "target_sizes_videos", "downsample_mode", "attention_mask"]
+        else:
+            names = ["mm_token_type_ids"] * modern + ["image_grid_thw"]
+            names += ["video_grid_thw"] * (upstream.media != ("image",))
+            names += ["second_per_grid_ts"] * upstream.uses_seconds + ["attention_mask"]
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        defaults = {"use_audio_in_video": False}
+        parameters = [inspect.Parameter("input_ids", kind)]
+        parameters += [inspect.Parameter(name, kind, default=defaults.get(name)) for name in names]
+        if modern:
+            parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
+        return inspect.Signature(parameters)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """position_ids [A, B, S] in the dtype of input_ids (float32 where ids are fractions) and rope_deltas [B, 1], on the
+        device of input_ids. Tensors of a GPU are copied to the host, all at once, which waits for it.
+
+        Of keywords that the method has no name for, those that `segments_from_inputs` reads are read
+        (`second_per_grid_ts`); the others are left alone, as the method leaves them.
+        """
+        bound = self.__signature__.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        tokens = given["input_ids"]
+        if not isinstance(tokens, Tensor):
+            raise ValueError(f"input_ids must be a tensor [B, S], got {type(tokens).__name__}")
+        given.setdefault("video_second_per_grid", given.pop("second_per_grids", None))
+        self._check_downsampling(given.get("downsample_mode"))
+        inputs = {key: given[key] for key in INPUTS if given.get(key) is not None}
+        rows = segments_from_inputs(inputs, self.family, sync=True)
+        if "audio_in_video" in self.family.media and given.get("use_audio_in_video") is False:
+            for b, row in enumerate(rows):
+                if any(segment.kind == "audio_in_video" for segment in row):
+                    raise ValueError(f"row {b} has sound in a video by its markers, but use_audio_in_video is False: pass True")
+        positions = position_ids(rows, self.family)
+        ids = torch.from_numpy(positions.ids)
+        if not self.family.fractional:
+            ids = ids.to(tokens.dtype)
+        return ids.to(tokens.device), self._deltas(positions).to(tokens.device)
+
+    def _check_downsampling(self, mode: str | None) -> None:
+        if mode is not None and {"4x": 2}.get(mode, 4) != self.family.spatial_merge:
+            raise ValueError(
+                f"downsample_mode is {mode!r}, but the family merges {self.family.spatial_merge} x {self.family.spatial_merge} "
+                'patches to a token: make it with family(name, spatial_merge=...), 2 of "4x" and 4 otherwise'
+            )
+
+    def _deltas(self, positions: Positions) -> Tensor:
+        """[B, 1] rope_deltas by the version's meaning, int64, or float32 where ids are fractions."""
+        if self.family.targets:
+            return torch.zeros(len(positions.rows), 1, dtype=torch.int64)
+        padded = self.version == "4.57" and self.family.audio_tokens is None
+        return torch.from_numpy(rope_deltas(positions, length="padded" if padded else "unpadded"))
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+PER_TOKEN = {"input_ids": 0, "labels": -100, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0, "attention_mask": 0}
+"""Keys of a batch that have a value for each token [B, S], and what fills packs up."""
+_OURS = ("next_position", "video_timestamps")  # of mmrope's Processor, which models do not take
+
+
+def with_positions(
+    batch: Mapping[str, Any],
+    family: Family | Any,
+    *,
+    packed: bool = False,
+    text_row: bool = True,
+    multiple_of: int = 1,
+    per_token: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A processor's or a collator's batch with `position_ids` in it, which transformers' models take as they are.
+
+    Args:
+        batch: `input_ids` [B, S] and what else a processor returns, on the host. `position_ids` that it has already are
+            checked. `next_position` and `video_timestamps` of mmrope's Processor, which models do not take, are left out.
+        family: a Family, its name, or a config or model to read it of.
+        packed: one row of all sequences, without padding: `input_ids` [1, T], `labels` (the first token of each sequence
+            -100: it does not follow from the one before it) and the other values of tokens alike, no `attention_mask`, and
+            `use_cache=False`, without which transformers 5.23 makes a cache and lets sequences see each other. Pixels and
+            grids stay as they are. Models with layers of linear attention are told the boundaries (`cu_seq_lens_q`, ...), too:
+            transformers refuses them unless flash-linear-attention is installed.
+        text_row: [1 + A, B, S], the row of text positions in front; without it [A, B, S]. Packs need it: transformers tells
+            sequences apart by it.
+        multiple_of: of packs, sequences are filled up to a multiple.
+        per_token: of packs, further keys [B, S, ...] of the batch that have a value for each token, and what fills them up.
+
+    Raises:
+        ValueError: inputs that cannot be right; position_ids that are others (WrongPositions); of packs, without `text_row`, or
+            with a tensor [B, S, ...] of which it is not known whether it is by token; packs of families whose models take no
+            such row (HunYuan).
+    """
+    family = family_of_model(family)
+    rows = segments_from_inputs(batch, family)
+    batch = {key: value for key, value in batch.items() if key not in _OURS}
+    if batch.get("position_ids") is not None:
+        check(batch.pop("position_ids"), rows, family)
+    if not packed:
+        ids = hf_position_ids(position_ids(rows, family), text_row=text_row)
+        return {**batch, "position_ids": torch.from_numpy(ids)}
+    if not text_row:
+        raise ValueError("packs need the row of text positions, by which transformers tells sequences apart: text_row=True")
+    if len(family.axes) != 3:
+        raise ValueError(
+            f"{family}: its model in transformers takes {len(family.axes)} rows of ids and no row of text positions, so it "
+            "cannot tell sequences apart by it: use mmrope.pack, and as attention_mask sdpa_mask of mmrope.adapters.attention"
+        )
+    fills = {**PER_TOKEN, **(per_token or {})}
+    shape = tuple(np.shape(batch["input_ids"]))
+    for key, value in batch.items():
+        if key not in fills and tuple(np.shape(value))[:2] == shape:
+            raise ValueError(
+                f"{key} is {list(np.shape(value))} like input_ids {list(shape)}: if it has a value for each token, say "
+                f"per_token={{{key!r}: fill}}, else take it out"
+            )
+    whole = pack(rows, family, multiple_of=multiple_of)
+    made = dict(batch)
+    for key in fills.keys() & batch.keys():
+        made[key] = torch.from_numpy(whole.take(batch[key], fills[key]))[None]  # [1, T]
+    if "labels" in made:
+        made["labels"][0, whole.text_ids == 0] = -100
+    made.pop("attention_mask", None)
+    if family.recurrent:
+        made.update(varlen(whole, "transformers"))
+    return {**made, "position_ids": torch.from_numpy(hf_position_ids(whole)), "use_cache": False}
+
+
+@dataclass(frozen=True)
+class PositionCollator:
+    """A collator, or any function to a batch, whose batches have position ids: `PositionCollator(collate, family)`.
+
+    It holds no model, and works in data-loader workers. The other fields are those of `with_positions`.
+    """
+
+    collate: Callable[..., Mapping[str, Any]]
+    family: Family | str
+    packed: bool = False
+    text_row: bool = True
+    multiple_of: int = 1
+    per_token: Mapping[str, Any] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The batch that `collate` makes of these arguments, with `position_ids`."""
+        return with_positions(
+            self.collate(*args, **kwargs),
+            self.family,
+            packed=self.packed,
+            text_row=self.text_row,
+            multiple_of=self.multiple_of,
+            per_token=self.per_token,
+        )
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = None, **options: Any) -> Any:
+    """`model.generate(**inputs, **options)` with mmrope's ids at the prompt and at every step.
+
+    The ids go in as `position_ids`; transformers 5 goes on from the last column of each row, by one a step, which is right
+    where a prompt ends on text, and refused where it does not. No state of the model is read: neither its `get_rope_index` nor
+    its `rope_deltas` is asked.
+
+    Args:
+        model: a model of transformers 5. (In 4.57 `generate` drops `position_ids`: `prepare_inputs_for_generation` sets them to
+            None, or takes deltas that the model kept from another call; decode by hand there, docs/sequences.md.)
+        inputs: what the processor returned, of the whole conversation, padded on the left.
+        family: a Family or its name; by default that of `model.config`.
+        options: what `model.generate` takes. With `past_key_values`, a cache of the first tokens of `inputs`, images and videos
+            in these are not handed on, as the model has seen them. With `inputs_embeds`, take `pixel_values` out of `inputs` if
+            they are in the embeddings already (but leave them in for models with deepstack, which add more of the pixels
+            further up).
+
+    Returns:
+        What `model.generate` returns.
+
+    Raises:
+        ValueError: transformers 4; a model whose generate does not take ids (GLM-Image); padding on the right; a prompt that
+            ends on an image, a video or a sound; a cache that ends inside one, or holds sounds.
+    """
+    found = installed_version("transformers")
+    if int(found.partition(".")[0]) < 5:
+        raise ValueError(
+            f"transformers {found}: its generate does not take position_ids (prepare_inputs_for_generation drops them). Decode "
+            "by hand, model(input_ids, position_ids=..., past_key_values=...), or use transformers 5"
+        )
+    family = family_of_model(model if family is None else family)
+    if family.targets:
+        raise ValueError(
+            f"{family} takes no ids by generate: its prepare_inputs_for_generation sets them to None, and reads those that its "
+            "own get_rope_index left on the model. Its forward takes them: decode by hand"
+        )
+    rows = segments_from_inputs(inputs, family, sync=True)
+    positions = position_ids(rows, family)
+    if not positions.mask[:, -1].all():
+        row = int(np.argmin(positions.mask[:, -1]))
+        raise ValueError(f"row {row} is padded on the right: generation goes on at the last column, so pad on the left")
+    on = (positions.ids[:, :, -1] + 1 == positions.next).all(axis=0)  # [B]
+    if not on.all():
+        row = int(np.argmin(on))
+        raise ValueError(
+            f"row {row} ends on {rows[row][-1]!r}, after which text goes on at {positions.next[row]}, but generate would go on "
+            f"at {(positions.ids[:, row, -1] + 1).tolist()}: end the prompt on text (an end marker, the assistant's header)"
+        )
+    device = inputs["input_ids"].device
+    ids = torch.from_numpy(hf_position_ids(positions, text_row=len(family.axes) == 3)).to(device)
+    cache, given = options.get("past_key_values"), dict(inputs)
+    if cache is not None and cache.get_seq_length():
+        given = {**given, **_media_after(cache.get_seq_length(), rows, inputs)}
+        given = {key: value for key, value in given.items() if value is not None}
+    return model.generate(**given, position_ids=ids, **options)
+
+
+_PIXELS = {
+    "image": ("pixel_values", "image_grid_thw", ()),
+    "video": ("pixel_values_videos", "video_grid_thw", ("second_per_grid_ts",)),
+}
+"""What there is of the media of a kind: patches, patch grids, and keys with a value for each."""
+
+
+def _media_after(tokens: int, rows: Iterable[Iterable[Segment]], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of media, without those that stand in the first tokens of each row; None where none are left."""
+    new: dict[str, list[bool]] = {"image": [], "video": []}
+    frames = iter(np.asarray(_host(inputs.get("video_grid_thw", np.zeros((0, 3), int))))[:, 0].tolist())
+    for b, row in enumerate(rows):
+        end, left = 0, 0  # left: frames to come of a video that is split
+        for segment in row:
+            start, end = end, end + segment.length
+            if segment.kind in ("text", "pad"):
+                continue
+            if segment.kind not in ("image", "video", "frame"):
+                raise ValueError(f"row {b}: past_key_values are handled with images and videos, not with {segment!r}")
+            if start < tokens < end or (left and (start >= tokens) != new["video"][-1]):
+                raise ValueError(
+                    f"row {b}: past_key_values end at token {tokens}, inside the {segment.kind} at {start}..{end - 1}"
+                )
+            if left:
+                left -= 1
+                continue
+            kind = "image" if segment.kind == "image" else "video"
+            new[kind].append(start >= tokens)
+            left = next(frames) - 1 if kind == "video" and segment.kind == "frame" else 0
+    made: dict[str, Any] = {}
+    for kind, (pixels, grids, others) in _PIXELS.items():
+        if inputs.get(grids) is None or all(new[kind]):
+            continue
+        take = torch.tensor(new[kind])
+        if inputs.get(pixels) is not None:
+            by_patch = take.repeat_interleave(torch.as_tensor(_host(inputs[grids])).prod(dim=-1))
+            made[pixels] = inputs[pixels][by_patch.to(inputs[pixels].device)] if take.any() else None
+        for key in (grids, *others):
+            if inputs.get(key) is not None:
+                made[key] = torch.as_tensor(inputs[key])[take.to(torch.as_tensor(inputs[key]).device)] if take.any() else None
+    return made
+
+
+def _host(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
