@@ -11,8 +11,8 @@ import tiny_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proof import agreed, logits, padded_and_packed, real
 from strategies import upstream_batches
-from test_proof import agreed, logits, real
 from upstream_ids import IN_TRANSFORMERS, as_inputs, with_tokens
 
 import mmrope
@@ -78,10 +78,7 @@ def test_a_packed_batch_holds_the_tokens_that_are_no_padding(name, data, multipl
 @pytest.mark.parametrize("name", PACKABLE)
 def test_padded_and_packed_say_the_same(name):
     """Logits of every family's model, and with them the loss."""
-    rows = agreed(name)
-    model, inputs = tiny_models.model(name), tiny_models.inputs(name, rows)
-    padded = logits(model, with_positions(inputs, with_tokens(name)))[real(rows)]
-    packed = logits(model, with_positions(inputs, with_tokens(name), packed=True))[0]
+    padded, packed = padded_and_packed(name, agreed(name))
     torch.testing.assert_close(packed, padded, rtol=0, atol=1e-5)
 
 

@@ -226,3 +226,48 @@ def test_the_commands_of_the_guide_to_the_model_run(tmp_path):
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:samples|scripts|tests|mmrope|docs)/[\w/]+\.\w+", MODEL))))
 def test_what_the_guide_to_the_model_names_exists(path):
     assert (ROOT / path).exists()
+
+
+# --- docs/adapters.md -------------------------------------------------------------------------------------------------
+
+ADAPTERS = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_to_the_doors_runs_from_top_to_bottom():
+    photo = {"type": "image", "image": Image.open(ROOT / "samples" / "cat.jpg")}
+    film = {"type": "video", "video": np.random.default_rng(0).integers(0, 255, (8, 56, 84, 3), dtype=np.uint8)}
+    contents = [[photo, {"type": "text", "text": "What is it?"}], [film, {"type": "text", "text": "When?"}]]
+    names = {
+        "model": upstream.model(),
+        "processor": upstream.processor(
+            "qwen2_5_vl", image_pixels=(56 * 56, 9 * 28 * 28), video_pixels=(4 * 28 * 28, 6 * 28 * 28)
+        ),
+        "conversations": [[{"role": "user", "content": content}] for content in contents],
+    }
+    for code in re.findall(r"```python\n(.*?)```", ADAPTERS, re.DOTALL):
+        exec(code, names)
+    inputs, batch = names["inputs"], names["batch"]
+    assert batch["position_ids"].shape == (4, *inputs["input_ids"].shape)
+    assert names["tokens"].shape[1] == inputs["input_ids"].shape[1] + 8
+    assert torch.isfinite(names["loss"])
+    assert torch.equal(
+        names["position_ids"][:, inputs["attention_mask"] == 1], batch["position_ids"][1:, inputs["attention_mask"] == 1]
+    )
+    assert (list(names["ids"].shape), names["delta"]) == ([3, 40], -18)
+    assert names["mask"].shape[-1] == int(names["arguments"]["cu_seqlens_q"][-1]) == names["blocks"].shape[-1]
+    assert type(names["text"].rotary_emb).__name__ == "RotaryInPlace"
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:samples|scripts|tests|mmrope|docs)/[\w/]+\.\w+", ADAPTERS))))
+def test_what_the_guide_to_the_doors_names_exists(path):
+    assert (ROOT / path).exists()
+
+
+def test_the_table_of_families_is_that_of_the_results():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        from prove_families import pages
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+    assert "\n".join(pages()).strip() in ADAPTERS
+    assert "| `qwen3_vl` | equal |" in ADAPTERS

@@ -5,105 +5,58 @@ from __future__ import annotations
 
 from typing import Any
 
+import proof
 import pytest
 import tiny_models
 import torch
-from upstream_ids import TRANSFORMERS, as_inputs, transformers_ids, with_tokens
+from proof import FRAME, IMAGE, IN_ONE_BLOCK, STEPS, TEXT, VIDEO, WIDE, agreed, followed, given, logits, real
+from upstream_ids import IN_TRANSFORMERS, with_tokens
 
 import mmrope
 from mmrope import Segment
 from mmrope.adapters import transformers as door
-from mmrope.adapters.rotary import RotaryInPlace
 from mmrope.adapters.transformers import generate, with_positions
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
-# linear attention and top-k experts round differently by the shape of the call: 5e-5 between SDPA and eager with the same ids
-ROUGH = {"qwen3_5", "qwen3_5_moe", "qwen4_exp", "minicpmv4_7", "glm4v_moe"}
-UNEQUAL_ROTATION = {"hunyuan_vl"}  # transformers rotates by channel, which is no rotation: test_spec.py
-WRITTEN_BY_ITS_PROCESSOR = {"neomme"}
-# what a model's ids overwrite: modeling_glm_image.py of 5.23.0, prepare_inputs_for_generation
-KEEPS_ITS_OWN_IDS = {"glm_image"}
-SPLIT_LONG = ("qwen2_vl", "qwen2_5_vl", "ernie4_5_vl_moe")  # videos in one block: text after them is where rules differ
-GENERATING = sorted(name for name, tiny in tiny_models.MODELS.items() if tiny.generates and name not in KEEPS_ITS_OWN_IDS)
-
-TEXT, IMAGE, WIDE = Segment.text(3), Segment.image(h=2, w=3), Segment.image(h=2, w=2)
-CANVAS = Segment.canvas(h=2, w=2)
-FRAME, VIDEO = Segment.frame(h=2, w=3), Segment.video(t=9, h=1, w=2, seconds_per_grid=1.0)
+# step by step and at once are other sums in linear attention: transformers' own ids differ by as much
+RECURRENT = {name for name in tiny_models.MODELS if with_tokens(name).recurrent}
+GENERATING = sorted(set(tiny_models.MODELS) - set(proof.NOT_BY_GENERATE))
 
 
-def close(name, rough=1e-4):
-    return {"rtol": 0, "atol": rough} if name in ROUGH else CLOSE
-
-
-def agreed(name):
-    """A batch that the reference and transformers place alike: images, sounds, single frames and text; the second row is padded on the left."""
-    family = with_tokens(name)
-    if name == "neomme":
-        return [[Segment.text(2), Segment.image(h=2, w=4)], [Segment.pad(4), Segment.text(6)]]
-    if "canvas" in family.media:
-        return mmrope.collate([[TEXT, CANVAS, TEXT], [TEXT, CANVAS, TEXT, Segment.text(4)]], pad_side="left")
-    image, wide = (Segment.image(h=s.grid[1], w=s.grid[2] + family.row_token) for s in (IMAGE, WIDE))
-    first = [TEXT, image, TEXT, wide, TEXT]
-    frames = "frame" in family.media and ("image", "frame") not in tiny_models.MODELS[name].together
-    if frames and tiny_models.MODELS[name].together is not tiny_models._ONE_KIND:
-        first += [FRAME, TEXT, FRAME, TEXT]
-    if "audio" in family.media:
-        first += [Segment.audio(7), TEXT]
-    return mmrope.collate([first, [TEXT, wide, TEXT]], pad_side="left")
-
-
-def given(name, rows, family=None, **options):
-    """A model's inputs with mmrope's ids of the rows."""
-    made = tiny_models.inputs(name, rows)
-    family = family or with_tokens(name)
-    ids = mmrope.position_ids(rows, family)
-    return {**made, "position_ids": torch.tensor(mmrope.hf_position_ids(ids, text_row=len(family.axes) == 3))}
-
-
-def put_rotary(model, name, **options):
-    """mmrope's rotary embedding in the place of the model's own."""
-    path, _, attribute = tiny_models.MODELS[name].rotary.rpartition(".")
-    holder = model.get_submodule(path)
-    setattr(holder, attribute, RotaryInPlace(getattr(holder, attribute), **options))
-
-
-def logits(model, inputs):
-    with torch.no_grad():
-        return model(**inputs).logits
-
-
-def real(rows):
-    """[B, S] where tokens are no padding."""
-    return torch.tensor([[s.kind != "pad" for s in row for _ in range(s.length)] for row in rows])
+def close(name):
+    return {"rtol": 0, "atol": 1e-3} if name in RECURRENT else CLOSE
 
 
 # --- where the rules agree --------------------------------------------------------------------------------------------
 
 
+def test_every_family_of_transformers_is_there():
+    assert sorted(tiny_models.MODELS) == IN_TRANSFORMERS
+    assert not tiny_models.NOT_INSTANTIABLE
+
+
 @pytest.mark.parametrize("name", tiny_models.MODELS)
 def test_logits_on_our_ids_and_rotary_are_the_models_own(name):
-    rows, rule = agreed(name), with_tokens(f"{name}@{TRANSFORMERS}")
-    model, inputs = tiny_models.model(name), tiny_models.inputs(name, rows)
-    if name in WRITTEN_BY_ITS_PROCESSOR:
-        theirs, _ = transformers_ids(rule, as_inputs(rows, rule))
-        own = logits(model, {**inputs, "position_ids": torch.tensor(theirs)})
-    else:
-        own = logits(model, inputs)
-    ours = given(name, rows, rule if name in UNEQUAL_ROTATION else None)
-    mask = real(rows)
-    torch.testing.assert_close(logits(model, ours)[mask], own[mask], **close(name))
-    if name in UNEQUAL_ROTATION:
+    rows = agreed(name)
+    own = proof.own_logits(name, rows)
+    if name in proof.UNEQUAL_ROTATION:
+        torch.testing.assert_close(proof.our_logits(name, rows, rotary=False), own, **CLOSE)
         with pytest.raises(ValueError, match="HunYuanVLRotaryEmbedding computes other angles than RotarySpec"):
-            put_rotary(model, name)
+            proof.put_rotary(tiny_models.model(name), name)
         return
-    put_rotary(model, name)
-    torch.testing.assert_close(logits(model, ours)[mask], own[mask], **close(name))
-    moved = ours["position_ids"].clone()
-    moved[-2, :, -2:] += 3  # the test can fail: other ids on one axis say something else
-    assert (logits(model, {**ours, "position_ids": moved})[:, -1] - own[:, -1]).abs().max() > 1e-3
+    torch.testing.assert_close(proof.our_logits(name, rows), own, **CLOSE)
+    moved = given(name, rows)
+    moved["position_ids"][-2, :, -2:] += 3  # the test can fail: other ids on one axis say something else
+    assert (logits(tiny_models.model(name), moved)[real(rows)] - own).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", sorted(set(tiny_models.MODELS) - WRITTEN_BY_ITS_PROCESSOR - UNEQUAL_ROTATION))
+@pytest.mark.parametrize("name", [name for name, tiny in tiny_models.MODELS.items() if ("frame",) in tiny.together])
+def test_logits_on_frames_of_models_that_take_frames_by_themselves(name):
+    rows = mmrope.collate([[TEXT, FRAME, TEXT, FRAME, TEXT], [TEXT, FRAME, TEXT]], pad_side="left")
+    torch.testing.assert_close(proof.our_logits(name, rows), proof.own_logits(name, rows), **CLOSE)
+
+
+@pytest.mark.parametrize("name", sorted(set(tiny_models.MODELS) - set(proof.WRITTEN_BY_ITS_PROCESSOR) - {"hunyuan_vl"}))
 def test_the_collator_puts_the_same_ids_in(name):
     """Read from the model's inputs instead of our own rows."""
     rows = agreed(name)
@@ -116,39 +69,13 @@ def test_the_collator_puts_the_same_ids_in(name):
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
-def followed(name, rows, tokens, family):
-    """The whole row with what was generated as text, forwarded at once."""
-    longer = [mmrope.append(row, [Segment.text(tokens.shape[1])]) for row in rows]
-    whole = given(name, rows)
-    whole["position_ids"] = torch.tensor(
-        mmrope.hf_position_ids(mmrope.position_ids(longer, family), text_row=len(family.axes) == 3)
-    )
-    whole["input_ids"] = torch.cat([whole["input_ids"], tokens], dim=1)
-    for key, value in (("attention_mask", 1), ("mm_token_type_ids", 0), ("moe_mm_token_type_ids", 0)):
-        if key in whole:
-            whole[key] = torch.nn.functional.pad(whole[key], (0, tokens.shape[1]), value=value)
-    return whole
-
-
-STEPS = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-
-
 @pytest.mark.parametrize("name", GENERATING)
 def test_generate_equals_teacher_forcing_under_our_ids(name):
-    """Left padding, images, and for models whose videos are one block a long video."""
-    family = with_tokens(name)
-    rows = agreed(name)
-    if name in SPLIT_LONG:
-        rows = mmrope.collate([[TEXT, VIDEO, TEXT], [TEXT, IMAGE, Segment.text(2)]], pad_side="left")
-    model = tiny_models.model(name)
-    said = generate(model, tiny_models.inputs(name, rows), family=family, **STEPS)
-    new = said.sequences[:, -4:]
-    whole = logits(model, followed(name, rows, new, family))
-    for step, found in enumerate(said.logits):
-        torch.testing.assert_close(found, whole[:, step - 5], **close(name, 1e-3))
+    steps, whole = proof.steps_and_whole(name, proof.long_rows(name))
+    torch.testing.assert_close(steps, whole, **close(name))
 
 
-@pytest.mark.parametrize("name", SPLIT_LONG)
+@pytest.mark.parametrize("name", IN_ONE_BLOCK)
 def test_transformers_own_ids_do_not_agree_with_each_other_after_a_long_video(name):
     """5.23.0: a forward pass puts text after the video into its time; a cached step by `rope_deltas` puts it behind."""
     rows = [[TEXT, VIDEO, TEXT]]

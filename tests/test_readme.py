@@ -26,7 +26,7 @@ def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples):
     content = [{"type": "image", "image": Image.open(samples / "cat.jpg")}, {"type": "text", "text": "What is it?"}]
     names = {"processor": processor, "messages": [{"role": "user", "content": content}], "model": upstream.model()}
     code = [body for language, body in BLOCKS if language == "python"]
-    assert len(code) == 8
+    assert len(code) == 9
     exec(code[0], names)
     shown = capsys.readouterr().out
     table = next(body for language, body in BLOCKS if language == "")
@@ -34,22 +34,26 @@ def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples):
     assert shown.rstrip().endswith("[17 18 19]")
     by_hand = names["positions"]
     exec(code[1], names)
-    with torch.no_grad():
-        assert torch.equal(names["output"].logits, names["model"](**names["inputs"]).logits)  # no video: the rules agree
+    own = names["model"](**names["inputs"]).logits.detach()
+    assert torch.equal(names["output"].logits, own)  # no video: the rules agree
     exec(code[2], names)
     assert names["video"].seconds_per_grid == 2
     exec(code[3], names)
-    assert [segment.kind for segment in names["row"]] == ["text", "image", "text", "image", "text"]
+    assert torch.equal(names["logits"], own)
+    assert names["tokens"].shape[1] == own.shape[1] + 32
+    torch.testing.assert_close(names["model"](**names["inputs"]).logits, own, rtol=0, atol=1e-5)  # with the other rotary
     exec(code[4], names)
+    assert [segment.kind for segment in names["row"]] == ["text", "image", "text", "image", "text"]
+    exec(code[5], names)
     assert names["packed"].ids.shape == (3, 90)
     assert names["packed"].cu_seqlens.tolist() == [0, 60, 90]
     assert names["batch"].ids.shape == (3, 2, 60)
     assert names["shard"].shape == (3, 45)
-    exec(code[5], names)
+    exec(code[6], names)
     assert names["inputs"]["position_ids"].shape[0] == 3
     later = {**names, "positions": by_hand}
-    exec(code[6], later)
     exec(code[7], later)
+    exec(code[8], later)
 
 
 def test_commands_run(tmp_path):

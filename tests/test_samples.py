@@ -34,8 +34,9 @@ def test_a_script_runs_on_the_cpu_from_anywhere(script, tmp_path):
 
 def test_there_are_the_scripts_that_the_readme_names():
     assert [
-        *("ask_image.py", "ask_video.py"),
-        *("context_parallel.py", "image_ids.py", "mixed_batch.py", "video_ids.py"),
+        *("ask_image.py", "ask_video.py", "cached_decoding.py", "context_parallel.py", "dataloader.py"),
+        *("export_positions.py", "finetune_qwen.py", "image_ids.py", "mixed_batch.py", "padded_or_packed.py"),
+        *("plug_into_qwen.py", "tiny_qwen.py", "video_ids.py"),
     ] == SCRIPTS
 
 

@@ -158,7 +158,13 @@ _REFERENCES = (
     _QWEN3_OMNI,
     _GLM4V,
     dataclasses.replace(_GLM4V, name="glm46v", source=_transformers("5.23.0", "glm46v")),
-    dataclasses.replace(_GLM4V, name="glm4v_moe", source=_transformers("4.57.1", "glm4v_moe"), pairing="half"),
+    dataclasses.replace(
+        _GLM4V,
+        name="glm4v_moe",
+        source=_transformers("4.57.1", "glm4v_moe"),
+        pairing="half",
+        model_types=("Glm4vMoe",),  # of the text config in transformers 4.57
+    ),
     dataclasses.replace(_GLM4V, name="glm_ocr", source=_transformers("5.23.0", "glm_ocr")),
     Family(
         name="glm_image",
