@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -226,6 +227,20 @@ def test_the_commands_of_the_guide_to_the_model_run(tmp_path):
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:samples|scripts|tests|mmrope|docs)/[\w/]+\.\w+", MODEL))))
 def test_what_the_guide_to_the_model_names_exists(path):
     assert (ROOT / path).exists()
+
+
+def test_the_results_of_the_ablation_are_those_of_the_file():
+    import sys as system
+
+    system.path.insert(0, str(ROOT / "scripts"))
+    try:
+        from ablate_vlm import RESULTS, VARIANTS, table
+    finally:
+        system.path.remove(str(ROOT / "scripts"))
+    results = json.loads(RESULTS.read_text())
+    assert set(results["variants"]) == set(VARIANTS)
+    assert all(len(seeds) == 3 for seeds in results["variants"].values())
+    assert "\n".join(table(results)) in MODEL
 
 
 # --- docs/adapters.md -------------------------------------------------------------------------------------------------

@@ -51,15 +51,15 @@ def attention_weights(
         video_grid_thw=video_grid_thw,
     )  # [B, S, hidden]
     decoder, weights = model.decoder, []
-    cos, sin = decoder.rotary(position_ids)  # [B, S, P]
+    turn = decoder.turn(position_ids)
     mask = causal_mask(x.shape[1], 0, attention_mask, x.device)  # [B, 1, S, S]
-    for layer, block in enumerate(decoder.blocks):
+    for block in decoder.blocks:
         assert isinstance(block, DecoderBlock)
-        q, k, _ = block.project(x, cos, sin)  # [B, N, S, D], [B, K, S, D]
+        q, k, _ = block.project(x, turn)  # [B, N, S, D], [B, K, S, D]
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # [B, N, S, D]
         scores = torch.einsum("bnd,bnsd->bns", q[:, :, query], k).float() * k.shape[-1] ** -0.5  # [B, N, S]
         weights.append(scores.masked_fill(~mask[:, :, query], -torch.inf).softmax(dim=-1))
-        x = block(x, cos, sin, mask, None, layer)
+        x = block(x, turn, mask)
     return torch.stack(weights)  # [layers, B, N, S]
 
 

@@ -1,9 +1,13 @@
 """The causal decoder: embeddings with their position IDs to hidden states, with M-RoPE in every layer.
 
-cos and sin are computed once per forward pass and handed down; a KVCache, if any, belongs to the caller.
+cos and sin are computed once per forward pass and handed down, as a function that turns queries and keys: the blocks know no
+encoding. A KVCache, if any, belongs to the caller.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -13,6 +17,9 @@ from torch.nn import functional as F
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
 from mmrope.vlm.config import DecoderConfig
 from mmrope.vlm.norm import RMSNorm
+
+Turn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Puts queries [B, N, S, D] and keys [B, K, S, D] to their places."""
 
 
 class KVCache:
@@ -63,14 +70,19 @@ class Decoder(nn.Module):
                 f"position_ids must be [axes, {x.shape[0]}, {x.shape[1]}] for these {x.shape[0]} rows of {x.shape[1]} tokens, "
                 f"got {list(position_ids.shape)}: every row has its own"
             )
-        cos, sin = self.rotary(position_ids)  # [B, S, P]
+        turn = self.turn(position_ids)
         # without a cache and without padding, attention is causal as it is: no mask to build, and the fastest kernels
         mask = None if attention_mask is None and not past else causal_mask(x.shape[1], past, attention_mask, x.device)
         for layer, block in enumerate(self.blocks):
-            x = block(x, cos, sin, mask, cache, layer)
+            x = block(x, turn, mask, cache, layer)
         if cache:
             cache.length += x.shape[1]
         return self.norm(x)
+
+    def turn(self, position_ids: Tensor) -> Turn:
+        """The rotation to position_ids [3, B, S], which all blocks share."""
+        cos, sin = self.rotary(position_ids)  # [B, S, P]
+        return partial(apply_rotary, cos=cos, sin=sin)
 
 
 def causal_mask(length: int, past: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
@@ -106,9 +118,11 @@ class DecoderBlock(nn.Module):
         self.gate, self.up = nn.Linear(d, wide, bias=False), nn.Linear(d, wide, bias=False)
         self.down = nn.Linear(wide, d, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        """x [B, S, hidden], cos and sin [B, S, P], mask [B, 1, S, T]."""
-        q, k, v = self.project(x, cos, sin)
+    def forward(
+        self, x: Tensor, turn: Turn, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """x [B, S, hidden]; mask [B, 1, S, T], bool or what is added to scores; without one, no token looks ahead."""
+        q, k, v = self.project(x, turn)
         if cache:
             k, v = cache.extend(layer, k, v)  # [B, K, T, D]
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)  # [B, N, S, D]
@@ -116,8 +130,8 @@ class DecoderBlock(nn.Module):
         h = self.norm2(x)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries [B, N, S, D] and keys [B, K, S, D], and values [B, K, S, D]."""
+    def project(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+        """Turned queries [B, N, S, D] and keys [B, K, S, D], and values [B, K, S, D]."""
         h = self.norm1(x)
         q, k, v = (rearrange(w(h), "b s (n d) -> b n s d", d=self.head_dim) for w in (self.q, self.k, self.v))
-        return *apply_rotary(self.q_norm(q), self.k_norm(k), cos, sin), v
+        return *turn(self.q_norm(q), self.k_norm(k)), v
