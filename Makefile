@@ -22,8 +22,8 @@ help:
 demo: .venv/demo  ## ids, pictures and a small model on real photographs and a video
 	$(BIN)/python scripts/demo.py --device $(DEVICE)
 
-test: .venv/dev check  ## every test, after `make check`
-	$(BIN)/python -m pytest
+test: .venv/dev check  ## every test, after `make check`, a process a core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: .venv/dev  ## format, lint, types
 	$(BIN)/ruff format --check .

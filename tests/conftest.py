@@ -19,6 +19,9 @@ settings.register_profile("steady", derandomize=True, deadline=None, max_example
 settings.register_profile("search", deadline=None, max_examples=5000, suppress_health_check=list(HealthCheck))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core, each with a thread
+    torch.set_num_threads(1)
+
 NO_GPU = "needs a CUDA GPU, and this machine has none"
 ROOT = Path(__file__).parents[1]
 
