@@ -113,9 +113,6 @@ def followed(name: str, rows: Sequence[Any], tokens: torch.Tensor, family: Any) 
     return whole
 
 
-STEPS = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-
-
 def steps_and_whole(name: str, rows: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [B, steps, vocabulary] of generation, step by step with a cache, and of one pass over what was generated."""
     model, family = tiny_models.model(name), with_tokens(name)

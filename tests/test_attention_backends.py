@@ -66,8 +66,8 @@ def test_blocks_between_sequences_are_left_out():
 @pytest.mark.parametrize(
     ("interface", "names"),
     [
-        ("torch", ["cu_seq_q", "cu_seq_k", "max_q", "max_k"]),
-        ("flash_attn", ["cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"]),
+        ("torch", ["cu_seq_q", "cu_seq_k", "max_q", "max_k", "window_size"]),
+        ("flash_attn", ["cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "causal"]),
         ("transformers", ["cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"]),
     ],
 )
@@ -75,7 +75,8 @@ def test_varlen_arguments(interface, names):
     packed = mmrope.pack(ROWS, "qwen2_vl", multiple_of=4)
     arguments = varlen(packed, interface)
     assert list(arguments) == names
-    for boundaries, longest in zip(list(arguments.values())[:2], list(arguments.values())[2:], strict=True):
+    assert list(arguments.values())[4:] == {"torch": [(-1, 0)], "flash_attn": [True], "transformers": []}[interface]
+    for boundaries, longest in zip(list(arguments.values())[:2], list(arguments.values())[2:4], strict=True):
         assert boundaries.dtype == torch.int32
         assert boundaries.tolist() == [0, 12, 20, 160]
         assert longest == 140
@@ -92,6 +93,21 @@ def test_the_names_are_those_of_torch_and_transformers():
     assert set(varlen(packed, "transformers")) <= set(TransformersKwargs.__annotations__)
 
 
+def test_a_mask_that_is_added():
+    packed = mmrope.pack(ROWS, "qwen2_vl")
+    seen, added = sdpa_mask(packed), sdpa_mask(packed, dtype=torch.bfloat16)
+    assert added.dtype == torch.bfloat16
+    assert torch.equal(added == 0, seen)
+    assert (added[~seen] == torch.finfo(torch.bfloat16).min).all()
+
+
+def test_a_pack_of_nothing():
+    packed = mmrope.pack([[]], "qwen2_vl")
+    assert sdpa_mask(packed).shape == (1, 1, 0, 0)
+    with pytest.raises(ValueError, match="the pack has no tokens: there is nothing to attend to"):
+        flex_block_mask(packed)
+
+
 def test_an_unknown_interface_is_refused():
     with pytest.raises(ValueError, match=r"interface must be one of \('torch', 'flash_attn', 'transformers'\), got 'xformers'"):
         varlen(mmrope.pack(ROWS, "qwen2_vl"), "xformers")  # pyright: ignore[reportArgumentType]
@@ -105,5 +121,5 @@ def test_varlen_attention_on_a_gpu():
     q, _, _ = vectors(packed)
     q = q.to("cuda", torch.bfloat16)
     flat = q[0].transpose(0, 1).contiguous()  # [T, N, D]
-    found = varlen_attn(flat, flat, flat, **varlen(packed, "torch", device="cuda"), window_size=(-1, 0))
+    found = varlen_attn(flat, flat, flat, **varlen(packed, "torch", device="cuda"))
     torch.testing.assert_close(found.transpose(0, 1)[None], one_by_one(packed, q, q, q), atol=2e-2, rtol=2e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import pickle
 
@@ -40,9 +41,10 @@ def test_a_padded_batch_has_the_ids_of_its_rows(name, data):
     family = with_tokens(name)
     batch = tensors(data.draw(upstream_batches(family)), family)
     expected = mmrope.position_ids(mmrope.segments_from_inputs(batch, family), family)
-    for text_row in (True, False):
+    for text_row in (None, False):
         found = with_positions(batch, family, text_row=text_row)
-        np.testing.assert_array_equal(found["position_ids"].numpy(), mmrope.hf_position_ids(expected, text_row=text_row))
+        has_row = text_row is None and len(family.axes) == 3  # what models of transformers 5 take
+        np.testing.assert_array_equal(found["position_ids"].numpy(), mmrope.hf_position_ids(expected, text_row=has_row))
         assert {key: value for key, value in found.items() if key != "position_ids"} == batch
 
 
@@ -82,19 +84,49 @@ def test_padded_and_packed_say_the_same(name):
     torch.testing.assert_close(packed, padded, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if with_tokens(name).recurrent])
+RECURRENT = [name for name in FAMILIES if with_tokens(name).recurrent]
+
+
+@pytest.mark.parametrize("name", RECURRENT)
 def test_linear_attention_is_told_the_boundaries_and_needs_kernels_for_them(name):
     """Its state would run on from one sequence into the next, silently, if transformers were not told."""
     rows, family = agreed(name), with_tokens(name)
     model, inputs = tiny_models.model(name), tiny_models.inputs(name, rows)
     packed = with_positions(inputs, family, packed=True)
-    with pytest.raises(ValueError, match=r"can't keep packed sequences apart without `flash-linear-attention`"):
+    with pytest.raises(ValueError, match=r"`causal_conv1d_fn` can't keep packed sequences apart without"):
         logits(model, packed)
-    untold = {key: value for key, value in packed.items() if not key.startswith(("cu_seq_lens", "max_length"))}
+    told = ("cu_seq_lens", "max_length", "seq_idx")
+    untold = {key: value for key, value in packed.items() if not key.startswith(told)}
     padded = logits(model, with_positions(inputs, family))[real(rows)]
     first = sum(s.length for s in rows[0] if s.kind != "pad")
     torch.testing.assert_close(logits(model, untold)[0, :first], padded[:first], rtol=0, atol=1e-4)
     assert (logits(model, untold)[0] - padded)[first:].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+def test_what_linear_attention_is_told_keeps_sequences_apart(name, monkeypatch):
+    """Its kernels need a GPU: here transformers' own loops play them, sequence by sequence, by what the kernels read."""
+    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    rule, convolution = module.torch_chunk_gated_delta_rule, module.causal_conv1d_fn
+
+    def by_sequence(q, k, v, *, g, beta, cu_seqlens, **options):
+        kept = {key: options[key] for key in ("initial_state", "output_final_state", "use_qk_l2norm_in_kernel")}
+        parts = [
+            rule(q[:, a:b], k[:, a:b], v[:, a:b], g=g[:, a:b], beta=beta[:, a:b], **kept)[0]
+            for a, b in itertools.pairwise(cu_seqlens.tolist())
+        ]
+        return torch.cat(parts, dim=1), None
+
+    def convolved(x, weight, bias, *, activation, seq_idx, **options):
+        parts = [convolution(x[..., seq_idx[0] == n], weight, bias, activation=activation) for n in seq_idx.unique()]
+        return torch.cat(parts, dim=-1)
+
+    rows = mmrope.collate([[TEXT, IMAGE, TEXT], [Segment.text(7)]], pad_side="right")
+    padded = logits(tiny_models.model(name), with_positions(tiny_models.inputs(name, rows), with_tokens(name)))[real(rows)]
+    monkeypatch.setattr(module, "torch_chunk_gated_delta_rule", by_sequence)
+    monkeypatch.setattr(module, "causal_conv1d_fn", convolved)
+    packed = with_positions(tiny_models.inputs(name, rows), with_tokens(name), packed=True)
+    torch.testing.assert_close(logits(tiny_models.model(name), packed)[0], padded, rtol=0, atol=1e-4)
 
 
 def test_a_pack_by_its_mask():
@@ -111,8 +143,11 @@ def test_a_pack_by_its_mask():
     }
     with pytest.raises(ValueError, match=r"hunyuan_vl: its model in transformers takes 4 rows of ids .* use mmrope.pack"):
         with_positions(inputs, family, packed=True)
-    padded = logits(model, with_positions(inputs, family, text_row=False))[real(rows)]
+    padded = logits(model, with_positions(inputs, family))[real(rows)]
     torch.testing.assert_close(logits(model, batch)[0], padded, rtol=0, atol=1e-5)
+    eager = tiny_models.model("hunyuan_vl", attn_implementation="eager")  # adds the mask
+    batch["attention_mask"] = sdpa_mask(packed, dtype=torch.float32)
+    torch.testing.assert_close(logits(eager, batch)[0], padded, rtol=0, atol=1e-5)
 
 
 # --- what goes in -----------------------------------------------------------------------------------------------------
@@ -153,6 +188,30 @@ def test_a_tensor_that_may_be_by_token_must_be_named():
     found = with_positions({**batch, "weights": weights}, family, packed=True, per_token={"weights": 0.0}, multiple_of=10)
     assert torch.equal(found["weights"][0], torch.cat([weights[0], torch.zeros(1), weights[1], torch.zeros(1)]))
     assert with_positions({**batch, "weights": weights}, family)["weights"] is weights
+
+
+def test_arrays_become_tensors_and_what_is_none_is_left_out():
+    family = with_tokens("qwen2_vl")
+    batch = {**as_inputs([[TEXT, IMAGE], [Segment.text(9)]], family), "pixel_values": np.ones((24, 3)), "labels": None}
+    batch["note"] = [[1, 2], [3]]
+    for packed in (False, True):
+        found = with_positions(batch, family, packed=packed, device="cpu")
+        assert all(isinstance(value, torch.Tensor) for key, value in found.items() if key not in ("note", "use_cache"))
+        assert "labels" not in found
+    weights = torch.rand(2, 9, 4, dtype=torch.bfloat16, requires_grad=True)
+    found = with_positions({**batch, "weights": weights}, family, packed=True, per_token={"weights": 0.0})
+    assert found["weights"].shape == (1, 18, 4)
+    assert found["weights"].dtype == torch.bfloat16
+    assert found["weights"].requires_grad
+
+
+def test_families_are_known_when_a_collator_is_made():
+    model = tiny_models.model("qwen2_5_vl")
+    assert PositionCollator(as_inputs, model.config).family == PositionCollator(as_inputs, model).family
+    with pytest.raises(ValueError, match="qwen2_vll"):
+        PositionCollator(as_inputs, "qwen2_vll")
+    with pytest.raises(ValueError, match="hunyuan_vl: its model in transformers takes 4 rows of ids, and no row of text"):
+        with_positions(tensors([[TEXT]], with_tokens("hunyuan_vl")), with_tokens("hunyuan_vl"), text_row=True)
 
 
 def test_packs_need_the_text_row():

@@ -9,6 +9,7 @@ import proof
 import pytest
 import tiny_models
 import torch
+import transformers
 from proof import FRAME, IMAGE, IN_ONE_BLOCK, STEPS, TEXT, VIDEO, WIDE, agreed, followed, given, logits, real
 from upstream_ids import IN_TRANSFORMERS, with_tokens
 
@@ -56,12 +57,15 @@ def test_logits_on_frames_of_models_that_take_frames_by_themselves(name):
     torch.testing.assert_close(proof.our_logits(name, rows), proof.own_logits(name, rows), **CLOSE)
 
 
-@pytest.mark.parametrize("name", sorted(set(tiny_models.MODELS) - set(proof.WRITTEN_BY_ITS_PROCESSOR) - {"hunyuan_vl"}))
+@pytest.mark.parametrize("name", sorted(set(tiny_models.MODELS) - set(proof.WRITTEN_BY_ITS_PROCESSOR)))
 def test_the_collator_puts_the_same_ids_in(name):
     """Read from the model's inputs instead of our own rows."""
     rows = agreed(name)
+    if name == "hunyuan_vl":  # the marks around its images, of which our rows have none
+        rows = [[Segment.text(5)], [Segment.pad(2), Segment.text(3)]]
     ours = given(name, rows)
-    found = with_positions(tiny_models.inputs(name, rows), with_tokens(name), text_row=ours["position_ids"].shape[0] == 4)
+    text_row = None if proof.V5 else ours["position_ids"].shape[0] == 4
+    found = with_positions(tiny_models.inputs(name, rows), with_tokens(name), text_row=text_row)
     mask = real(rows)
     assert torch.equal(found["position_ids"][:, mask], ours["position_ids"][:, mask])
 
@@ -152,6 +156,48 @@ def test_generate_from_embeddings(name):
     assert (own.logits[0] - expected.logits[0]).abs().max() > 1e-3
 
 
+def test_generate_takes_what_the_other_doors_make():
+    """A batch with ids in it, which are checked; a processor's of mmrope, whose own keys go; not a pack."""
+    model, family = tiny_models.model("qwen2_5_vl"), with_tokens("qwen2_5_vl")
+    inputs = tiny_models.inputs("qwen2_5_vl", [[TEXT, VIDEO, TEXT]])
+    expected = generate(model, inputs, family=family, **STEPS)
+    batch = {**with_positions(inputs, family), "next_position": torch.tensor([22]), "video_timestamps": []}
+    for mine in (batch, transformers.BatchFeature(dict(inputs))):
+        found = generate(model, mine, family=family, **STEPS)
+        assert torch.equal(found.sequences, expected.sequences)
+    with pytest.raises(mmrope.WrongPositions):
+        generate(model, {**batch, "position_ids": batch["position_ids"] + 1}, family=family)
+    with pytest.raises(ValueError, match="the inputs are a pack: generation takes a padded batch"):
+        generate(model, with_positions(inputs, family, packed=True), family=family)
+    with pytest.raises(ValueError, match=r"input_ids must be a tensor \[B, S\], got list"):
+        generate(model, {**inputs, "input_ids": inputs["input_ids"].tolist()}, family=family)
+    thinking = torch.nn.Module()
+    thinking.thinker = model
+    with pytest.raises(ValueError, match=r"generate hands position_ids to its talker, too, .* model.thinker"):
+        generate(thinking, inputs, family=family)
+
+
+def test_beams_and_several_samples():
+    model, family = tiny_models.model("qwen3_vl"), with_tokens("qwen3_vl")
+    rows = mmrope.collate([[TEXT, IMAGE, TEXT], [TEXT, WIDE, TEXT]], pad_side="left")
+    said = generate(
+        model,
+        tiny_models.inputs("qwen3_vl", rows),
+        family=family,
+        num_beams=3,
+        num_return_sequences=2,
+        output_scores=True,
+        **STEPS,
+    )
+    assert said.sequences.shape[0] == 4
+    whole = logits(model, followed("qwen3_vl", rows, said.sequences[::2, -4:], family))[:, -5:-1].log_softmax(dim=-1)
+    told = model.generation_config.suppress_tokens
+    allowed = whole.clone()
+    scores = allowed.gather(-1, said.sequences[::2, -4:, None])[..., 0].sum(dim=1)
+    assert told
+    torch.testing.assert_close(said.sequences_scores[::2], scores / 4, rtol=0, atol=1e-4)
+
+
 def test_generate_refuses_what_it_would_get_wrong(monkeypatch):
     model, family = tiny_models.model("qwen2_vl"), with_tokens("qwen2_vl")
 
@@ -168,7 +214,7 @@ def test_generate_refuses_what_it_would_get_wrong(monkeypatch):
         cache = model(**tiny_models.inputs("qwen2_vl", [[Segment.text(5)]]), use_cache=True).past_key_values
     refused([[TEXT, IMAGE, TEXT]], r"row 0: past_key_values end at token 5, inside the image at 3..8", past_key_values=cache)
     monkeypatch.setattr(door, "installed_version", lambda name: "4.57.1")
-    refused([[TEXT]], "transformers 4.57.1: its generate does not take position_ids")
+    refused([[TEXT]], "transformers 4.57.1: its generate does not go on from position_ids")
     monkeypatch.undo()
     with pytest.raises(
         ValueError, match=r"glm_image takes no ids by generate: its prepare_inputs_for_generation sets them to None"

@@ -96,6 +96,14 @@ def test_the_reference_by_the_same_call(name, version, data):
         np.testing.assert_array_equal(deltas[:, 0].numpy(), largest + 1 - counted)
 
 
+def test_a_config_or_a_name_will_do():
+    assert RopeIndex("qwen2_vl").family == mmrope.family("qwen2_vl")
+    config = {"model_type": "qwen2_vl", "vision_config": {"spatial_merge_size": 4}}
+    assert RopeIndex(config).family.spatial_merge == 4
+    with pytest.raises(ValueError, match=r"transformers 5.23 has no get_rope_index of neomme"):
+        RopeIndex("neomme")
+
+
 def test_a_narrow_dtype_stays():
     rule = with_tokens("qwen2_vl")
     inputs = {

@@ -125,6 +125,39 @@ def test_another_embedding_can_be_stated():
     assert (ours(torch.zeros(1), ids)[0] - own(torch.zeros(1), ids)[0]).abs().max() > 1e-2
 
 
+def test_a_module_that_was_changed_by_hand_is_found():
+    for change in ("inv_freq", "attention_scaling"):
+        own = own_module("qwen2_vl")
+        setattr(own, change, getattr(own, change) / 4)
+        with pytest.raises(ValueError, match=rf"Qwen2VLRotaryEmbedding.{change} is not what its config says: it was changed"):
+            RotaryInPlace(own)
+        RotaryInPlace(own, spec=spec_of(own))  # said so, it goes
+
+
+def test_a_spec_that_the_models_code_cannot_apply_is_refused():
+    own = own_module("glm4v")
+    for spec, what in (
+        (
+            RotarySpec.mrope(16, theta=100.0, sections=(1, 1, 2), rotary_dim=8),
+            "pairing 'half', but the model's code has 'adjacent'",
+        ),
+        (RotarySpec.mrope(16, sections=(2, 3, 3), pairing="adjacent"), "rotated channels 16, but the model's code has 8"),
+        (RotarySpec.rope(8, pairing="adjacent"), "axes 't', but the model's code has 'thw'"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            RotaryInPlace(own, spec=spec)
+
+
+def test_a_call_that_cannot_be_right():
+    ours = RotaryInPlace(own_module("qwen2_vl"))
+    with pytest.raises(
+        ValueError, match=r"position_ids must be \[3, B, S\], or \[B, S\] of text, got \[4, 1, 2\]; a row of text"
+    ):
+        ours(torch.zeros(1), torch.zeros(4, 1, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"layer_type is 'full_attention', but there are layers of types \[''\]"):
+        ours(torch.zeros(1), torch.zeros(3, 1, 2, dtype=torch.long), "full_attention")
+
+
 def test_refusals():
     own = own_module("qwen2_vl")
     with pytest.raises(ValueError, match="Linear has no config: pass the rotary module of a transformers model"):

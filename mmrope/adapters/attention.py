@@ -20,15 +20,28 @@ _VARLEN: dict[Interface, tuple[str, str, str, str]] = {
     "transformers": ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
 }
 
+_CAUSAL: dict[Interface, dict[str, Any]] = {
+    "torch": {"window_size": (-1, 0)},
+    "flash_attn": {"causal": True},
+    "transformers": {},  # its models say so themselves
+}
 
-def sdpa_mask(packed: Packed, *, device: Any = None) -> Tensor:
-    """[1, 1, T, T] bool, True where a query (dimension 2) attends to a key (3): `attn_mask` of
-    `scaled_dot_product_attention`, and the four-dimensional `attention_mask` of transformers' models.
 
-    It takes T^2 bytes: for long packs take one of the others.
+def sdpa_mask(packed: Packed, *, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
+    """[1, 1, T, T], which keys (dimension 3) a query (2) attends to: `attn_mask` of `scaled_dot_product_attention`, and the
+    four-dimensional `attention_mask` of transformers' models.
+
+    It takes T^2 bytes or more: for long packs take one of the others.
+
+    Args:
+        dtype: by default bool, True where it attends, which SDPA takes. Of a floating-point type what is added to scores, 0 or
+            the type's least number: models of transformers whose attention is "eager" add the mask, and read True as 1.
     """
     sequence, order = _tensors(packed, device)
-    return ((sequence[:, None] == sequence) & (order[:, None] >= order))[None, None]
+    seen = ((sequence[:, None] == sequence) & (order[:, None] >= order))[None, None]
+    if dtype is None:
+        return seen
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def flex_block_mask(packed: Packed, *, device: Any = None) -> BlockMask:
@@ -40,20 +53,23 @@ def flex_block_mask(packed: Packed, *, device: Any = None) -> BlockMask:
         return (sequence[q] == sequence[k]) & (order[q] >= order[k])
 
     tokens = len(sequence)
+    if not tokens:
+        raise ValueError("the pack has no tokens: there is nothing to attend to")
     return create_block_mask(same_and_before, None, None, tokens, tokens, device=str(sequence.device))
 
 
 def varlen(packed: Packed, interface: Interface, *, device: Any = None) -> dict[str, Any]:
-    """The boundaries of a pack as keyword arguments of varlen attention, for q, k, v [T, heads, channels].
+    """A pack as keyword arguments of varlen attention, for q, k, v [T, heads, channels].
 
     Args:
-        interface: "torch", `torch.nn.attention.varlen.varlen_attn` (which also wants to be told that it is causal);
-            "flash_attn", `flash_attn_varlen_func`; "transformers", for the call of a model whose attention is
-            "flash_attention_2", which then does not look for boundaries in position ids.
+        interface: "torch", `torch.nn.attention.varlen.varlen_attn` (torch 2.15); "flash_attn", `flash_attn_varlen_func`;
+            "transformers", for the call of a model whose attention is "flash_attention_2", which then does not look for
+            boundaries in position ids.
 
     Returns:
-        cu_seqlens of queries and of keys, [B + 1] int32 on the device, and the longest sequence, an int. A sequence that was
-        filled up has the length that it has in the pack.
+        cu_seqlens of queries and of keys, [B + 1] int32 on the device, and the longest sequence, an int; and for the first two,
+        which are not causal by themselves, that they be: `window_size=(-1, 0)`, `causal=True`. A sequence that was filled up
+        has the length that it has in the pack.
 
     Raises:
         ValueError: an unknown interface.
@@ -61,7 +77,8 @@ def varlen(packed: Packed, interface: Interface, *, device: Any = None) -> dict[
     if interface not in _VARLEN:
         raise ValueError(f"interface must be one of {tuple(_VARLEN)}, got {interface!r}")
     boundaries = torch.tensor(packed.cu_seqlens_padded, dtype=torch.int32, device=device)
-    return dict(zip(_VARLEN[interface], (boundaries, boundaries, packed.max_seqlen, packed.max_seqlen), strict=True))
+    made = dict(zip(_VARLEN[interface], (boundaries, boundaries, packed.max_seqlen, packed.max_seqlen), strict=True))
+    return {**made, **_CAUSAL[interface]}
 
 
 def _tensors(packed: Packed, device: Any) -> tuple[Tensor, Tensor]:

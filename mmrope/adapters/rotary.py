@@ -20,20 +20,23 @@ class RotaryInPlace(nn.Module):
     """For an attribute of a transformers model: `text.rotary_emb = RotaryInPlace(text.rotary_emb)`, where `text` is the module
     that holds it (`model.model.language_model`). It has no parameters, and no state from one call to the next.
 
-    What is not said is read of the module that it replaces: the rotary embedding from its `config`, and by calling it once,
-    which dimensions it returns. The two are compared on small ids, so that a module that computes something else than its
-    config says is found at once.
+    What is not said is read of the module that it replaces: the rotary embedding from its `config`, and by calling one like it,
+    which dimensions it returns. They are compared on small ids, and the module's own frequencies with those of one that is made
+    anew, so that one that computes something else than its config says, or was changed by hand, is found at once. The rotary
+    embeddings of vision towers are called otherwise, and are not for this: `RotarySpec.axial`.
 
     Source of the modules: transformers 4.57.1 and 5.23.0, models/*/modeling_*.py, `*RotaryEmbedding`.
 
     Args:
         own: the model's module.
-        spec: a rotary embedding other than its own (`spec.scaled(YaRN(...))`), which is not compared; of modules that differ by
-            type of layer, one for each: {"full_attention": spec, ...}.
+        spec: a rotary embedding other than its own (`spec_of(own).scaled(YaRN(...))`), whose angles are not compared; axes,
+            rotated channels and pairing must be the model's. Of modules that differ by type of layer one for each:
+            {"full_attention": spec, ...}.
         angles: as of RotaryEmbedding: "exact", or "hf", the module's float32 product.
 
     Raises:
-        ValueError: a module that is not of the known form, a config that cannot be read, a module that computes something else.
+        ValueError: a module that is not of the known form, a config that cannot be read, a module that computes something else,
+            a spec that the model's code cannot apply.
     """
 
     def __init__(
@@ -49,14 +52,19 @@ class RotaryInPlace(nn.Module):
             raise ValueError(f"{type(own).__name__} has layers of types {self.layers}: give a spec for each, not {list(specs)}")
         self.by_layer = nn.ModuleDict()
         for layer in self.layers:
-            self.by_layer[layer or _ALL] = RotaryEmbedding(specs[layer] or spec_of(own, layer or None), angles=angles)
+            known, stated = spec_of(own, layer or None), specs[layer]
+            if stated is not None:
+                _check_fits(stated, known)
+            self.by_layer[layer or _ALL] = RotaryEmbedding(stated or known, angles=angles)
         # made anew, as the model's may have been cast, or stand on the meta device
-        fresh = type(own)(config)
+        with torch.device("cpu"):
+            fresh = type(own)(config)
         ids = torch.stack([torch.arange(8).roll(3 * a) for a in range(len(self._rotary(self.layers[0]).spec.axes))])[:, None]
         theirs, _ = _call(fresh, torch.zeros(1, dtype=torch.bfloat16), ids, self.layers[0])
         self.axes_lead = theirs.ndim == 4
         self.in_float32 = theirs.dtype == torch.float32
         if spec is None:
+            _check_unchanged(own, fresh)
             for layer in self.layers:
                 self._compare(fresh, ids, layer)
         self.to(next(own.buffers()).device)
@@ -79,9 +87,16 @@ class RotaryInPlace(nn.Module):
             cos, sin: [B, S, R] in the dtype of x (Ernie: float32). In transformers 4.57 [3, B, S, R], of which the model's own
             code takes each channel from one of the three; here all three are alike.
         """
+        if (layer_type or "") not in self.layers:
+            raise ValueError(f"layer_type is {layer_type!r}, but there are layers of types {self.layers}")
         rotary = self._rotary(layer_type)
         spec = rotary.spec
         ids = position_ids[None] if position_ids.ndim == 2 else position_ids
+        if ids.ndim != 3 or len(ids) not in (1, len(spec.axes)):
+            raise ValueError(
+                f"position_ids must be [{len(spec.axes)}, B, S], or [B, S] of text, got {list(position_ids.shape)}; a row of "
+                "text positions in front is not for the rotation"
+            )
         ids = ids.expand(len(spec.axes), -1, -1)  # [A, B, S]
         # a tensor, which waits for no device; the model's own module scales by the same
         tables = rotary(ids, length=ids.max() + 1 if spec.needs_length else None)  # [B, S, P]
@@ -108,7 +123,34 @@ class RotaryInPlace(nn.Module):
                 )
 
 
+_ROUNDED = 2**-7  # of a frequency, by a cast to bfloat16 and back
 _ALL = "all"  # the key of a module whose layers are alike
+
+
+def _check_fits(stated: RotarySpec, known: RotarySpec) -> None:
+    """That a model's code, which pairs channels and takes rows of ids in its own way, can apply a spec."""
+    for what, one, other in (
+        ("pairing", stated.pairing, known.pairing),
+        ("rotated channels", stated.rotary_dim, known.rotary_dim),
+        ("axes", stated.axes, known.axes),
+    ):
+        if one != other:
+            raise ValueError(f"the spec has {what} {one!r}, but the model's code has {other!r}, which no module can change")
+
+
+def _check_unchanged(own: nn.Module, fresh: nn.Module) -> None:
+    """That a module's frequencies and attention factors are those of one made anew of its config, but for what casts round."""
+    kinds = getattr(own, "rope_type", "default")
+    changing = {"dynamic", "longrope"} & set(kinds.values() if isinstance(kinds, dict) else [kinds])
+    if changing or any(buffer.is_meta for buffer in own.buffers()):
+        return  # it changes them itself, or has none
+    found = [name for name, _ in fresh.named_buffers() if name.endswith("inv_freq") and "original" not in name]
+    for name in [*found, *(name for name in vars(fresh) if name.endswith("attention_scaling"))]:
+        mine, made = (torch.as_tensor(getattr(module, name)).cpu() for module in (own, fresh))
+        if not torch.allclose(mine.float(), made.float(), rtol=_ROUNDED, atol=0):
+            raise ValueError(
+                f"{type(own).__name__}.{name} is not what its config says: it was changed by hand. Say what to rotate by, spec="
+            )
 
 
 def spec_of(own: nn.Module, layer_type: str | None = None) -> RotarySpec:

@@ -15,25 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmrope.adapters import family_of_model
 from mmrope.adapters.attention import varlen
 from mmrope.positions.batches import pack
 from mmrope.positions.build import Positions, position_ids
 from mmrope.positions.checks import check
-from mmrope.positions.families import FAMILIES, family_from_config
-from mmrope.positions.families import family as find_family
+from mmrope.positions.families import FAMILIES
 from mmrope.positions.inputs import INPUTS, segments_from_inputs
 from mmrope.positions.layouts import hf_position_ids, rope_deltas
 from mmrope.positions.rules import Family
-from mmrope.positions.segments import Segment
+from mmrope.positions.segments import Row, Segment
 
 Version = Literal["4.57", "5.23"]
-
-
-def family_of_model(family: Family | Any) -> Family:
-    """A Family as it is; of a name, a config or a model (whose `config` is read) the family with that checkpoint's facts."""
-    if isinstance(family, (Family, str)):
-        return find_family(family)
-    return family_from_config(getattr(family, "config", family))
 
 
 # --- get_rope_index ---------------------------------------------------------------------------------------------------
@@ -41,7 +34,7 @@ def family_of_model(family: Family | Any) -> Family:
 
 @dataclass(frozen=True)
 class RopeIndex:
-    """A model's `get_rope_index`, answered by mmrope: `get_rope_index = RopeIndex(family_from_config(model.config))`.
+    """A model's `get_rope_index`, answered by mmrope: `get_rope_index = RopeIndex(model.config)`.
 
     Called with the arguments of the method of that version, by place or by name, it returns what the method returns. It holds
     no model, and can be pickled into data-loader workers. What the method would drop or guess is refused, as by
@@ -53,16 +46,18 @@ class RopeIndex:
         ValueError: a version without this family, inputs that cannot be right.
     """
 
-    family: Family
-    """Whose rule: the reference, or a revision (`family_from_config(config, revision="transformers-5.23")`)."""
+    family: Family | Any
+    """Whose rule: a Family, or its name, or a config or model to read it of. The reference, or a revision
+    (`family_from_config(config, revision="transformers-5.23")`)."""
     version: Version = "5.23"
     """Whose signature, and whose `rope_deltas`: transformers 4.57 counts padding in them, 5.23 does not."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "family", family_of_model(self.family))
         if self.version not in get_args(Version):
             raise ValueError(f"version must be one of {get_args(Version)}, got {self.version!r}")
         if self._upstream is None:
-            known = [v for v in get_args(Version) if f"{self.family.name}@transformers-{v}" in FAMILIES]
+            known = [v for v in get_args(Version) if f"{self.family.name}@transformers-{v}" in FAMILIES and v != self.version]
             raise ValueError(
                 f"transformers {self.version} has no get_rope_index of {self.family.name}"
                 + (f"; {', '.join(known)} has" if known else ", and no version that is known here has")
@@ -70,7 +65,8 @@ class RopeIndex:
 
     @property
     def _upstream(self) -> Family | None:
-        return FAMILIES.get(f"{self.family.name}@transformers-{self.version}")
+        found = FAMILIES.get(f"{self.family.name}@transformers-{self.version}")
+        return None if found is None or len(found.axes) < 3 else found  # ids of two axes are written by the processor
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -113,7 +109,7 @@ class RopeIndex:
         self._check_downsampling(given.get("downsample_mode"))
         inputs = {key: given[key] for key in INPUTS if given.get(key) is not None}
         rows = segments_from_inputs(inputs, self.family, sync=True)
-        if "audio_in_video" in self.family.media and given.get("use_audio_in_video") is False:
+        if "audio_in_video" in self.family.media and not given.get("use_audio_in_video"):
             for b, row in enumerate(rows):
                 if any(segment.kind == "audio_in_video" for segment in row):
                     raise ValueError(f"row {b} has sound in a video by its markers, but use_audio_in_video is False: pass True")
@@ -140,8 +136,8 @@ class RopeIndex:
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
-PER_TOKEN = {"input_ids": 0, "labels": -100, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0, "attention_mask": 0}
-"""Keys of a batch that have a value for each token [B, S], and what fills packs up."""
+PER_TOKEN = {"input_ids": 0, "labels": -100, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
+"""Keys of a batch that have a value for each token [B, S], and what fills packs up; a pack has no `attention_mask`."""
 _OURS = ("next_position", "video_timestamps")  # of mmrope's Processor, which models do not take
 
 
@@ -150,9 +146,10 @@ def with_positions(
     family: Family | Any,
     *,
     packed: bool = False,
-    text_row: bool = True,
+    text_row: bool | None = None,
     multiple_of: int = 1,
     per_token: Mapping[str, Any] | None = None,
+    device: Any = None,
 ) -> dict[str, Any]:
     """A processor's or a collator's batch with `position_ids` in it, which transformers' models take as they are.
 
@@ -163,51 +160,76 @@ def with_positions(
         packed: one row of all sequences, without padding: `input_ids` [1, T], `labels` (the first token of each sequence
             -100: it does not follow from the one before it) and the other values of tokens alike, no `attention_mask`, and
             `use_cache=False`, without which transformers 5.23 makes a cache and lets sequences see each other. Pixels and
-            grids stay as they are. Models with layers of linear attention are told the boundaries (`cu_seq_lens_q`, ...), too:
-            transformers refuses them unless flash-linear-attention is installed.
-        text_row: [1 + A, B, S], the row of text positions in front; without it [A, B, S]. Packs need it: transformers tells
-            sequences apart by it.
+            grids stay as they are. Models with layers of linear attention are told the boundaries, too (`cu_seq_lens_q`, ...
+            and `seq_idx`): transformers 5.23 refuses these unless flash-linear-attention and causal-conv1d are installed.
+        text_row: [1 + A, B, S], the row of text positions in front, or without it [A, B, S]; by default what models of the
+            family in transformers 5 take: those with three axes have it. (GLM's models of 4.57 do not, and cannot take packs.)
+            Packs need it: transformers tells sequences apart by it.
         multiple_of: of packs, sequences are filled up to a multiple.
         per_token: of packs, further keys [B, S, ...] of the batch that have a value for each token, and what fills them up.
+        device: where tensors go; by default they stay. Arrays become tensors.
 
     Raises:
         ValueError: inputs that cannot be right; position_ids that are others (WrongPositions); of packs, without `text_row`, or
-            with a tensor [B, S, ...] of which it is not known whether it is by token; packs of families whose models take no
-            such row (HunYuan).
+            with a tensor [B, S, ...] of which it is not known whether it is by token; a text row for families whose models take
+            none (HunYuan).
     """
     family = family_of_model(family)
     rows = segments_from_inputs(batch, family)
-    batch = {key: value for key, value in batch.items() if key not in _OURS}
-    if batch.get("position_ids") is not None:
-        check(batch.pop("position_ids"), rows, family)
-    if not packed:
-        ids = hf_position_ids(position_ids(rows, family), text_row=text_row)
-        return {**batch, "position_ids": torch.from_numpy(ids)}
-    if not text_row:
-        raise ValueError("packs need the row of text positions, by which transformers tells sequences apart: text_row=True")
+    has_row = len(family.axes) == 3
+    if text_row and not has_row:
+        raise ValueError(
+            f"{family}: its model in transformers takes {len(family.axes)} rows of ids, and no row of text positions: leave "
+            "text_row out"
+        )
+    made = {key: _tensor(value) for key, value in batch.items() if key not in _OURS and value is not None}
+    if "position_ids" in made:
+        check(made.pop("position_ids"), rows, family)
+    if packed:
+        made = _packed(made, rows, family, text_row, multiple_of, {**PER_TOKEN, **(per_token or {})})
+    else:
+        ids = hf_position_ids(position_ids(rows, family), text_row=has_row if text_row is None else text_row)
+        made["position_ids"] = torch.from_numpy(ids)
+    if device is None:
+        return made
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in made.items()}
+
+
+def _packed(
+    batch: dict[str, Any], rows: list[Row], family: Family, text_row: bool | None, multiple_of: int, fills: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A batch as one row."""
     if len(family.axes) != 3:
         raise ValueError(
             f"{family}: its model in transformers takes {len(family.axes)} rows of ids and no row of text positions, so it "
             "cannot tell sequences apart by it: use mmrope.pack, and as attention_mask sdpa_mask of mmrope.adapters.attention"
         )
-    fills = {**PER_TOKEN, **(per_token or {})}
-    shape = tuple(np.shape(batch["input_ids"]))
+    if text_row is False:
+        raise ValueError("packs need the row of text positions, by which transformers tells sequences apart: text_row=True")
+    batch.pop("attention_mask", None)
+    shape = tuple(batch["input_ids"].shape)
     for key, value in batch.items():
-        if key not in fills and tuple(np.shape(value))[:2] == shape:
+        if key not in fills and isinstance(value, Tensor) and tuple(value.shape[:2]) == shape:
             raise ValueError(
-                f"{key} is {list(np.shape(value))} like input_ids {list(shape)}: if it has a value for each token, say "
+                f"{key} is {list(value.shape)} like input_ids {list(shape)}: if it has a value for each token, say "
                 f"per_token={{{key!r}: fill}}, else take it out"
             )
     whole = pack(rows, family, multiple_of=multiple_of)
-    made = dict(batch)
+    index, empty = torch.from_numpy(whole.index), torch.from_numpy(~whole.mask)
     for key in fills.keys() & batch.keys():
-        made[key] = torch.from_numpy(whole.take(batch[key], fills[key]))[None]  # [1, T]
-    if "labels" in made:
-        made["labels"][0, whole.text_ids == 0] = -100
-    made.pop("attention_mask", None)
+        flat = batch[key].flatten(0, 1)  # [B S, ...]
+        taken = flat[index.clamp(min=0).to(flat.device)]  # [T, ...]
+        shown = empty.to(flat.device).view(-1, *[1] * (taken.ndim - 1))
+        batch[key] = taken.masked_fill(shown, fills[key])[None]  # [1, T, ...]
+    if "labels" in batch:
+        batch["labels"][0, torch.from_numpy(whole.text_ids == 0).to(batch["labels"].device)] = -100
     if family.recurrent:
-        made.update(varlen(whole, "transformers"))
-    return {**made, "position_ids": torch.from_numpy(hf_position_ids(whole)), "use_cache": False}
+        batch.update(varlen(whole, "transformers"), seq_idx=torch.from_numpy(whole.sequence_index)[None])  # [1, T]
+    return {**batch, "position_ids": torch.from_numpy(hf_position_ids(whole)), "use_cache": False}
+
+
+def _tensor(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 @dataclass(frozen=True)
@@ -218,11 +240,14 @@ class PositionCollator:
     """
 
     collate: Callable[..., Mapping[str, Any]]
-    family: Family | str
+    family: Family | Any
     packed: bool = False
-    text_row: bool = True
+    text_row: bool | None = None
     multiple_of: int = 1
     per_token: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "family", family_of_model(self.family))
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The batch that `collate` makes of these arguments, with `position_ids`."""
@@ -247,27 +272,29 @@ def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = No
     its `rope_deltas` is asked.
 
     Args:
-        model: a model of transformers 5. (In 4.57 `generate` drops `position_ids`: `prepare_inputs_for_generation` sets them to
-            None, or takes deltas that the model kept from another call; decode by hand there, docs/sequences.md.)
-        inputs: what the processor returned, of the whole conversation, padded on the left.
+        model: a model of transformers 5; of Omni models the thinker (`model.thinker`). (In 4.57 `generate` does not go on from
+            ids that it is given: Qwen2-VL and Qwen2.5-VL take them for the prompt and fail at the second step, the others set
+            them to None. Decode by hand there, as samples/cached_decoding.py does.)
+        inputs: what the processor returned, of the whole conversation, padded on the left. `position_ids` in them are checked.
         family: a Family or its name; by default that of `model.config`.
-        options: what `model.generate` takes. With `past_key_values`, a cache of the first tokens of `inputs`, images and videos
-            in these are not handed on, as the model has seen them. With `inputs_embeds`, take `pixel_values` out of `inputs` if
-            they are in the embeddings already (but leave them in for models with deepstack, which add more of the pixels
-            further up).
+        options: what `model.generate` takes. With `past_key_values`, a cache of the first columns of `inputs` (padding
+            included), images and videos in these are not handed on, as the model has seen them. With `inputs_embeds`, take
+            `pixel_values` out of `inputs` if they are in the embeddings already (but leave them in for models with deepstack,
+            which add more of the pixels further up).
 
     Returns:
         What `model.generate` returns.
 
     Raises:
-        ValueError: transformers 4; a model whose generate does not take ids (GLM-Image); padding on the right; a prompt that
-            ends on an image, a video or a sound; a cache that ends inside one, or holds sounds.
+        ValueError: transformers 4; a model whose generate does not take ids (GLM-Image) or hands them to two models (Omni, with
+            its talker); a pack; padding on the right; a prompt that ends on an image, a video or a sound; a cache that ends
+            inside one, or holds sounds or canvases.
     """
     found = installed_version("transformers")
     if int(found.partition(".")[0]) < 5:
         raise ValueError(
-            f"transformers {found}: its generate does not take position_ids (prepare_inputs_for_generation drops them). Decode "
-            "by hand, model(input_ids, position_ids=..., past_key_values=...), or use transformers 5"
+            f"transformers {found}: its generate does not go on from position_ids (it drops them, or fails at the second "
+            "step). Decode by hand, model(input_ids, position_ids=..., past_key_values=...), or use transformers 5"
         )
     family = family_of_model(model if family is None else family)
     if family.targets:
@@ -275,7 +302,19 @@ def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = No
             f"{family} takes no ids by generate: its prepare_inputs_for_generation sets them to None, and reads those that its "
             "own get_rope_index left on the model. Its forward takes them: decode by hand"
         )
-    rows = segments_from_inputs(inputs, family, sync=True)
+    if hasattr(model, "thinker"):
+        raise ValueError(
+            f"{type(model).__name__}.generate hands position_ids to its talker, too, whose rows are others: generate text with "
+            "model.thinker; speech is not placed by mmrope"
+        )
+    given = {key: _tensor(value) for key, value in inputs.items() if key not in _OURS and value is not None}
+    if not isinstance(given.get("input_ids"), Tensor):
+        raise ValueError(f"input_ids must be a tensor [B, S], got {type(given.get('input_ids')).__name__}")
+    if given.pop("use_cache", True) is False:
+        raise ValueError("the inputs are a pack: generation takes a padded batch, with padding on the left")
+    rows = segments_from_inputs(given, family, sync=True)
+    if "position_ids" in given:
+        check(given.pop("position_ids"), rows, family, sync=True)
     positions = position_ids(rows, family)
     if not positions.mask[:, -1].all():
         row = int(np.argmin(positions.mask[:, -1]))
@@ -287,11 +326,11 @@ def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = No
             f"row {row} ends on {rows[row][-1]!r}, after which text goes on at {positions.next[row]}, but generate would go on "
             f"at {(positions.ids[:, row, -1] + 1).tolist()}: end the prompt on text (an end marker, the assistant's header)"
         )
-    device = inputs["input_ids"].device
+    device = given["input_ids"].device
     ids = torch.from_numpy(hf_position_ids(positions, text_row=len(family.axes) == 3)).to(device)
-    cache, given = options.get("past_key_values"), dict(inputs)
+    cache = options.get("past_key_values")
     if cache is not None and cache.get_seq_length():
-        given = {**given, **_media_after(cache.get_seq_length(), rows, inputs)}
+        given = {**given, **_media_after(cache.get_seq_length(), rows, given)}
         given = {key: value for key, value in given.items() if value is not None}
     return model.generate(**given, position_ids=ids, **options)
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmrope.adapters import family_of_model
 from mmrope.positions.build import position_ids
-from mmrope.positions.families import family as find_family
 from mmrope.positions.inputs import on_host
 from mmrope.positions.layouts import rope_deltas
 from mmrope.positions.rules import Family
@@ -31,7 +31,7 @@ _SECONDS = "second_per_grid_ts"
 
 
 def get_mrope_input_positions(
-    input_tokens: Sequence[int], mm_features: Sequence[Any], family: Family | str
+    input_tokens: Sequence[int], mm_features: Sequence[Any], family: Family | Any
 ) -> tuple[Tensor, int]:
     """The ids of a prompt, and how far text after it lies from its place: `SupportsMRoPE.get_mrope_input_positions`.
 
@@ -42,8 +42,7 @@ def get_mrope_input_positions(
         mm_features: vLLM's `MultiModalFeatureSpec`s in any order, or Spans. Of each are read `modality`, `mm_position`
             (`offset`, `length`, `is_embed`) and of `data` the patch grid, `image_grid_thw` or `video_grid_thw` [3], and
             `second_per_grid_ts` in seconds. A sound has as many tokens as its placeholder.
-        family: whose rule, for example "qwen2_vl" or "qwen2_5_vl@vllm-0.33"; a Family with the facts of a checkpoint from
-            `family_from_config`.
+        family: whose rule, for example "qwen2_vl" or "qwen2_5_vl@vllm-0.33", or a Family; of a config, that checkpoint's.
 
     Returns:
         ids [A, n] int64, one row per axis (t, h, w), and mrope_position_delta, the largest id + 1 - n.
@@ -52,7 +51,7 @@ def get_mrope_input_positions(
         ValueError: as `segments_from_spans` (pruned tokens, missing grids or seconds, media that the family does not place); a
             feature without data; a family with fractional ids, which vLLM's buffers cannot hold.
     """
-    family = find_family(family)
+    family = family_of_model(family)
     if family.fractional:
         raise ValueError(
             f"{family} has fractional ids, but vLLM's are int64: take the rule that vLLM computes instead, the family's "

@@ -332,7 +332,7 @@ _REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
         "paddleocr_vl": {**_SPATIAL, "time": "index", "ids_per_second": None},
         "hunyuan_vl": {"ordinal": "batch", "layout": "by_channel"},
         "minicpmv4_7": {},
-        "neomme": {},
+        "neomme": {"source": "transformers 5.23.0, models/neomme/processing_neomme.py, _build_position_ids"},
     },
     "transformers-4.57": {
         "qwen2_5_vl": {"pad_value": 1, "time": "whole_seconds"},
