@@ -1,4 +1,4 @@
-"""The command line: `mmrope ids`, `families`, `show`, `check`, `diff`."""
+"""The command line: `mmrope ids`, `ask`, `families`, `show`, `check`, `diff`, `lab`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="The position layer of multimodal transformers.",
 )
+
+lab = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Experiments that compare encodings.")
+app.add_typer(lab, name="lab")
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif"}
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"}
@@ -256,6 +259,51 @@ def diff(
         _fail("diff", error, 2)
     typer.echo(str(found) if found else "no difference")
     raise typer.Exit(1 if found else 0)
+
+
+@lab.command("list")
+def lab_list() -> None:
+    """The experiments, and what each asks."""
+    from mmrope.lab import experiments
+
+    for experiment in experiments():
+        typer.echo(f"{experiment.name:12}{experiment.question}")
+
+
+@lab.command("run")
+def lab_run(
+    name: Annotated[str, typer.Argument(help="One of `mmrope lab list`.")],
+    quick: Annotated[bool, typer.Option(help="In seconds, to see that it works: its numbers mean nothing.")] = False,
+    seeds: Annotated[int, typer.Option(help="Seeds of each variant, from 0 on.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    variant: Annotated[list[str] | None, typer.Option(help="Some of the variants; all by default.")] = None,
+    out: Annotated[Path, typer.Option(help="A folder for the results, the table and the figure.")] = Path("out/lab"),
+) -> None:
+    """Trains and measures what is missing in OUT, and writes a table and a figure. Killed, it goes on where it was."""
+    from mmrope.lab import experiments
+    from mmrope.lab.harness import run
+    from mmrope.lab.report import plot, table
+    from mmrope.pictures import save
+
+    try:
+        known = {experiment.name: experiment for experiment in experiments()}
+        if name not in known:
+            raise ValueError(f"there is no experiment {name!r}; there are {', '.join(known)}")
+        path = out / f"{name}{'-quick' if quick else ''}.json"
+        results = run(
+            known[name],
+            path,
+            quick=quick,
+            seeds=seeds,
+            device=device,
+            variants=tuple(variant or ()),
+            say=lambda line: typer.echo(line, err=True),
+        )
+        typer.echo("\n".join(table(known[name], results)))
+        save(plot(known[name], results), path.with_suffix(".png"))
+        typer.echo(f"wrote {path} and {path.with_suffix('.png')}", err=True)
+    except (ValueError, OSError) as error:
+        _fail("lab", error, 2)
 
 
 def _fail(command: str, error: Exception, code: int) -> NoReturn:

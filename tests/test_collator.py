@@ -103,7 +103,7 @@ def test_linear_attention_is_told_the_boundaries_and_needs_kernels_for_them(name
     assert (logits(model, untold)[0] - padded)[first:].abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe", "qwen4_exp"])
 def test_what_linear_attention_is_told_keeps_sequences_apart(name, monkeypatch):
     """Its kernels need a GPU: here transformers' own loops play them, sequence by sequence, by what the kernels read."""
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
@@ -203,6 +203,18 @@ def test_arrays_become_tensors_and_what_is_none_is_left_out():
     assert found["weights"].shape == (1, 18, 4)
     assert found["weights"].dtype == torch.bfloat16
     assert found["weights"].requires_grad
+
+
+def test_lists_are_packed_as_tensors_are():
+    family = with_tokens("qwen2_vl")
+    lists = {key: value.tolist() for key, value in as_inputs([[TEXT, IMAGE], [Segment.text(9)]], family).items()}
+    found = with_positions({**lists, "labels": lists["input_ids"]}, family, packed=True)
+    assert found["input_ids"].shape == found["labels"].shape == (1, 18)
+    with pytest.raises(ValueError, match=r"weights is \[2, 9\] like input_ids"):
+        with_positions({**lists, "weights": lists["input_ids"]}, family, packed=True)
+    assert with_positions({**lists, "names": np.array(["a", "b"])}, family)["names"].tolist() == ["a", "b"]
+    with pytest.raises(ValueError, match="neomme is an encoder"):
+        with_positions({"input_ids": torch.ones(1, 3, dtype=torch.long)}, "neomme", packed=True)
 
 
 def test_families_are_known_when_a_collator_is_made():

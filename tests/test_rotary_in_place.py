@@ -134,6 +134,17 @@ def test_a_module_that_was_changed_by_hand_is_found():
         RotaryInPlace(own, spec=spec_of(own))  # said so, it goes
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("theta", [1e4, 1e6, 1e7])
+def test_casts_are_no_changes(theta, dtype):
+    from transformers import Qwen2_5_VLConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
+
+    rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": [16, 24, 24]}
+    own = Qwen2_5_VLRotaryEmbedding(Qwen2_5_VLConfig(text_config={"head_dim": 128, "rope_parameters": rope}).text_config)
+    RotaryInPlace(own.to(dtype))
+
+
 def test_a_spec_that_the_models_code_cannot_apply_is_refused():
     own = own_module("glm4v")
     for spec, what in (

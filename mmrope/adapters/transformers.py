@@ -199,6 +199,8 @@ def _packed(
     batch: dict[str, Any], rows: list[Row], family: Family, text_row: bool | None, multiple_of: int, fills: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A batch as one row."""
+    if len(family.axes) < 3:
+        raise ValueError(f"{family} is an encoder, whose tokens attend to all: packs are made for causal models alone")
     if len(family.axes) != 3:
         raise ValueError(
             f"{family}: its model in transformers takes {len(family.axes)} rows of ids and no row of text positions, so it "
@@ -207,11 +209,12 @@ def _packed(
     if text_row is False:
         raise ValueError("packs need the row of text positions, by which transformers tells sequences apart: text_row=True")
     batch.pop("attention_mask", None)
+    batch.update({key: torch.as_tensor(batch[key]) for key in fills.keys() & batch.keys()})  # lists, too
     shape = tuple(batch["input_ids"].shape)
     for key, value in batch.items():
-        if key not in fills and isinstance(value, Tensor) and tuple(value.shape[:2]) == shape:
+        if key not in fills and _shape(value)[:2] == shape:
             raise ValueError(
-                f"{key} is {list(value.shape)} like input_ids {list(shape)}: if it has a value for each token, say "
+                f"{key} is {list(_shape(value))} like input_ids {list(shape)}: if it has a value for each token, say "
                 f"per_token={{{key!r}: fill}}, else take it out"
             )
     whole = pack(rows, family, multiple_of=multiple_of)
@@ -229,7 +232,14 @@ def _packed(
 
 
 def _tensor(value: Any) -> Any:
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(np.shape(value))
+    except ValueError:  # ragged lists
+        return ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,97 @@
+"""The library's encodings behind one face: what is added to tokens, what turns queries and keys, what is added to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmrope.encodings.absolute import LearnedEmbedding, SinusoidalEmbedding
+from mmrope.encodings.alibi import alibi_bias, alibi_slopes
+from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
+from mmrope.encodings.spec import RotarySpec
+from mmrope.encodings.xpos import XPos
+from mmrope.vlm.decoder import Turn
+
+
+class Encoding(nn.Module):
+    """None at all (NoPE). Each of the others answers one of these; ids are [A, B, S]."""
+
+    def added(self, ids: Tensor) -> Tensor | None:
+        """[B, S, hidden], what is added to the tokens."""
+
+    def turn(self, ids: Tensor) -> Turn:
+        """What is done to queries and keys."""
+        return lambda q, k: (q, k)
+
+    def bias(self, ids: Tensor) -> Tensor | None:
+        """[B, N, S, S], what is added to scores, -inf at tokens ahead."""
+
+
+class Added(Encoding):
+    """Sinusoidal or learned embeddings, of the first axis."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def added(self, ids: Tensor) -> Tensor:
+        """Of the places in the row."""
+        return self.embedding(ids[0])
+
+
+class Rotary(Encoding):
+    """RoPE of any kind: a RotaryEmbedding, whose cos and sin all layers share."""
+
+    def __init__(self, spec: RotarySpec) -> None:
+        super().__init__()
+        self.rotary = RotaryEmbedding(spec)
+
+    def turn(self, ids: Tensor) -> Turn:
+        """A rotation."""
+        length = int(ids.max()) + 1 if self.rotary.spec.needs_length else None
+        cos, sin = self.rotary(ids, length=length)  # [B, S, P]
+        return partial(apply_rotary, cos=cos, sin=sin, pairing=self.rotary.spec.pairing)
+
+
+class Turned(Encoding):
+    """XPos, MixedRotary: modules that turn queries and keys themselves."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def turn(self, ids: Tensor) -> Turn:
+        """By the module."""
+        return partial(self.module.rotate, position_ids=ids)
+
+
+class Faded(Encoding):
+    """ALiBi."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
+
+    def bias(self, ids: Tensor) -> Tensor:
+        """Falling with the distance."""
+        return alibi_bias(self.slopes, ids[0])  # pyright: ignore[reportArgumentType]
+
+
+OF_TEXT: dict[str, Callable[[int, int, int, int], Encoding]] = {
+    "sinusoidal": lambda hidden, heads, head_dim, length: Added(SinusoidalEmbedding(hidden)),
+    "learned": lambda hidden, heads, head_dim, length: Added(LearnedEmbedding(length, hidden)),
+    "rope": lambda hidden, heads, head_dim, length: Rotary(RotarySpec.rope(head_dim)),
+    "xpos": lambda hidden, heads, head_dim, length: Turned(XPos(head_dim)),
+    "alibi": lambda hidden, heads, head_dim, length: Faded(heads),
+    "nope": lambda hidden, heads, head_dim, length: Encoding(),
+}
+"""By name: the encoding of a model with these sizes that is trained on `length` tokens."""
+
+
+def counted(batch: int, length: int, device: Any = None) -> Tensor:
+    """[1, B, S] ids of text."""
+    return torch.arange(length, device=device).expand(1, batch, length)

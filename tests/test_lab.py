@@ -1,0 +1,244 @@
+"""The lab: what runs an experiment, that each runs, and that what is kept of the whole ones says what the theory supports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from typer.testing import CliRunner
+
+import mmrope
+from mmrope.cli import app
+from mmrope.lab import experiments, extension, films, grids, length
+from mmrope.lab.encodings import OF_TEXT, Encoding, counted
+from mmrope.lab.harness import Cell, Experiment, run, spread
+from mmrope.lab.reader import Reader, sizes
+from mmrope.lab.report import plot, table
+from mmrope.lab.text import source, windows
+
+RESULTS = ROOT / "scripts" / "results" / "lab"
+ALL = {experiment.name: experiment for experiment in experiments()}
+
+
+def kept(name):
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def mean(results, variant, metric):
+    found = spread(results, variant, metric)
+    assert found is not None
+    return found[0]
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def counting(calls, together=False):
+    def cell(variant, seed, cell):
+        calls.append((variant, seed))
+        return {"8": seed + cell.size, "16": 1.0}
+
+    def all_of_them(seed, cell):
+        calls.append(("both", seed))
+        return {"a": {"8": 1.0}, "b": {"8": 2.0}}
+
+    return Experiment(
+        **{"name": "counting", "question": "?", "setting": "", "paper": "", "variants": ("a", "b")},
+        **{"full": {"size": 2.0}, "quick": {"size": 1.0}, "x": "n", "y": "y"},
+        cell=all_of_them if together else cell,
+        together=together,
+    )
+
+
+def test_what_is_there_is_not_run_again(tmp_path):
+    calls = []
+    experiment, path = counting(calls), tmp_path / "r.json"
+    run(experiment, path, seeds=1, variants=("b",))
+    results = run(experiment, path, seeds=2)
+    assert calls == [("b", 0), ("a", 0), ("a", 1), ("b", 1)]
+    assert results == json.loads(path.read_text()) == run(experiment, path, seeds=2)
+    assert len(calls) == 4
+    assert spread(results, "a", "8") == (2.5, 2.0, 3.0)
+    assert spread(results, "a", "32") is None
+    assert results["settings"] == {"size": 2.0}
+    assert results["torch"] == torch.__version__
+
+
+def test_a_cell_that_fails_leaves_those_before_it(tmp_path):
+    calls = []
+    experiment = counting(calls)
+
+    def failing(variant, seed, cell):
+        if variant == "b":
+            raise RuntimeError("killed")
+        return experiment.cell(variant, seed, cell)
+
+    broken = Experiment(**{**vars(experiment), "cell": failing})
+    with pytest.raises(RuntimeError):
+        run(broken, tmp_path / "r.json", seeds=1)
+    run(experiment, tmp_path / "r.json", seeds=1)
+    assert calls == [("a", 0), ("b", 0)]
+
+
+def test_variants_that_share_a_training(tmp_path):
+    calls = []
+    results = run(counting(calls, together=True), tmp_path / "r.json", seeds=2)
+    assert calls == [("both", 0), ("both", 1)]
+    assert mean(results, "b", "8") == 2
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path):
+    run(counting([]), tmp_path / "r.json", seeds=1)
+    with pytest.raises(
+        ValueError, match=r"r.json has results with settings \{'size': 2.0\}, now asked for settings \{'size': 1.0\}"
+    ):
+        run(counting([]), tmp_path / "r.json", seeds=1, quick=True)
+    with pytest.raises(ValueError, match="counting has the variants a, b, not c"):
+        run(counting([]), tmp_path / "s.json", variants=("c",))
+    with pytest.raises(AttributeError, match="the experiment has no setting 'sizes'"):
+        Cell(settings={}, device="cpu").sizes  # noqa: B018
+
+
+def test_the_table_has_means_and_spreads(tmp_path):
+    results = run(counting([]), tmp_path / "r.json", seeds=2)
+    lines = list(table(counting([]), results))
+    assert lines[0] == "| | 8 | 16 |"
+    assert lines[2] == "| a | 2.5 (2 to 3) | 1 |"
+    assert lines[-1] == "size 2.0."
+
+
+# --- what the experiments are made of ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OF_TEXT)
+def test_no_encoding_lets_a_token_look_ahead(name):
+    torch.manual_seed(0)
+    model = Reader(OF_TEXT[name](32, 4, 8, 16), sizes(32, 4, 2), 10).eval()
+    x = torch.randint(0, 10, (2, 16))
+    changed = x.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % 10
+    with torch.no_grad():
+        one, other = (model(rows, counted(2, 16)) for rows in (x, changed))
+    torch.testing.assert_close(one[:, :9], other[:, :9])
+    assert (one[:, 9:] - other[:, 9:]).abs().max() > 1e-3
+
+
+def test_a_reader_that_is_not_causal_sees_everything():
+    torch.manual_seed(0)
+    model = Reader(Encoding(), sizes(32, 4, 1), 10, features=3, causal=False).eval()
+    x = torch.randn(1, 6, 3)
+    with torch.no_grad():
+        one, other = model(x, counted(1, 6)), model(x.flip(1), counted(1, 6))
+    torch.testing.assert_close(one, other.flip(1))  # without an encoding order is nothing
+
+
+def test_training_and_test_text_are_different_files():
+    train, test = source(), source(test=True)
+    assert len(train) > 5_000_000
+    assert 0.01 < len(test) / len(train) < 0.2
+    probe = bytes(test[1000:1200].tolist())
+    assert probe not in bytes(train.numpy())
+
+
+def test_perplexities_are_of_the_same_bytes_at_every_length():
+    cell = Cell(settings={**length.EXPERIMENT.quick, "lengths": [64, 128]}, device="cpu")
+
+    class Known(torch.nn.Module):
+        """Knows the answer of even bytes alone, whatever the window."""
+
+        def forward(self, x, ids):
+            following = torch.cat([x[:, 1:], x[:, :1] * 0], dim=1)
+            return (
+                torch.where((x % 2 == 0)[..., None], 0.0, torch.nn.functional.one_hot(x, 256) * 3.0) + 0 * following[..., None]
+            )
+
+    torch.testing.assert_close(*(torch.tensor(length.perplexities(Known(), n, cell)) for n in (64, 128)))
+
+
+def test_passkeys_stand_in_the_window_and_are_asked_for():
+    rows = windows(source(test=True), torch.arange(20) * 500, 128)
+    made, digits = extension.with_keys(rows, torch.Generator().manual_seed(0))
+    for row, key in zip(made.tolist(), digits.tolist(), strict=True):
+        text, key = bytes(row), bytes(key)
+        assert text.endswith(extension.KEY + key)
+        assert text.count(extension.KEY + key) == 2
+        assert len(text) == 128
+
+
+def test_extensions_change_the_rotation_past_the_trained_length_alone():
+    cell = Cell(settings=extension.EXPERIMENT.quick, device="cpu")
+    base = length.make("rope", cell)
+    for method in extension.METHODS:
+        same, longer = (extension.extended(base, method, n, cell).encoding.rotary.spec for n in (cell.length, 4 * cell.length))
+        assert same == base.encoding.rotary.spec
+        assert (longer == same) == (method == "none")
+
+
+def test_allocations_of_grids_are_the_librarys():
+    ids = grids.ids_of(2, 3)
+    assert ids[:, 0].tolist() == [[0] * 6, [0, 0, 0, 1, 1, 1], [0, 1, 2] * 2]
+    spec = grids.ALLOCATIONS["interleaved"](32, 1e4).rotary.spec
+    assert spec == mmrope.RotarySpec.mrope(32, sections=(6, 5, 5), layout="interleaved")
+
+
+def test_films_have_qwens_ids():
+    ids, largest = films.film(3, 2, 2, asked=True)
+    assert ids[0, 0].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3]
+    assert largest == 3
+
+
+# --- the experiments --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_experiment_runs_by_one_command(name, tmp_path):
+    done = CliRunner().invoke(app, ["lab", "run", name, "--quick", "--seeds", "1", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / f"{name}-quick.json").read_text())
+    assert set(results["cells"]) == set(ALL[name].variants)
+    assert (tmp_path / f"{name}-quick.png").stat().st_size > 10_000
+
+
+def test_the_list_names_every_experiment():
+    shown = CliRunner().invoke(app, ["lab", "list"]).output
+    for experiment in ALL.values():
+        assert f"{experiment.name} " in shown
+        assert experiment.question in shown
+    assert "there is no experiment 'no'; there are length" in CliRunner().invoke(app, ["lab", "run", "no"]).output
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json")))
+def test_what_is_kept_is_whole_and_of_three_seeds(name):
+    results = kept(name)
+    assert results["settings"] == json.loads(json.dumps(ALL[name].full))
+    assert {variant: len(cells) for variant, cells in results["cells"].items()} == dict.fromkeys(ALL[name].variants, 3)
+    assert plot(ALL[name], results) is not None
+    page = (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")
+    assert "\n".join(table(ALL[name], results)) in page
+    assert (ROOT / "docs" / f"lab-{name}.png").exists()
+
+
+def test_experiments_that_are_kept_are_all_that_there_are():
+    assert sorted(path.stem for path in Path(RESULTS).glob("*.json")) == sorted(ALL)
+
+
+def test_trained_short_and_tested_long():
+    """ALiBi holds, RoPE does not, sinusoidal least of all: the order of the paper from four times the length on."""
+    results = kept("length")
+    for tested in ("512", "1024"):
+        alibi, rope, sinusoidal = (mean(results, name, tested) for name in ("alibi", "rope", "sinusoidal"))
+        assert alibi < rope < sinusoidal
+    assert mean(results, "alibi", "1024") < 1.1 * mean(results, "alibi", "128")
+    assert mean(results, "sinusoidal", "256") > 1.3 * mean(results, "sinusoidal", "128")
+
+
+def test_one_dimension_does_not_know_other_widths():
+    results = kept("grids")
+    for base in ("100", "10000"):
+        assert mean(results, f"1D, base {base}", "6x6") > 0.95
+        assert mean(results, f"1D, base {base}", "6x8") < 0.1
+        assert mean(results, f"interleaved, base {base}", "6x8") > 0.85
+        assert mean(results, f"contiguous, base {base}", "6x6") < 0.5 * mean(results, f"interleaved, base {base}", "6x6")
