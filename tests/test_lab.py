@@ -242,3 +242,21 @@ def test_one_dimension_does_not_know_other_widths():
         assert mean(results, f"1D, base {base}", "6x8") < 0.1
         assert mean(results, f"interleaved, base {base}", "6x8") > 0.85
         assert mean(results, f"contiguous, base {base}", "6x6") < 0.5 * mean(results, f"interleaved, base {base}", "6x6")
+
+
+def test_extensions_in_the_order_of_their_papers_but_for_pi():
+    """At eight times the length; interpolating positions is worse than nothing in models as small as these."""
+    results = kept("extension")
+    yarn, parts, ntk, none, pi = (mean(results, name, "1024") for name in ("YaRN", "NTK-by-parts", "NTK", "none", "PI"))
+    assert yarn < 0.8 * parts
+    assert max(parts, ntk) < 0.8 * none
+    assert pi > none
+    assert mean(results, "NTK-by-parts", "tuned 512") < mean(results, "none", "512")
+
+
+def test_ids_of_films_grow_by_frames_and_one_dimension_by_tokens():
+    results = kept("films")
+    for frames in (8, 40):
+        assert mean(results, "1D", f"largest id at {frames}") == 4 * frames
+        assert mean(results, "interleaved", f"largest id at {frames}") == frames
+    assert mean(results, "contiguous", "40") < 0.6 * mean(results, "interleaved", "40")
