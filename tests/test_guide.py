@@ -229,14 +229,10 @@ def test_what_the_guide_to_the_model_names_exists(path):
     assert (ROOT / path).exists()
 
 
-def test_the_results_of_the_ablation_are_those_of_the_file():
-    import sys as system
+def test_the_results_of_the_ablation_are_those_of_the_file(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from ablate_vlm import RESULTS, VARIANTS, table
 
-    system.path.insert(0, str(ROOT / "scripts"))
-    try:
-        from ablate_vlm import RESULTS, VARIANTS, table
-    finally:
-        system.path.remove(str(ROOT / "scripts"))
     results = json.loads(RESULTS.read_text())
     assert set(results["variants"]) == set(VARIANTS)
     assert all(len(seeds) == 3 for seeds in results["variants"].values())
@@ -278,11 +274,9 @@ def test_what_the_guide_to_the_doors_names_exists(path):
     assert (ROOT / path).exists()
 
 
-def test_the_table_of_families_is_that_of_the_results():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        from prove_families import pages
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
+def test_the_table_of_families_is_that_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from prove_families import pages
+
     assert "\n".join(pages()).strip() in ADAPTERS
     assert "| `qwen3_vl` | equal |" in ADAPTERS

@@ -123,7 +123,7 @@ def test_refusals():
         **{k: inputs[k] for k in ("input_ids", "video_grid_thw", "audio_seqlens")},
     }
     with pytest.raises(
-        ValueError, match="row 0 has sound in a video by its markers, but use_audio_in_video is False: pass True"
+        ValueError, match="row 0 has sound in a video by its markers, but use_audio_in_video is not set: pass True"
     ):
         RopeIndex(rule)(**given)
     assert RopeIndex(rule)(**given, use_audio_in_video=True)[0].shape == (3, 1, inputs["input_ids"].shape[1])

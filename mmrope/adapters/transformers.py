@@ -112,7 +112,9 @@ class RopeIndex:
         if "audio_in_video" in self.family.media and not given.get("use_audio_in_video"):
             for b, row in enumerate(rows):
                 if any(segment.kind == "audio_in_video" for segment in row):
-                    raise ValueError(f"row {b} has sound in a video by its markers, but use_audio_in_video is False: pass True")
+                    raise ValueError(
+                        f"row {b} has sound in a video by its markers, but use_audio_in_video is not set: pass True"
+                    )
         positions = position_ids(rows, self.family)
         ids = torch.from_numpy(positions.ids)
         if not self.family.fractional:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -44,16 +45,24 @@ def _cell(mean: float, least: float, most: float) -> str:
 
 def plot(experiment: Experiment, results: Mapping[str, Any]) -> Any:
     """Means over seeds, with a band from the least to the most: lines over the metrics whose names are numbers, or bars."""
-    figure, ax = pyplot().subplots(figsize=(8, 4.5), layout="constrained")
+    figure, ax = pyplot().subplots(figsize=(9, 5), layout="constrained")
+    kinds = list(dict.fromkeys(variant.partition(",")[0] for variant in experiment.variants))
+    turns = list(dict.fromkeys(variant.partition(",")[2] for variant in experiment.variants))
+
+    def look(variant: str) -> tuple[str, int]:
+        """A colour for what stands before the comma of a name, and a number for what is behind it."""
+        kind, _, turn = variant.partition(",")
+        return COLORS[kinds.index(kind) % len(COLORS)], turns.index(turn)
+
     metrics = metrics_of(results)
     if experiment.x:
         metrics = [metric for metric in metrics if metric.isdigit()]
         ticks = [int(metric) for metric in metrics]
-        for n, variant in enumerate(_measured(experiment, results)):
+        for variant in _measured(experiment, results):
             known = [(int(metric), found) for metric in metrics if (found := spread(results, variant, metric)) is not None]
             x, (mean, least, most) = [at for at, _ in known], zip(*(found for _, found in known), strict=True)
-            color, style = COLORS[n % len(COLORS)], "-" if n < len(COLORS) else "--"
-            ax.plot(x, mean, style, marker="o", markersize=4, color=color, label=variant)
+            color, turn = look(variant)
+            ax.plot(x, mean, ("-", "--", ":")[turn % 3], marker="o", markersize=4, color=color, label=variant)
             ax.fill_between(x, least, most, color=color, alpha=0.15, linewidth=0)
         ax.set_xlabel(experiment.x)
         if experiment.log:
@@ -67,10 +76,22 @@ def plot(experiment: Experiment, results: Mapping[str, Any]) -> Any:
             mean, least, most = zip(*found, strict=True)
             around = [[m - a for m, a in zip(mean, least, strict=True)], [b - m for m, b in zip(mean, most, strict=True)]]
             at = [i + n * width for i in range(len(metrics))]
-            shade = COLORS[n % len(COLORS)]
-            hatch = None if n < len(COLORS) else "//"
-            ax.bar(at, mean, width, yerr=around, color=shade, hatch=hatch, label=variant, error_kw={"linewidth": 0.8})
+            shade, turn = look(variant)
+            hatch = (None, "////", "....")[turn % 3]
+            ax.bar(
+                at,
+                mean,
+                width,
+                yerr=around,
+                color=shade,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.3,
+                label=variant,
+                error_kw={"linewidth": 0.8},
+            )
         ax.set_xticks([i + 0.4 for i in range(len(metrics))], metrics, rotation=30, ha="right")
-    ax.set(ylabel=experiment.y, title=experiment.question)
-    ax.legend(fontsize=8)
+    ax.set_ylabel(experiment.y)
+    ax.set_title(textwrap.fill(experiment.question, 80), fontsize=11)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=len(kinds))
     return figure
