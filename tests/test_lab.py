@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import mmrope
 from mmrope.cli import app
-from mmrope.lab import experiments, extension, films, grids, length
-from mmrope.lab.encodings import OF_TEXT, Encoding, counted
+from mmrope.lab import experiments, extension, films, grids, length, resolution, rules, sums
+from mmrope.lab.encodings import OF_TEXT, Encoding, Rotary, counted
 from mmrope.lab.harness import Cell, Experiment, run, spread
 from mmrope.lab.reader import Reader, sizes
 from mmrope.lab.report import plot, table
@@ -105,9 +109,20 @@ def test_results_of_other_settings_are_not_mixed(tmp_path):
 def test_the_table_has_means_and_spreads(tmp_path):
     results = run(counting([]), tmp_path / "r.json", seeds=2)
     lines = list(table(counting([]), results))
-    assert lines[0] == "| | 8 | 16 |"
+    assert lines[0] == "| y | 8 | 16 |"
     assert lines[2] == "| a | 2.5 (2 to 3) | 1 |"
     assert lines[-1] == "size 2.0."
+
+
+def test_what_is_measured_are_tables_and_panels_of_their_own():
+    metrics = {"a": {"8": 1.0, "found at 8": 0.5}, "b": {"8": 2.0}}
+    results = {"cells": {name: {"0": {"metrics": of, "seconds": 60}} for name, of in metrics.items()}}
+    results |= {"device": "CPU", "torch": "2", "date": "today", "settings": {}}
+    lines = list(table(counting([]), results))
+    assert lines[:4] == ["| y | 8 |", "|---|---|", "| a | 1 |", "| b | 2 |"]
+    assert lines[5:8] == ["| found | 8 |", "|---|---|", "| a | 0.5 |"]
+    figure = plot(counting([]), results)
+    assert [ax.get_ylabel() for ax in figure.axes] == ["y", "found"]
 
 
 # --- what the experiments are made of ---------------------------------------------------------------------------------
@@ -184,10 +199,138 @@ def test_allocations_of_grids_are_the_librarys():
     assert spec == mmrope.RotarySpec.mrope(32, sections=(6, 5, 5), layout="interleaved")
 
 
-def test_films_have_qwens_ids():
-    ids, largest = films.film(3, 2, 2, asked=True)
-    assert ids[0, 0].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3]
-    assert largest == 3
+def test_films_have_the_ids_of_their_rule():
+    ids = films.film_ids(3, (2, 2))[:, 0]
+    assert ids[0].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3]
+    assert ids[1].tolist() == [0, 0, 1, 1] * 3 + [3]
+    diagonal = films.film_ids(3, (2, 2), "videorope")[:, 0]
+    assert diagonal[0].tolist() == [0] * 4 + [2] * 4 + [4] * 4 + [5]
+    assert diagonal[1].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5]
+
+
+@pytest.mark.parametrize("name", films.NEEDLES)
+def test_needles_stand_where_they_are_asked_for(name):
+    cell = Cell(settings={**films.EXPERIMENT.full, "batch": 64}, device="cpu")
+    rows, start, answers = films.NEEDLES[name](24, torch.Generator().manual_seed(0), cell)
+    back = rows[:, -1:] - cell.symbols + 1
+    assert start == 24 * 4
+    assert back.min() == 1
+    assert back.max() == cell.frames
+    frames = rows[:, :-1].reshape(64, 24, 4)
+    assert torch.equal(frames[:, :, 0].gather(1, 24 - back), answers)
+    assert (answers > 0).all()
+
+
+def test_distractors_stand_at_the_periods_of_m_rope():
+    cell = Cell(settings={**films.EXPERIMENT.full, "batch": 64}, device="cpu")
+    periods = films.periods(cell).tolist()
+    assert periods == [6, 11, 20, 35]  # 2 pi / 10000^(-j / 16), j = 0 .. 3
+    gaps, counts = {}, {}
+    for name in ("periodic", "irregular"):
+        rows, _, _ = films.NEEDLES[f"among {name} distractors at "](40, torch.Generator().manual_seed(0), cell)
+        needle = 40 - (rows[:, -1:] - cell.symbols + 1)
+        there = rows[:, :-1].reshape(64, 40, 4)[:, :, 0] > 0
+        row, frame = there.nonzero(as_tuple=True)
+        gaps[name] = set((needle[row, 0] - frame).tolist()) - {0}
+        counts[name] = int(there.sum())
+    assert gaps["periodic"] <= set(periods)
+    assert len(gaps["periodic"]) >= 3
+    assert min(abs(gap - period) for gap in gaps["irregular"] for period in periods) > 1
+    assert 0.7 < counts["irregular"] / counts["periodic"] < 1.3
+
+
+def test_scenes_are_the_same_at_every_size():
+    scenes = resolution.scenes(50, torch.Generator().manual_seed(0))
+    tail, towards, discs, colors = scenes
+    to_disc = torch.nn.functional.normalize(discs - tail[:, None], dim=-1)
+    along = (to_disc * towards[:, None]).sum(dim=-1)
+    assert (along.argmax(dim=1) == 0).all()  # the arrow points at the first disc
+    assert along[:, 0].min() > 0.99
+    assert (colors.sort(dim=1).values.diff() > 0).all()
+    means = [resolution.draw(*scenes, side).mean(dim=1).reshape(50, 16, 3).mean(dim=1) for side in (6, 15)]  # [n, rgb]
+    torch.testing.assert_close(*means, atol=5e-3, rtol=0)
+
+
+def test_normalised_patches_are_dinov3s():
+    made = Rotary(mmrope.RotarySpec.axial(64, theta=100.0)).rotary(resolution.patch_ids("normalised", 5))
+    dinov3 = mmrope.patch_position_ids([(1, 5, 5)], order="raster", normalize="separate")
+    theirs = mmrope.RotaryEmbedding(mmrope.preset("dinov3"))(torch.from_numpy(dinov3)[:, None])
+    torch.testing.assert_close(made, theirs, atol=1e-6, rtol=0)
+
+
+def test_learned_patches_are_resized_for_other_sizes():
+    encoding = resolution.ENCODINGS["learned"](3, 8, 2, 4)
+    added = encoding.added(resolution.patch_ids("learned", 5))
+    resized = encoding.embedding.resized((3, 3), (5, 5)).weight
+    torch.testing.assert_close(added[0], resized)
+
+
+@pytest.mark.parametrize("how", sums.HOW)
+@given(digits=st.integers(1, 8), seed=st.integers(0, 1000))
+def test_sums_come_to_their_result(how, digits, seed):
+    one = sums.Sum.draw(digits, random.Random(seed))
+    assert max(len(str(one.a)), len(str(one.b))) == digits
+    assert sums.result(one.answer(how)) == str(one.a + one.b)
+
+
+def test_a_sum_as_it_is_written():
+    one = sums.Sum(47, 5, 2, 1)
+    assert one.question == "\nC4B7+B5="
+    assert one.answer("at once") == "so C5B2."
+    assert one.answer("step by step") == "B7+5+0=12,C4+0+1=05,so C5B2."
+    assert sums.result("B7+5+0=12,C4+0.") is None
+
+
+def test_votes_are_counted_by_sum():
+    cell = Cell(settings={"tries": 5, "votes": [5]}, device="cpu")
+    texts = ["so B2.", "so B2.", "so B3.", "so B4.", "none."] + ["so B1."] * 2 + ["so B7."] * 3
+    found = dict(sums.votes(texts, ["2", "1"], cell))
+    assert found["drawn"] == pytest.approx(0.4)
+    assert found["vote of 5"] == pytest.approx(0.5)  # the first by plurality; the second is outvoted
+    assert found["binomial 5"] == pytest.approx(mmrope.prompting.vote_accuracy(0.4, 5))
+
+
+@pytest.mark.parametrize("name", OF_TEXT)
+def test_a_cache_changes_nothing(name):
+    torch.manual_seed(0)
+    model = Reader(OF_TEXT[name](32, 4, 8, 16), sizes(32, 4, 2), 10).eval()
+    prompts = torch.randint(0, 10, (3, 6))
+    written = model.write(prompts, 8)
+    row = torch.cat([prompts, written], dim=1)
+    with torch.no_grad():
+        again = model(row, counted(3, 14))[:, 5:-1].argmax(dim=-1)
+    assert torch.equal(again, written)
+
+
+def test_writing_stops_when_all_have_ended():
+    torch.manual_seed(0)
+    model = Reader(Encoding(), sizes(32, 4, 1), 3).eval()
+    prompts = torch.zeros(4, 2, dtype=torch.long)
+    generator = torch.Generator().manual_seed(0)
+    written = model.write(prompts, 50, temperature=5.0, generator=generator, end=2)
+    assert written.shape[1] < 50
+    assert (written == 2).any(dim=1).all()
+    assert not (written[:, :-1] == 2).any(dim=1).all()
+
+
+def test_rules_differ_after_films_alone():
+    reference, other = (rules.processor_of(name, padding_side="left") for name in rules.RULES)
+    reel = rules.Reel.draw(np.random.default_rng(0), "held_out", films=2, least=5, most=5)
+    asked = [{"role": "user", "content": [*reel.media(np.random.default_rng(0)), {"type": "text", "text": "When?"}]}]
+    ours, theirs = (processor(asked, add_generation_prompt=True) for processor in (reference, other))
+    assert torch.equal(ours["input_ids"], theirs["input_ids"])
+    video = (ours["mm_token_type_ids"][0] == 2).nonzero()[:, 0]
+    first_text = int(video[4]) + 1
+    assert torch.equal(ours["position_ids"][..., :first_text], theirs["position_ids"][..., :first_text])
+    gap = ours["position_ids"][0, 0] - theirs["position_ids"][0, 0]
+    assert gap[first_text] == 4  # five frames take five ids, or one
+    assert gap[-1] == 8  # and so does the second film
+
+
+def test_digits_of_a_reel_are_of_one_film():
+    for seed in range(10):
+        reel = rules.Reel.draw(np.random.default_rng(seed), "train", films=2, most=8)
+        assert not set(reel.films[0].digits) & set(reel.films[1].digits)
 
 
 # --- the experiments --------------------------------------------------------------------------------------------------
@@ -251,7 +394,7 @@ def test_extensions_in_the_order_of_their_papers_but_for_pi():
     assert yarn < 0.8 * parts
     assert max(parts, ntk) < 0.8 * none
     assert pi > none
-    assert mean(results, "NTK-by-parts", "tuned 512") < mean(results, "none", "512")
+    assert mean(results, "NTK-by-parts", "perplexity, tuned at 512") < mean(results, "none", "512")
 
 
 def test_ids_of_films_grow_by_frames_and_one_dimension_by_tokens():

@@ -230,13 +230,13 @@ def test_sampling(model, processor, conversations):
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
-    from mmrope.vlm.generate import _choose
+    from mmrope.vlm.generate import choose_token
 
     p = torch.tensor([0.5, 0.3, 0.15, 0.05])
     generator = torch.Generator().manual_seed(0)
-    counts = torch.bincount(_choose(p.log().expand(20_000, 4), 1.0, 1.0, generator), minlength=4) / 20_000
+    counts = torch.bincount(choose_token(p.log().expand(20_000, 4), 1.0, 1.0, generator), minlength=4) / 20_000
     torch.testing.assert_close(counts, p, rtol=0, atol=0.015)
-    counts = torch.bincount(_choose(p.log().expand(20_000, 4), 1.0, 0.7, generator), minlength=4) / 20_000
+    counts = torch.bincount(choose_token(p.log().expand(20_000, 4), 1.0, 0.7, generator), minlength=4) / 20_000
     torch.testing.assert_close(counts, torch.tensor([0.625, 0.375, 0, 0]), rtol=0, atol=0.015)
 
 

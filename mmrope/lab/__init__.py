@@ -5,7 +5,8 @@ encodings    the library's encodings behind one face: what is added, what is tur
 reader       the library's blocks with any of them
 text         bytes to learn from: the Python standard library
 report       results as tables, figures and docs/lab.md
-length, extension, grids, films    the experiments; a new one is a file with an EXPERIMENT, and its name below
+length, extension, grids, films, resolution, sums, rules
+             the experiments; a new one is a file with an EXPERIMENT, and its name below
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mmrope.lab.harness import Experiment
 
-_NAMES = ("length", "extension", "grids", "films")
+_NAMES = ("length", "extension", "grids", "films", "resolution", "sums", "rules")
 
 
 def experiments() -> list[Experiment]:

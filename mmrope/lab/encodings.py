@@ -27,8 +27,8 @@ class Encoding(nn.Module):
         """What is done to queries and keys."""
         return lambda q, k: (q, k)
 
-    def bias(self, ids: Tensor) -> Tensor | None:
-        """[B, N, S, S], what is added to scores, -inf at tokens ahead."""
+    def bias(self, ids: Tensor, keys: Tensor) -> Tensor | None:
+        """[B, N, S, T], what is added to scores of tokens at ids for those at keys [A, B, T], -inf at tokens ahead."""
 
 
 class Added(Encoding):
@@ -76,9 +76,9 @@ class Faded(Encoding):
         super().__init__()
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
 
-    def bias(self, ids: Tensor) -> Tensor:
+    def bias(self, ids: Tensor, keys: Tensor) -> Tensor:
         """Falling with the distance."""
-        return alibi_bias(self.slopes, ids[0])  # pyright: ignore[reportArgumentType]
+        return alibi_bias(self.slopes, ids[0], keys[0])  # pyright: ignore[reportArgumentType]
 
 
 OF_TEXT: dict[str, Callable[[int, int, int, int], Encoding]] = {

@@ -30,7 +30,7 @@ KEY, DIGITS = b"# key ", 4
 
 
 def cell(seed: int, cell: Cell) -> dict[str, Metrics]:
-    """Perplexity and passkeys found, by method and length; "tuned ..." after more training on longer windows."""
+    """Perplexity and passkeys found, by method and length; and both after more training on longer windows."""
     base = texts.make("rope", cell)
     texts.train(base, seed, cell, steps=cell.steps, length=cell.length, batch=cell.batch)
     _learn_keys(base, seed, cell, cell.length, cell.key_steps)
@@ -40,13 +40,13 @@ def cell(seed: int, cell: Cell) -> dict[str, Metrics]:
         for length in cell.lengths:
             model = extended(base, method, length, cell)
             metrics[str(length)], _ = texts.perplexities(model, length, cell)
-            metrics[f"passkey at {length}"] = passkeys_found(model, length, cell)
+            metrics[f"passkeys found at {length}"] = passkeys_found(model, length, cell)
         longer = max(cell.tuned)
         tuned = extended(base, method, longer, cell)
         _learn_keys(tuned, seed + 1, cell, longer, cell.tune_steps, lr_share=0.2)
         for length in cell.tuned:
-            metrics[f"tuned {length}"], _ = texts.perplexities(tuned, length, cell)
-            metrics[f"tuned passkey at {length}"] = passkeys_found(tuned, length, cell)
+            metrics[f"perplexity, tuned at {length}"], _ = texts.perplexities(tuned, length, cell)
+            metrics[f"passkeys found, tuned at {length}"] = passkeys_found(tuned, length, cell)
         cell.say(f"{method} measured")
     return made
 

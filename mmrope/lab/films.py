@@ -1,91 +1,146 @@
-"""Films: the same cell a frame before, and a frame so far back, in films longer than those of the training."""
+"""Films: the same cell a frame before, and needles so many frames back, in films longer than those of the training."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmrope.lab.encodings import Rotary
 from mmrope.lab.grids import ALLOCATIONS
 from mmrope.lab.harness import Cell, Experiment, Metrics, fit
 from mmrope.lab.reader import Reader, sizes
 from mmrope.positions.build import position_ids
 from mmrope.positions.segments import Segment
 
+Task = Callable[[int, torch.Generator, Cell], tuple[Tensor, int, Tensor]]
+"""Films of so many frames: rows of symbols [B, S], from which of them on something is asked at each, and the answers."""
 
-def film(t: int, h: int, w: int, *, asked: bool) -> tuple[Tensor, int]:
-    """Ids [3, 1, S] of a film, with a token of text behind it if something is asked; and the largest id."""
-    row = [Segment.video(t=t, h=h, w=w), Segment.text(int(asked))]
-    ids = position_ids(row, "qwen2_vl").ids
-    return torch.from_numpy(ids), int(ids.max())
+
+def film_ids(t: int, frame: tuple[int, int], rule: str = "qwen2_vl") -> Tensor:
+    """[3, 1, t h w + 1] of a film with a token of text behind it."""
+    h, w = frame
+    return torch.from_numpy(position_ids([Segment.video(t=t, h=h, w=w), Segment.text(1)], rule).ids)
 
 
 def cell(variant: str, seed: int, cell: Cell) -> Metrics:
-    """Accuracy by frames: of the same cell a frame before; "needle at n": of a frame so far back; and the largest id."""
+    """Accuracy by frames, of the same cell a frame before, and of needles; and the largest id."""
+    allocation, _, diagonal = variant.partition(", ")
+    rule = "videorope" if diagonal else "qwen2_vl"
     metrics: Metrics = {}
-    h, w = cell.frame
-    for name, read in (("", _before), ("needle at ", _needle)):
+    for learned, tests in ((_before, {"": _before}), (_needle, NEEDLES)):
         torch.manual_seed(seed)
-        encoding = ALLOCATIONS[variant](cell.hidden // cell.heads, 1e4)
-        symbols = cell.symbols + cell.frames
+        encoding = ALLOCATIONS[allocation](cell.hidden // cell.heads, 1e4)
+        symbols = cell.symbols + cell.frames  # the last ones ask how many frames back
         model = Reader(encoding, sizes(cell.hidden, cell.heads, cell.layers), symbols).to(cell.device)
         random = torch.Generator().manual_seed(seed)
 
-        def loss(step: int, model: Reader = model, read=read, random: torch.Generator = random) -> Tensor:
-            logits, right = read(model, cell.frames, cell.batch, random, cell)
-            return F.cross_entropy(logits.flatten(0, 1), right.flatten())
+        def read(task: Task, t: int, random: torch.Generator, model: Reader = model) -> tuple[Tensor, Tensor]:
+            rows, start, answers = task(t, random, cell)
+            ids = film_ids(t, cell.frame, rule)[..., : rows.shape[1]].expand(-1, len(rows), -1)  # [3, B, S]
+            return model(rows.to(cell.device), ids.to(cell.device))[:, start:], answers.to(cell.device)
+
+        def loss(step: int, task: Task = learned, read=read, random: torch.Generator = random) -> Tensor:
+            logits, answers = read(task, cell.frames - step % (cell.frames // 2 + 1), random)
+            return F.cross_entropy(logits.flatten(0, 1), answers.flatten())
 
         fit(model, loss, cell.steps, say=cell.say)
-        for t in cell.tested:
-            random, right = torch.Generator().manual_seed(10**6), []
-            for _ in range(cell.count // cell.batch):
-                with torch.no_grad():
-                    logits, symbols_there = read(model, t, cell.batch, random, cell)
-                right.append((logits.argmax(dim=-1) == symbols_there).float().flatten())
-            metrics[f"{name}{t}"] = torch.cat(right).mean().item()
+        for name, task in tests.items():
+            for t in cell.tested:
+                random, right = torch.Generator().manual_seed(10**6), []
+                for _ in range(cell.count // cell.batch):
+                    with torch.no_grad():
+                        logits, answers = read(task, t, random)
+                    right.append((logits.argmax(dim=-1) == answers).float().flatten())
+                metrics[f"{name}{t}"] = torch.cat(right).mean().item()
     for t in cell.tested:
-        flat = variant == "1D"
-        metrics[f"largest id at {t}"] = float(t * h * w if flat else film(t, h, w, asked=True)[1])
+        h, w = cell.frame
+        metrics[f"largest id at {t}"] = float(t * h * w if variant == "1D" else film_ids(t, cell.frame, rule).max())
     return metrics
 
 
-def _before(model: Reader, t: int, batch: int, random: torch.Generator, cell: Cell) -> tuple[Tensor, Tensor]:
+def _before(t: int, random: torch.Generator, cell: Cell) -> tuple[Tensor, int, Tensor]:
     """At every cell from the second frame on: what it showed a frame before."""
-    h, w = cell.frame
-    shown = torch.randint(0, cell.symbols, (batch, t * h * w), generator=random).to(cell.device)
-    ids, _ = film(t, h, w, asked=False)
-    logits = model(shown, ids.expand(-1, batch, -1).to(cell.device))
-    return logits[:, h * w :], shown[:, : -h * w]
+    cells = cell.frame[0] * cell.frame[1]
+    shown = torch.randint(0, cell.symbols, (cell.batch, t * cells), generator=random)
+    return shown, cells, shown[:, :-cells]
 
 
-def _needle(model: Reader, t: int, batch: int, random: torch.Generator, cell: Cell) -> tuple[Tensor, Tensor]:
-    """After the film, a token that says how many frames back, up to as many as a film of the training has: what was in the
-    first cell of that frame? In longer films there are frames at distances that some pairs cannot tell from the right one."""
-    h, w = cell.frame
-    shown = torch.randint(0, cell.symbols, (batch, t * h * w), generator=random)
-    back = torch.randint(1, cell.frames + 1, (batch, 1), generator=random)
-    row = torch.cat([shown, cell.symbols + back - 1], dim=1).to(cell.device)
-    ids, _ = film(t, h, w, asked=True)
-    logits = model(row, ids.expand(-1, batch, -1).to(cell.device))[:, -1:]
-    return logits, shown.gather(1, (t - back) * h * w).to(cell.device)
+# --- needles ----------------------------------------------------------------------------------------------------------
+
+
+def periods(cell: Cell) -> Tensor:
+    """After how many frames each pair that M-RoPE gives to time is back where it was: 2 pi / theta, in whole frames."""
+    encoding = ALLOCATIONS["contiguous"](cell.hidden // cell.heads, 1e4)
+    assert isinstance(encoding, Rotary)
+    spec = encoding.rotary.spec
+    return (2 * math.pi / torch.from_numpy(spec.inv_freq[spec.axis == 0])).round().long()
+
+
+def _needle(t: int, random: torch.Generator, cell: Cell) -> tuple[Tensor, int, Tensor]:
+    """Every frame but the needle is blank by an even chance."""
+    return _ask(torch.rand(cell.batch, t, generator=random) < 0.5, _back(t, random, cell), random, cell)
+
+
+def _among(t: int, random: torch.Generator, cell: Cell, *, periodic: bool) -> tuple[Tensor, int, Tensor]:
+    """Every frame is blank but the needle and distractors before it: at the periods of M-RoPE's time, or as many elsewhere."""
+    back, gaps = _back(t, random, cell), torch.arange(1, t)
+    chosen = torch.isin(gaps, periods(cell))
+    if not periodic:
+        close = (gaps[:, None] - periods(cell)).abs().amin(dim=1) <= 1
+        order = torch.rand(len(gaps), generator=random).masked_fill(close, 2.0).argsort()
+        chosen = torch.isin(torch.arange(len(gaps)), order[: int(chosen.sum())])
+    at = (t - back - gaps[chosen]).clamp(-1)  # [B, distractors]; those before the film fall into a frame that is cut off
+    there = torch.zeros(cell.batch, t + 1, dtype=torch.bool).scatter(1, at + 1, True)[:, 1:]
+    return _ask(there, back, random, cell)
+
+
+NEEDLES: dict[str, Task] = {
+    "needles found at ": _needle,
+    "among periodic distractors at ": partial(_among, periodic=True),
+    "among irregular distractors at ": partial(_among, periodic=False),
+}
+"""By the name of their metric: films in which a needle is looked for."""
+
+
+def _back(t: int, random: torch.Generator, cell: Cell) -> Tensor:
+    """[B, 1], how many frames back the needle is: up to as many as a film of the training has."""
+    return torch.randint(1, min(t, cell.frames) + 1, (cell.batch, 1), generator=random)
+
+
+def _ask(there: Tensor, back: Tensor, random: torch.Generator, cell: Cell) -> tuple[Tensor, int, Tensor]:
+    """Films that show something in the frames `there` [B, t] and in the needle's; then a token that says how many frames back:
+    what was in the first cell of that frame? Symbol 0 is blank."""
+    batch, t = there.shape
+    shown = torch.randint(1, cell.symbols, (batch, t, cell.frame[0] * cell.frame[1]), generator=random)
+    shown = shown * there.scatter(1, t - back, True)[..., None]
+    rows = torch.cat([shown.flatten(1), cell.symbols + back - 1], dim=1)  # [B, t h w + 1]
+    return rows, rows.shape[1] - 1, shown[:, :, 0].gather(1, t - back)
 
 
 EXPERIMENT = Experiment(
     name="films",
     question="What finds a frame again in films that are longer than those of the training?",
-    setting="Films of random symbols, 2 x 2 cells a frame, with Qwen2-VL's ids. At each cell a causal model says what the same "
-    "cell showed a frame before; or, asked after the film, what the first cell showed n frames back (a needle among frames "
-    "that look alike). Trained on 8 frames, tested on up to 40. Beside it the largest id that occurs.",
-    paper="Qwen2-VL (arXiv 2409.12191), figure 5: accuracy holds from 8K to 80K tokens when trained on 16K, without a 1D model "
-    "beside it. VideoRoPE (2502.05173), table 3, needles among distractors: VideoRoPE 87.1, M-RoPE 74.7, 1D 30.2.",
-    variants=("1D", "contiguous", "interleaved", "VideoRoPE"),
+    setting="Films of random symbols, 2 x 2 cells a frame. At each cell a causal model says what the same cell showed a "
+    "frame before; or, asked after the film, what the first cell showed n frames back, n up to 8: a needle among frames of "
+    "which half are blank; or in a blank film among distractors, as many and as far from the needle as M-RoPE's pairs of "
+    "time have periods (6, 11, 20 and 35 frames), or as many at other distances. Trained on 4 to 8 frames, tested on up to "
+    "40. With Qwen2-VL's ids, and with VideoRoPE's diagonal ones, whose rows and columns go along with time. Beside it the "
+    "largest id that occurs.",
+    paper="Qwen2-VL (arXiv 2409.12191), figure 5: accuracy holds from 8K to 80K tokens when trained on 16K, without a 1D "
+    "model beside it. VideoRoPE (2502.05173), table 3, needles among distractors: VideoRoPE 87.1, M-RoPE 74.7, 1D 30.2.",
+    variants=("1D", *(f"{name}{ids}" for ids in ("", ", diagonal ids") for name in ("contiguous", "interleaved", "VideoRoPE"))),
     full={
-        **{"hidden": 64, "heads": 2, "layers": 2, "symbols": 24, "batch": 32, "steps": 800, "count": 512},
+        **{"hidden": 64, "heads": 2, "layers": 2, "symbols": 24, "batch": 32, "steps": 1600, "count": 512},
         **{"frame": [2, 2], "frames": 8, "tested": [8, 12, 16, 24, 32, 40]},
     },
     quick={
         **{"hidden": 64, "heads": 2, "layers": 1, "symbols": 8, "batch": 4, "steps": 4, "count": 4},
-        **{"frame": [2, 2], "frames": 3, "tested": [3, 6]},
+        **{"frame": [2, 2], "frames": 4, "tested": [4, 8]},
     },
     cell=cell,
     x="frames",

@@ -60,10 +60,10 @@ def ids_of(h: int, w: int) -> Tensor:
 
 
 def cell(variant: str, seed: int, cell: Cell) -> Metrics:
-    """Accuracy by grid, of models that saw one size, and of those that saw several ("mixed, ...")."""
+    """Accuracy by grid, of models that saw one size, and of those that saw several."""
     name, theta = variant.split(", base ")
     metrics: Metrics = {}
-    for prefix, trained in (("", cell.trained[:1]), ("mixed, ", cell.trained)):
+    for prefix, trained in (("", cell.trained[:1]), ("share, trained on several widths at ", cell.trained)):
         torch.manual_seed(seed)
         encoding = ALLOCATIONS[name](cell.hidden // cell.heads, float(theta))
         model = Reader(encoding, sizes(cell.hidden, cell.heads, cell.layers), cell.symbols).to(cell.device)

@@ -62,14 +62,14 @@ def _losses(model: Reader, rows: Tensor, device: str, most: int = 8192) -> Tenso
 
 
 def cell(variant: str, seed: int, cell: Cell) -> Metrics:
-    """Perplexity at every length; "last 64 at n" of these alone."""
+    """Perplexity at every length; and of the last 64 tokens alone."""
     model = make(variant, cell)
     train(model, seed, cell, steps=cell.steps, length=cell.length, batch=cell.batch)
     metrics: Metrics = {}
     for length in cell.lengths:
         if variant == "learned" and length > cell.length:
             continue  # there are no embeddings of later places
-        metrics[str(length)], metrics[f"last 64 at {length}"] = perplexities(model, length, cell)
+        metrics[str(length)], metrics[f"perplexity of the last 64 at {length}"] = perplexities(model, length, cell)
     return metrics
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmrope.lab.encodings import Encoding
+from mmrope.lab.encodings import Encoding, counted
 from mmrope.vlm.config import DecoderConfig
-from mmrope.vlm.decoder import DecoderBlock
+from mmrope.vlm.decoder import DecoderBlock, KVCache, causal_mask
+from mmrope.vlm.generate import choose_token
 from mmrope.vlm.norm import RMSNorm
 
 
@@ -41,19 +42,47 @@ class Reader(nn.Module):
         self.embedding = nn.Embedding(symbols, d) if features is None else nn.Linear(features, d)
         if features is None:
             nn.init.normal_(self.embedding.weight, std=0.02)
-        self.encoding, self.causal = encoding, causal
+        self.encoding, self.config, self.causal = encoding, config, causal
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(d)
         self.embedding_out = nn.Linear(d, symbols, bias=False)  # by its name Muon leaves it to AdamW
 
-    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Logits [B, S, symbols] of x [B, S], or [B, S, features], at ids [A, B, S]."""
+    def forward(self, x: Tensor, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits [B, S, symbols] of x [B, S], or [B, S, features], at ids [A, B, S]; with a cache, of the tokens after those in
+        it, which were counted from 0."""
         h = self.embedding(x)  # [B, S, hidden]
         if (added := self.encoding.added(ids)) is not None:
             h = h + added
-        turn, mask = self.encoding.turn(ids), self.encoding.bias(ids)
+        past, length = cache.length if cache else 0, h.shape[1]
+        keys = counted(len(h), past + length, h.device) if past else ids
+        turn, mask = self.encoding.turn(ids), self.encoding.bias(ids, keys)
         if mask is None and not self.causal:
-            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=h.device).expand(-1, -1, h.shape[1], h.shape[1])
-        for block in self.blocks:
-            h = block(h, turn, mask)
+            mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=h.device)
+        elif mask is None and past:
+            mask = causal_mask(length, past, None, h.device)
+        for layer, block in enumerate(self.blocks):
+            h = block(h, turn, mask, cache, layer)
+        if cache:
+            cache.length += length
         return self.embedding_out(self.norm(h))
+
+    @torch.no_grad()
+    def write(
+        self,
+        prompts: Tensor,
+        most: int,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        end: int | None = None,
+    ) -> Tensor:
+        """What follows each of the prompts [B, S] of symbols: [B, n], n <= most, less if all have written `end` before."""
+        batch, length = prompts.shape
+        cache = KVCache(self.config, batch, length + most, device=prompts.device, dtype=torch.float32)
+        ids, x = counted(batch, length + most, prompts.device), prompts
+        written = prompts[:, :0]
+        while written.shape[1] < most and (end is None or not (written == end).any(dim=1).all()):
+            logits = self(x, ids[..., cache.length : cache.length + x.shape[1]], cache)[:, -1]
+            x = choose_token(logits, temperature, 1.0, generator)[:, None]  # [B, 1]
+            written = torch.cat([written, x], dim=1)
+        return written

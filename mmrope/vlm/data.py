@@ -124,7 +124,11 @@ def draw_subject(rng: np.random.Generator, mix: Mix, split: Split) -> Subject:
 
 def draw_sample(rng: np.random.Generator, mix: Mix, split: Split, tokenizer: Tokenizer) -> Sample:
     """A conversation of this mix."""
-    subject = draw_subject(rng, mix, split)
+    return ask_about(rng, draw_subject(rng, mix, split), mix.tokens, tokenizer)
+
+
+def ask_about(rng: np.random.Generator, subject: Subject, tokens: int, tokenizer: Tokenizer) -> Sample:
+    """A conversation about a subject, of about so many tokens."""
     shares = np.array([_SHARES[kind] for kind in subject.kinds], float)
     asked: list[Asked] = []
     spent = subject.tokens
@@ -133,7 +137,7 @@ def draw_sample(rng: np.random.Generator, mix: Mix, split: Split, tokenizer: Tok
         if one is None or any(one.question == other.question for other in asked):  # an answer could be copied
             continue
         spent += _TURN + len(tokenizer.encode(one.question)) + len(tokenizer.encode(one.answer))
-        if asked and spent > mix.tokens:
+        if asked and spent > tokens:
             break
         asked.append(one)
     return Sample.of(subject.media(rng), asked)
@@ -209,13 +213,14 @@ class TaskBatches(Dataset[dict[str, Any]]):
         count, tokenizer = mix.batch * self.batch_size, self.processor.tokenizer
         batch = to_batch(self.processor, [draw_sample(rng, mix, "train", tokenizer) for _ in range(count)])
         # padding is on the right and nobody is asked about it, so attention needs no mask but the causal one
-        return {key: value for key, value in batch.items() if key in _READ}
+        return {key: value for key, value in batch.items() if key in READ}
 
 
-_READ = {
+READ = {
     *("input_ids", "position_ids", "mm_token_type_ids", "labels", "kinds"),
     *("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"),
 }
+"""What is read of a batch in training."""
 
 
 def exact_answers(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:

@@ -78,7 +78,7 @@ def stream(
     output = model(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, cache=cache, **media)
     ended = [False] * batch
     for n in range(1, max_new_tokens + 1):
-        token = _choose(output.logits[:, -1].float(), temperature, top_p, generator)  # [B]
+        token = choose_token(output.logits[:, -1].float(), temperature, top_p, generator)  # [B]
         written = [pad if over else t for t, over in zip(token.tolist(), ended, strict=True)]
         yield written
         ended = [over or t in ends for t, over in zip(written, ended, strict=True)]
@@ -89,7 +89,7 @@ def stream(
         output = model(input_ids=token[:, None], position_ids=ids, attention_mask=mask[:, : length + n], cache=cache)
 
 
-def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
+def choose_token(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
     """The next token of each row, from logits [B, vocab]."""
     if temperature == 0:
         return logits.argmax(dim=-1)

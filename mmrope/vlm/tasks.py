@@ -243,8 +243,10 @@ class Film:
     paper: Paper
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, split: Split, *, most_digits: int = 5, most_steps: int = 16) -> Film:
-        steps = int(rng.integers(4, most_steps + 1))  # the least that a film has is two seconds
+    def draw(
+        cls, rng: np.random.Generator, split: Split, *, most_digits: int = 5, least_steps: int = 4, most_steps: int = 16
+    ) -> Film:
+        steps = int(rng.integers(least_steps, most_steps + 1))
         count = int(rng.integers(1, min(most_digits, steps - 1) + 1))
         first = np.sort(rng.choice(steps, count, replace=False))  # the looks at which digits are seen first
         until = [*first[1:], steps]

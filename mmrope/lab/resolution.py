@@ -1,0 +1,155 @@
+"""Resolution: encoders that are trained on small images read larger ones (RoPE-Mixed's and LieRE's question)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmrope.encodings.absolute import LearnedEmbedding, SinusoidalEmbedding
+from mmrope.encodings.mixed import MixedRotary
+from mmrope.encodings.spec import RotarySpec
+from mmrope.lab.encodings import Added, Encoding, Rotary, Turned
+from mmrope.lab.harness import Cell, Experiment, Metrics, fit
+from mmrope.lab.reader import Reader, sizes
+from mmrope.positions.build import patch_position_ids
+
+COLORS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], dtype=torch.float32)
+_DISCS, _RADIUS, _ARROW = 4, 0.08, 0.14
+PATCH = 4  # pixels along a patch
+
+
+class Learned(Added):
+    """A learned embedding for each patch of a side x side image."""
+
+    embedding: LearnedEmbedding
+
+    def __init__(self, side: int, hidden: int) -> None:
+        super().__init__(LearnedEmbedding(side * side, hidden))
+        self.side = side
+
+    def added(self, ids: Tensor) -> Tensor:
+        """Of the patches in raster order; those of larger images are resized, bicubic."""
+        side = math.isqrt(ids.shape[2])
+        embedding = self.embedding
+        if side != self.side:
+            embedding = embedding.resized((self.side, self.side), (side, side))
+        return embedding(torch.arange(side * side, device=ids.device)).expand(ids.shape[1], -1, -1)
+
+
+class Sinusoidal(Added):
+    """Half of the channels for rows, half for columns, as in MAE."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__(SinusoidalEmbedding(hidden // 2))
+
+    def added(self, ids: Tensor) -> Tensor:
+        """By rows and columns."""
+        return torch.cat([self.embedding(axis) for axis in ids], dim=-1)
+
+
+ENCODINGS: dict[str, Callable[[int, int, int, int], Encoding]] = {
+    "learned": lambda side, hidden, heads, head_dim: Learned(side, hidden),
+    "sinusoidal": lambda side, hidden, heads, head_dim: Sinusoidal(hidden),
+    "axial, base 100": lambda side, hidden, heads, head_dim: Rotary(RotarySpec.axial(head_dim, theta=100.0)),
+    "axial, base 10000": lambda side, hidden, heads, head_dim: Rotary(RotarySpec.axial(head_dim)),
+    "mixed": lambda side, hidden, heads, head_dim: Turned(MixedRotary(head_dim, heads)),
+    "normalised": lambda side, hidden, heads, head_dim: Rotary(RotarySpec.axial(head_dim, theta=100.0)),
+    "none": lambda side, hidden, heads, head_dim: Encoding(),
+}
+"""By name: the encoding of an encoder that is trained on side x side patches."""
+
+
+def scenes(count: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Arrows [n, 2] (row, column of their tails) with their directions [n, 2], discs [n, 4, 2] around them, and the colours
+    [n, 4] of these: the first is what the arrow points at. Everything is in shares of the image."""
+    tail = 0.25 + 0.5 * torch.rand(count, 2, generator=random)
+    angle = 2 * math.pi * torch.rand(count, 1, generator=random)
+    off = (torch.rand(count, _DISCS, generator=random) - 0.5) * math.radians(40)
+    off[:, 0] /= 4  # the arrow points at the disc, if not at its centre
+    each = angle + torch.arange(_DISCS) * (2 * math.pi / _DISCS) + off
+    towards = torch.stack([each.sin(), each.cos()], dim=-1)  # [n, 4, 2]
+    room = torch.where(towards > 0, 0.9 - tail[:, None], tail[:, None] - 0.1) / towards.abs()  # up to the margin
+    far = 0.22 + torch.rand(count, _DISCS, generator=random) * (room.amin(dim=-1) - 0.22).clamp_min(0)
+    color = torch.rand(count, len(COLORS), generator=random).argsort(dim=1)[:, :_DISCS]
+    return tail, torch.cat([angle.sin(), angle.cos()], dim=1), tail[:, None] + far[..., None] * towards, color
+
+
+def draw(tail: Tensor, towards: Tensor, discs: Tensor, color: Tensor, side: int) -> Tensor:
+    """Patches [n, side * side, 3 * PATCH ** 2] of the scenes, with as many pixels as that takes."""
+    pixels = side * PATCH
+    at = (torch.arange(pixels) + 0.5) / pixels
+    place = torch.stack(torch.meshgrid(at, at, indexing="ij"), dim=-1)  # [H, W, 2]
+
+    def inked(distance: Tensor, radius: float) -> Tensor:
+        return (0.5 + (radius - distance) * pixels).clamp(0, 1)
+
+    disc = inked((place - discs[:, :, None, None]).norm(dim=-1), _RADIUS)  # [n, 4, H, W]
+    image = (disc[..., None] * COLORS[color][:, :, None, None]).sum(dim=1)  # [n, H, W, 3]
+    from_tail = place - tail[:, None, None]
+    along = (from_tail * towards[:, None, None]).sum(dim=-1).clamp(0, _ARROW)  # [n, H, W]
+    shaft = inked((from_tail - along[..., None] * towards[:, None, None]).norm(dim=-1), 0.02)
+    head = inked((from_tail - _ARROW * towards[:, None, None]).norm(dim=-1), 0.04)
+    grey = torch.maximum(0.5 * shaft, head)[..., None]
+    image = image * (1 - grey) + grey
+    return rearrange(image, "n (h p) (w q) c -> n (h w) (p q c)", p=PATCH, q=PATCH)
+
+
+def patch_ids(variant: str, side: int) -> Tensor:
+    """[2, 1, S], rows and columns of the patches; normalised, from -1 to 1 in an image, in full turns, as in DINOv3."""
+    normalize, unit = ("separate", 2 * math.pi) if variant == "normalised" else (None, 1)
+    ids = patch_position_ids([(1, side, side)], axes="hw", order="raster", normalize=normalize)
+    return torch.from_numpy(ids)[:, None] * unit
+
+
+def cell(variant: str, seed: int, cell: Cell) -> Metrics:
+    """Accuracy by patches along an image's side."""
+    side = cell.sides[0]
+    encoding = ENCODINGS[variant](side, cell.hidden, cell.heads, cell.hidden // cell.heads)
+    config = sizes(cell.hidden, cell.heads, cell.layers)
+    model = Reader(encoding, config, len(COLORS), features=3 * PATCH**2, causal=False).to(cell.device)
+    random = torch.Generator().manual_seed(seed)
+
+    def read(count: int, side: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        scene = scenes(count, random)
+        ids = patch_ids(variant, side).expand(-1, count, -1).to(cell.device)
+        logits = model(draw(*scene, side).to(cell.device), ids).mean(dim=1)  # [n, colours]
+        return logits, scene[-1][:, 0].to(cell.device)
+
+    def loss(step: int) -> Tensor:
+        return F.cross_entropy(*read(cell.batch, side, random))
+
+    fit(model, loss, cell.steps, say=cell.say)
+    metrics: Metrics = {}
+    for side in cell.sides:
+        test, right = torch.Generator().manual_seed(10**6), []
+        for _ in range(cell.count // cell.batch):
+            with torch.no_grad():
+                logits, color = read(cell.batch, side, test)
+            right.append((logits.argmax(dim=-1) == color).float())
+        metrics[str(side)] = torch.cat(right).mean().item()
+    return metrics
+
+
+EXPERIMENT = Experiment(
+    name="resolution",
+    question="Which encodings let an encoder read images that are larger than those of its training?",
+    setting="Scenes of an arrow and four discs of different colours around it; which colour does it point at? Drawn with as "
+    "many pixels as asked for, patches of 4 x 4 pixels, an encoder without a causal mask, the mean of its logits over the "
+    "patches. Trained on 6 x 6 patches, tested on 9 x 9 and 15 x 15: the ratios of 108 to 276 pixels in LieRE's table. "
+    "Learned embeddings are resized, bicubic; sinusoidal, axial and mixed ones go on past the trained places; normalised "
+    "coordinates (DINOv3's) stay within them.",
+    paper="RoPE-Mixed (arXiv 2403.13298), from 224 to 384 pixels, DeiT-III-S, points of ImageNet: learned -1.0, axial -0.9, "
+    "mixed +0.9. LieRE (2406.10322), table 3, arrows, from 108 to 276 pixels: learned 45.1 to 40.1, axial 46.4 to 48.6, "
+    "mixed 100 to 88.6.",
+    variants=tuple(ENCODINGS),
+    full={"hidden": 96, "heads": 3, "layers": 4, "batch": 64, "steps": 1000, "sides": [6, 9, 15], "count": 1024},
+    quick={"hidden": 32, "heads": 2, "layers": 1, "batch": 4, "steps": 4, "sides": [3, 5], "count": 4},
+    cell=cell,
+    x="patches along a side",
+    y="share of arrows that are read right",
+)
