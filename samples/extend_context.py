@@ -22,13 +22,13 @@ parser.add_argument("--steps", type=int, default=400)
 options = parser.parse_args()
 
 cell = Cell(settings={**length.EXPERIMENT.full, "steps": options.steps}, device=options.device, say=print)
-trained, long = cell.length, 4 * cell.length  # bytes
+trained, long, more = cell.length, 4 * cell.length, 80  # bytes: of the training, of the document and what is written, of that
 torch.manual_seed(0)
 model = length.make("rope", cell)
 length.train(model, 0, cell, steps=cell.steps, length=trained, batch=cell.batch)
 
 document = windows(source(test=True), torch.tensor([30_000]), long).to(options.device)  # [1, 512]
-print("\nThe document ends with:", bytes(document[0, -trained:].tolist()).decode(errors="replace"), sep="\n")
+print("\nThe document ends with:", bytes(document[0, more - trained :].tolist()).decode(errors="replace"), sep="\n")
 
 plain = RotarySpec.rope(cell.hidden // cell.heads)  # what the model was trained with
 extended = plain.scaled(YaRN(factor=long / trained, original_max_position=trained))
@@ -39,5 +39,9 @@ for name, spec, read in (
 ):
     model.encoding = Rotary(spec).to(options.device)
     _, perplexity = length.perplexities(model, read, cell)
-    written = bytes(model.write(document[:, -read:], 80)[0].tolist()).decode(errors="replace")
-    print(f"\n{name}, reading {read} bytes (perplexity of the last 64 of such windows {perplexity:.2f}), it goes on:\n{written}")
+    written = bytes(model.write(document[:, more - read :], more)[0].tolist()).decode(errors="replace")
+    print(
+        f"\n{name}, reading {read} bytes (perplexity of the last 64 in such windows {perplexity:.1f}), it goes on:",
+        written,
+        sep="\n",
+    )

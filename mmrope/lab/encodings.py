@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -32,15 +33,15 @@ class Encoding(nn.Module):
 
 
 class Added(Encoding):
-    """Sinusoidal or learned embeddings, of the first axis."""
+    """Sinusoidal or learned embeddings, of the first axis, `scale` times as large."""
 
-    def __init__(self, embedding: nn.Module) -> None:
+    def __init__(self, embedding: nn.Module, scale: float = 1.0) -> None:
         super().__init__()
-        self.embedding = embedding
+        self.embedding, self.scale = embedding, scale
 
     def added(self, ids: Tensor) -> Tensor:
         """Of the places in the row."""
-        return self.embedding(ids[0])
+        return self.embedding(ids[0]) * self.scale
 
 
 class Rotary(Encoding):
@@ -81,8 +82,11 @@ class Faded(Encoding):
         return alibi_bias(self.slopes, ids[0], keys[0])  # pyright: ignore[reportArgumentType]
 
 
+TOKEN_STD = 0.02
+"""Of a token's embedding at first, and of a learned embedding's; sines and cosines, sqrt(1/2) on average, are brought to it, as
+the paper brings tokens to theirs."""
 OF_TEXT: dict[str, Callable[[int, int, int, int], Encoding]] = {
-    "sinusoidal": lambda hidden, heads, head_dim, length: Added(SinusoidalEmbedding(hidden)),
+    "sinusoidal": lambda hidden, heads, head_dim, length: Added(SinusoidalEmbedding(hidden), TOKEN_STD * math.sqrt(2)),
     "learned": lambda hidden, heads, head_dim, length: Added(LearnedEmbedding(length, hidden)),
     "rope": lambda hidden, heads, head_dim, length: Rotary(RotarySpec.rope(head_dim)),
     "xpos": lambda hidden, heads, head_dim, length: Turned(XPos(head_dim)),

@@ -116,7 +116,7 @@ EXPERIMENT = Experiment(
     "once, 7.12 after 200 steps. YaRN (2309.00071), table 1, Llama-2-7B tuned to 8,192: PI 3.34, NTK 3.59, YaRN 3.35 at 8,192.",
     variants=tuple(METHODS),
     full={
-        **{"hidden": 96, "heads": 4, "layers": 3, "length": 128, "batch": 16, "steps": 1000},
+        **{"hidden": 96, "heads": 4, "layers": 3, "length": 128, "batch": 16, "steps": 800},
         **{"lengths": [128, 256, 512, 1024], "windows": 24, "key_steps": 600, "keys": 128},
         **{"tuned": [128, 512], "tune_steps": 100},
     },

@@ -32,35 +32,43 @@ def cell(variant: str, seed: int, cell: Cell) -> Metrics:
     allocation, _, diagonal = variant.partition(", ")
     rule = "videorope" if diagonal else "qwen2_vl"
     metrics: Metrics = {}
-    for learned, tests in ((_before, {"": _before}), (_needle, NEEDLES)):
-        torch.manual_seed(seed)
-        encoding = ALLOCATIONS[allocation](cell.hidden // cell.heads, 1e4)
-        symbols = cell.symbols + cell.frames  # the last ones ask how many frames back
-        model = Reader(encoding, sizes(cell.hidden, cell.heads, cell.layers), symbols).to(cell.device)
-        random = torch.Generator().manual_seed(seed)
-
-        def read(task: Task, t: int, random: torch.Generator, model: Reader = model) -> tuple[Tensor, Tensor]:
-            rows, start, answers = task(t, random, cell)
-            ids = film_ids(t, cell.frame, rule)[..., : rows.shape[1]].expand(-1, len(rows), -1)  # [3, B, S]
-            return model(rows.to(cell.device), ids.to(cell.device))[:, start:], answers.to(cell.device)
-
-        def loss(step: int, task: Task = learned, read=read, random: torch.Generator = random) -> Tensor:
-            logits, answers = read(task, cell.frames - step % (cell.frames // 2 + 1), random)
-            return F.cross_entropy(logits.flatten(0, 1), answers.flatten())
-
-        fit(model, loss, cell.steps, say=cell.say)
+    for learned, tests in ((_before, {"": _before}), (_needle, needles(periods(rule, cell)))):
+        model = _trained(learned, allocation, rule, seed, cell)
         for name, task in tests.items():
             for t in cell.tested:
                 random, right = torch.Generator().manual_seed(10**6), []
                 for _ in range(cell.count // cell.batch):
                     with torch.no_grad():
-                        logits, answers = read(task, t, random)
+                        logits, answers = _read(model, task, t, rule, random, cell)
                     right.append((logits.argmax(dim=-1) == answers).float().flatten())
                 metrics[f"{name}{t}"] = torch.cat(right).mean().item()
     for t in cell.tested:
         h, w = cell.frame
         metrics[f"largest id at {t}"] = float(t * h * w if variant == "1D" else film_ids(t, cell.frame, rule).max())
     return metrics
+
+
+def _trained(task: Task, allocation: str, rule: str, seed: int, cell: Cell) -> Reader:
+    """On films of half the frames to all of them."""
+    torch.manual_seed(seed)
+    encoding = ALLOCATIONS[allocation](cell.hidden // cell.heads, 1e4)
+    symbols = cell.symbols + cell.frames  # the last ones ask how many frames back
+    model = Reader(encoding, sizes(cell.hidden, cell.heads, cell.layers), symbols).to(cell.device)
+    random = torch.Generator().manual_seed(seed)
+
+    def loss(step: int) -> Tensor:
+        logits, answers = _read(model, task, cell.frames - step % (cell.frames // 2 + 1), rule, random, cell)
+        return F.cross_entropy(logits.flatten(0, 1), answers.flatten())
+
+    fit(model, loss, cell.steps, say=cell.say)
+    return model
+
+
+def _read(model: Reader, task: Task, t: int, rule: str, random: torch.Generator, cell: Cell) -> tuple[Tensor, Tensor]:
+    """Logits where something is asked, and the answers."""
+    rows, start, answers = task(t, random, cell)
+    ids = film_ids(t, cell.frame, rule)[..., : rows.shape[1]].expand(-1, len(rows), -1)  # [3, B, S]
+    return model(rows.to(cell.device), ids.to(cell.device))[:, start:], answers.to(cell.device)
 
 
 def _before(t: int, random: torch.Generator, cell: Cell) -> tuple[Tensor, int, Tensor]:
@@ -73,12 +81,21 @@ def _before(t: int, random: torch.Generator, cell: Cell) -> tuple[Tensor, int, T
 # --- needles ----------------------------------------------------------------------------------------------------------
 
 
-def periods(cell: Cell) -> Tensor:
-    """After how many frames each pair that M-RoPE gives to time is back where it was: 2 pi / theta, in whole frames."""
+def periods(rule: str, cell: Cell) -> Tensor:
+    """[pairs] float, after how many frames each pair that contiguous M-RoPE gives to time is back where it was."""
     encoding = ALLOCATIONS["contiguous"](cell.hidden // cell.heads, 1e4)
     assert isinstance(encoding, Rotary)
-    spec = encoding.rotary.spec
-    return (2 * math.pi / torch.from_numpy(spec.inv_freq[spec.axis == 0])).round().long()
+    spec, ids = encoding.rotary.spec, film_ids(2, (1, 1), rule)[0, 0]
+    return 2 * math.pi / torch.from_numpy(spec.inv_freq[spec.axis == 0]) / (ids[1] - ids[0])
+
+
+def needles(periods: Tensor) -> dict[str, Task]:
+    """By the name of their metric: films in which a needle is looked for."""
+    return {
+        "needles found at ": _needle,
+        "among periodic distractors at ": partial(_among, periods=periods, periodic=True),
+        "among other distractors at ": partial(_among, periods=periods, periodic=False),
+    }
 
 
 def _needle(t: int, random: torch.Generator, cell: Cell) -> tuple[Tensor, int, Tensor]:
@@ -86,25 +103,22 @@ def _needle(t: int, random: torch.Generator, cell: Cell) -> tuple[Tensor, int, T
     return _ask(torch.rand(cell.batch, t, generator=random) < 0.5, _back(t, random, cell), random, cell)
 
 
-def _among(t: int, random: torch.Generator, cell: Cell, *, periodic: bool) -> tuple[Tensor, int, Tensor]:
-    """Every frame is blank but the needle and distractors before it: at the periods of M-RoPE's time, or as many elsewhere."""
-    back, gaps = _back(t, random, cell), torch.arange(1, t)
-    chosen = torch.isin(gaps, periods(cell))
-    if not periodic:
-        close = (gaps[:, None] - periods(cell)).abs().amin(dim=1) <= 1
-        order = torch.rand(len(gaps), generator=random).masked_fill(close, 2.0).argsort()
-        chosen = torch.isin(torch.arange(len(gaps)), order[: int(chosen.sum())])
-    at = (t - back - gaps[chosen]).clamp(-1)  # [B, distractors]; those before the film fall into a frame that is cut off
-    there = torch.zeros(cell.batch, t + 1, dtype=torch.bool).scatter(1, at + 1, True)[:, 1:]
-    return _ask(there, back, random, cell)
-
-
-NEEDLES: dict[str, Task] = {
-    "needles found at ": _needle,
-    "among periodic distractors at ": partial(_among, periodic=True),
-    "among irregular distractors at ": partial(_among, periodic=False),
-}
-"""By the name of their metric: films in which a needle is looked for."""
+def _among(t: int, random: torch.Generator, cell: Cell, *, periods: Tensor, periodic: bool) -> tuple[Tensor, int, Tensor]:
+    """As many frames as the training had are as they were there. Of those before them all are blank but distractors: whole
+    periods of a pair of time from the needle, or as many elsewhere."""
+    back = _back(t, random, cell)
+    gaps = (t - back) - torch.arange(t)  # [B, t], of every frame from the needle
+    turns = gaps[..., None] / periods  # [B, t, pairs]
+    off = (
+        ((turns - turns.round()).abs() * periods).masked_fill(turns < 0.5, math.inf).amin(dim=-1)
+    )  # frames from a whole period
+    early = torch.arange(t) < t - cell.frames
+    alike, unlike = early & (off <= 0.5), early & (off > 1)
+    count = torch.minimum(alike.sum(dim=1), unlike.sum(dim=1)).clamp_max(cell.distractors)
+    order = torch.rand(gaps.shape, generator=random).masked_fill(~(alike if periodic else unlike), 2.0).argsort(dim=1)
+    chosen = torch.zeros_like(alike).scatter(1, order, torch.arange(t) < count[:, None])
+    late = (torch.rand(gaps.shape, generator=random) < 0.5) & ~early
+    return _ask(late | chosen, back, random, cell)
 
 
 def _back(t: int, random: torch.Generator, cell: Cell) -> Tensor:
@@ -126,21 +140,22 @@ EXPERIMENT = Experiment(
     name="films",
     question="What finds a frame again in films that are longer than those of the training?",
     setting="Films of random symbols, 2 x 2 cells a frame. At each cell a causal model says what the same cell showed a "
-    "frame before; or, asked after the film, what the first cell showed n frames back, n up to 8: a needle among frames of "
-    "which half are blank; or in a blank film among distractors, as many and as far from the needle as M-RoPE's pairs of "
-    "time have periods (6, 11, 20 and 35 frames), or as many at other distances. Trained on 4 to 8 frames, tested on up to "
-    "40. With Qwen2-VL's ids, and with VideoRoPE's diagonal ones, whose rows and columns go along with time. Beside it the "
+    "frame before; or, asked after the film, what the first cell showed n frames back, n up to 8, so that the needle itself "
+    "is never further than in the training: a needle among frames of which half are blank; or with at most three distractors "
+    "before the last 8 frames, all others there blank: at whole periods of M-RoPE's pairs of time from the needle (6.3, "
+    "11.2, 19.9 and 35.3 ids), or as many elsewhere. Trained on 4 to 8 frames, tested on up to 40. With Qwen2-VL's ids, one "
+    "a frame, and with VideoRoPE's diagonal ones, two a frame, whose rows and columns go along with time. Beside it the "
     "largest id that occurs.",
     paper="Qwen2-VL (arXiv 2409.12191), figure 5: accuracy holds from 8K to 80K tokens when trained on 16K, without a 1D "
     "model beside it. VideoRoPE (2502.05173), table 3, needles among distractors: VideoRoPE 87.1, M-RoPE 74.7, 1D 30.2.",
     variants=("1D", *(f"{name}{ids}" for ids in ("", ", diagonal ids") for name in ("contiguous", "interleaved", "VideoRoPE"))),
     full={
-        **{"hidden": 64, "heads": 2, "layers": 2, "symbols": 24, "batch": 32, "steps": 1600, "count": 512},
-        **{"frame": [2, 2], "frames": 8, "tested": [8, 12, 16, 24, 32, 40]},
+        **{"hidden": 64, "heads": 2, "layers": 2, "symbols": 24, "batch": 32, "steps": 1200, "count": 512},
+        **{"frame": [2, 2], "frames": 8, "tested": [8, 12, 16, 24, 32, 40], "distractors": 3},
     },
     quick={
         **{"hidden": 64, "heads": 2, "layers": 1, "symbols": 8, "batch": 4, "steps": 4, "count": 4},
-        **{"frame": [2, 2], "frames": 4, "tested": [4, 8]},
+        **{"frame": [2, 2], "frames": 4, "tested": [4, 12], "distractors": 3},
     },
     cell=cell,
     x="frames",

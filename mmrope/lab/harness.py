@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmrope import __version__
 from mmrope.vlm.train import Training, make_optimizers
 from mmrope.vlm.weights import replacing
 
@@ -87,16 +88,21 @@ def run(
         The results, as in the file: settings, versions, device and date, and by variant and seed the metrics and the seconds.
 
     Raises:
-        ValueError: the file's results are of other settings or versions, or the experiment has no such variant.
+        ValueError: the file's results are of other settings or versions, no seed, a device that is not there, or a variant that
+            the experiment does not have.
     """
+    if seeds < 1:
+        raise ValueError(f"{experiment.name} needs at least one seed, got {seeds}")
     path, settings = Path(path), dict(experiment.quick if quick else experiment.full)
     if unknown := [name for name in variants if name not in experiment.variants]:
         raise ValueError(f"{experiment.name} has the variants {', '.join(experiment.variants)}, not {', '.join(unknown)}")
     about = {
         "experiment": experiment.name,
         "settings": json.loads(json.dumps(settings)),
+        "mmrope": __version__,
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU ({platform.machine()})",
+        "python": platform.python_version(),
+        "device": _device_name(device),
     }
     results: dict[str, Any] = {**about, "date": str(date.today()), "cells": {}}
     if path.is_file():
@@ -127,6 +133,15 @@ def run(
             with replacing(path) as new:
                 new.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
+
+
+def _device_name(device: str) -> str:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # no such kind of device, not compiled in, or not there
+        raise ValueError(f"torch {torch.__version__} cannot use the device {device!r}: {error}") from error
+    kind = torch.device(device).type
+    return torch.cuda.get_device_name(device) if kind == "cuda" else f"{kind.upper()} ({platform.machine()})"
 
 
 def spread(results: Mapping[str, Any], variant: str, metric: str) -> tuple[float, float, float] | None:

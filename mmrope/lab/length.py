@@ -22,7 +22,7 @@ def make(encoding: str, cell: Cell) -> Reader:
     return Reader(built, sizes(cell.hidden, cell.heads, cell.layers), VOCABULARY).to(cell.device)
 
 
-def train(model: Reader, seed: int, cell: Cell, *, steps: int, length: int, batch: int, lr_share: float = 1.0) -> None:
+def train(model: Reader, seed: int, cell: Cell, *, steps: int, length: int, batch: int) -> None:
     """On random windows of the library's source."""
     text, random = source(), torch.Generator().manual_seed(seed)
 
@@ -32,18 +32,17 @@ def train(model: Reader, seed: int, cell: Cell, *, steps: int, length: int, batc
         logits = model(rows[:, :-1], counted(batch, length, cell.device))
         return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
-    fit(model, loss, steps, muon_lr=5e-3 * lr_share, adam_lr=2e-3 * lr_share, say=cell.say)
+    fit(model, loss, steps, say=cell.say)
 
 
 @torch.no_grad()
 def perplexities(model: Reader, length: int, cell: Cell) -> tuple[float, float]:
-    """Of the same tokens at every length: of a text that is cut into windows of this length, and of the last 64 tokens before
-    places in it, with a window of this length before them."""
+    """Of the same tokens at every length: of parts of a text, each cut into windows of this length, and of the last 64 tokens
+    before places in it, with a window of this length before them."""
     text, longest, device = source(test=True), max(cell.lengths), cell.device
-    span = longest * cell.windows
-    starts = torch.arange(0, span, length) + longest
-    cut = _losses(model, windows(text, starts, length + 1), device)
-    ends = torch.arange(cell.windows * 4) * (span // (cell.windows * 4)) + 2 * longest
+    parts = longest + torch.arange(cell.windows)[:, None] * ((len(text) - 2 * longest - 1) // cell.windows)  # all over the text
+    cut = _losses(model, windows(text, (parts + torch.arange(0, longest, length)).flatten(), length + 1), device)
+    ends = (parts + torch.arange(longest // 4, longest + 1, longest // 4)).flatten()
     last = _losses(model, windows(text, ends - length, length + 1), device)[:, -LAST:]
     return math.exp(cut.mean().item()), math.exp(last.mean().item())
 
@@ -84,7 +83,7 @@ EXPERIMENT = Experiment(
     "sinusoidal 20.05 / 43.54 / 132.41 / 406.01, rotary 20.07 / 21.37 / 31.58 / 79.25, ALiBi 19.73 / 18.73 / 18.41 / 18.31.",
     variants=tuple(OF_TEXT),
     full={
-        **{"hidden": 96, "heads": 4, "layers": 3, "length": 128, "batch": 16, "steps": 1000},
+        **{"hidden": 96, "heads": 4, "layers": 3, "length": 128, "batch": 16, "steps": 800},
         **{"lengths": [128, 192, 256, 384, 512, 1024], "windows": 24},
     },
     quick={

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmrope.lab.encodings import Encoding, counted
+from mmrope.lab.encodings import TOKEN_STD, Encoding, counted
 from mmrope.vlm.config import DecoderConfig
 from mmrope.vlm.decoder import DecoderBlock, KVCache, causal_mask
 from mmrope.vlm.generate import choose_token
@@ -41,7 +41,7 @@ class Reader(nn.Module):
         d = config.hidden_size
         self.embedding = nn.Embedding(symbols, d) if features is None else nn.Linear(features, d)
         if features is None:
-            nn.init.normal_(self.embedding.weight, std=0.02)
+            nn.init.normal_(self.embedding.weight, std=TOKEN_STD)
         self.encoding, self.config, self.causal = encoding, config, causal
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(d)

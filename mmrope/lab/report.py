@@ -36,9 +36,10 @@ def table(experiment: Experiment, results: Mapping[str, Any]) -> Iterator[str]:
             if any(cells):
                 yield f"| {variant} | {' | '.join('-' if cell is None else _cell(*cell) for cell in cells)} |"
         yield ""
-    seeds = max(len(cells) for cells in results["cells"].values())
+    counts = sorted({len(cells) for cells in results["cells"].values()})
     minutes = sum(cell["seconds"] for cells in results["cells"].values() for cell in cells.values()) / 60
-    yield f"{seeds} seeds, {minutes:.0f} minutes on {results['device']}, torch {results['torch']}, {results['date']}; "
+    made = ", ".join(f"{name} {results[name]}" for name in ("mmrope", "torch", "python"))
+    yield f"{' or '.join(map(str, counts))} seeds, {minutes:.0f} minutes on {results['device']}, {made}, {results['date']};"
     yield ", ".join(f"{key} {value}" for key, value in results["settings"].items()) + "."
 
 
@@ -67,9 +68,10 @@ def plot(experiment: Experiment, results: Mapping[str, Any]) -> Any:
         ax.set_xlabel(experiment.x)
         if experiment.log:
             ax.set_xscale("log", base=2)
+        if experiment.log and what == experiment.y:
+            ax.set_yscale("log")
+        if experiment.x:
             ax.set_xticks([int(where) for where in metrics], metrics)
-            if what == experiment.y:
-                ax.set_yscale("log")
     for ax in panels.flat[len(groups) :]:
         ax.set_axis_off()
     figure.suptitle(textwrap.fill(experiment.question, 90), fontsize=11)

@@ -19,7 +19,10 @@ from mmrope.lab.reader import Reader, sizes
 from mmrope.positions.build import patch_position_ids
 
 COLORS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], dtype=torch.float32)
-_DISCS, _RADIUS, _ARROW = 4, 0.08, 0.14
+DISCS = 4
+RADIUS, SHAFT, HEAD = 0.07, 0.14, 0.04  # of a disc, an arrow's length and its head's radius, in shares of the image
+CLEAR = 1 / 6  # between the arrow and what it points at: a patch of the training
+ASIDE = math.radians(45)  # of the other discs from the arrow's direction, at least
 PATCH = 4  # pixels along a patch
 
 
@@ -65,18 +68,23 @@ ENCODINGS: dict[str, Callable[[int, int, int, int], Encoding]] = {
 
 
 def scenes(count: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Arrows [n, 2] (row, column of their tails) with their directions [n, 2], discs [n, 4, 2] around them, and the colours
-    [n, 4] of these: the first is what the arrow points at. Everything is in shares of the image."""
-    tail = 0.25 + 0.5 * torch.rand(count, 2, generator=random)
-    angle = 2 * math.pi * torch.rand(count, 1, generator=random)
-    off = (torch.rand(count, _DISCS, generator=random) - 0.5) * math.radians(40)
-    off[:, 0] /= 4  # the arrow points at the disc, if not at its centre
-    each = angle + torch.arange(_DISCS) * (2 * math.pi / _DISCS) + off
-    towards = torch.stack([each.sin(), each.cos()], dim=-1)  # [n, 4, 2]
-    room = torch.where(towards > 0, 0.9 - tail[:, None], tail[:, None] - 0.1) / towards.abs()  # up to the margin
-    far = 0.22 + torch.rand(count, _DISCS, generator=random) * (room.amin(dim=-1) - 0.22).clamp_min(0)
-    color = torch.rand(count, len(COLORS), generator=random).argsort(dim=1)[:, :_DISCS]
-    return tail, torch.cat([angle.sin(), angle.cos()], dim=1), tail[:, None] + far[..., None] * towards, color
+    """Arrows [n, 2] (row, column of their tails), directions [n, 2], discs [n, 4, 2], and the colours [n, 4] of these: the
+    first is what the arrow points at, at least a patch of the training away; others may be nearer. In shares of the image."""
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    while sum(len(tail) for tail, _, _ in parts) < count:
+        places = 0.08 + 0.84 * torch.rand(32 * count, 1 + DISCS, 2, generator=random)
+        tail, discs = places[:, 0], places[:, 1:]
+        away = discs - tail[:, None]
+        far = away.norm(dim=-1)  # [32 n, 4]
+        direction = away / far[..., None]
+        aside = (direction[:, 1:] * direction[:, :1]).sum(dim=-1) < math.cos(ASIDE)
+        apart = (discs[:, :, None] - discs[:, None]).norm(dim=-1) > 2.5 * RADIUS
+        fits = aside.all(dim=1) & (apart | torch.eye(DISCS, dtype=torch.bool)).flatten(1).all(dim=1)
+        fits &= (far > SHAFT + HEAD + RADIUS).all(dim=1) & (far[:, 0] > SHAFT + HEAD + CLEAR + RADIUS)
+        parts.append((tail[fits], direction[fits, 0], discs[fits]))
+    tail, towards, discs = (torch.cat(part)[:count] for part in zip(*parts, strict=True))
+    colors = torch.rand(count, len(COLORS), generator=random).argsort(dim=1)[:, :DISCS]
+    return tail, towards, discs, colors
 
 
 def draw(tail: Tensor, towards: Tensor, discs: Tensor, color: Tensor, side: int) -> Tensor:
@@ -88,12 +96,12 @@ def draw(tail: Tensor, towards: Tensor, discs: Tensor, color: Tensor, side: int)
     def inked(distance: Tensor, radius: float) -> Tensor:
         return (0.5 + (radius - distance) * pixels).clamp(0, 1)
 
-    disc = inked((place - discs[:, :, None, None]).norm(dim=-1), _RADIUS)  # [n, 4, H, W]
+    disc = inked((place - discs[:, :, None, None]).norm(dim=-1), RADIUS)  # [n, 4, H, W]
     image = (disc[..., None] * COLORS[color][:, :, None, None]).sum(dim=1)  # [n, H, W, 3]
     from_tail = place - tail[:, None, None]
-    along = (from_tail * towards[:, None, None]).sum(dim=-1).clamp(0, _ARROW)  # [n, H, W]
+    along = (from_tail * towards[:, None, None]).sum(dim=-1).clamp(0, SHAFT)  # [n, H, W]
     shaft = inked((from_tail - along[..., None] * towards[:, None, None]).norm(dim=-1), 0.02)
-    head = inked((from_tail - _ARROW * towards[:, None, None]).norm(dim=-1), 0.04)
+    head = inked((from_tail - SHAFT * towards[:, None, None]).norm(dim=-1), HEAD)
     grey = torch.maximum(0.5 * shaft, head)[..., None]
     image = image * (1 - grey) + grey
     return rearrange(image, "n (h p) (w q) c -> n (h w) (p q c)", p=PATCH, q=PATCH)
@@ -138,11 +146,11 @@ def cell(variant: str, seed: int, cell: Cell) -> Metrics:
 EXPERIMENT = Experiment(
     name="resolution",
     question="Which encodings let an encoder read images that are larger than those of its training?",
-    setting="Scenes of an arrow and four discs of different colours around it; which colour does it point at? Drawn with as "
-    "many pixels as asked for, patches of 4 x 4 pixels, an encoder without a causal mask, the mean of its logits over the "
-    "patches. Trained on 6 x 6 patches, tested on 9 x 9 and 15 x 15: the ratios of 108 to 276 pixels in LieRE's table. "
-    "Learned embeddings are resized, bicubic; sinusoidal, axial and mixed ones go on past the trained places; normalised "
-    "coordinates (DINOv3's) stay within them.",
+    setting="Scenes of an arrow and four discs of different colours; which colour does it point at? The disc is at least a "
+    "patch of the training away from the arrow, and others may be nearer. Drawn with as many pixels as asked for, patches of "
+    "4 x 4 pixels, an encoder without a causal mask, the mean of its logits over the patches. Trained on 6 x 6 patches, "
+    "tested on 9 x 9 and 15 x 15: the ratios of 108 to 276 pixels in LieRE's table. Learned embeddings are resized, bicubic; "
+    "sinusoidal, axial and mixed ones go on past the trained places; normalised coordinates (DINOv3's) stay within them.",
     paper="RoPE-Mixed (arXiv 2403.13298), from 224 to 384 pixels, DeiT-III-S, points of ImageNet: learned -1.0, axial -0.9, "
     "mixed +0.9. LieRE (2406.10322), table 3, arrows, from 108 to 276 pixels: learned 45.1 to 40.1, axial 46.4 to 48.6, "
     "mixed 100 to 88.6.",

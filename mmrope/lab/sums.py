@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
-import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from mmrope.lab.encodings import OF_TEXT, counted
 from mmrope.lab.harness import Cell, Experiment, Metrics, fit
 from mmrope.lab.reader import Reader, sizes
 from mmrope.lab.text import VOCABULARY
-from mmrope.prompting import extract_answer, self_consistency, vote_accuracy
+from mmrope.prompting import extract_answer, self_consistency
 
 MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names of places: units have any of them, tens the next one, and so on. Every one is seen in training."""
@@ -46,6 +46,11 @@ class Sum:
         """ "C4B7+B5=" asks for 47 + 5 if units are named B."""
         return f"\n{self._marked(self.a)}+{self._marked(self.b)}="
 
+    @property
+    def result(self) -> str:
+        """What the right answer comes to, "C5B2"."""
+        return self._marked(self.a + self.b)
+
     def answer(self, how: str) -> str:
         """ "so C5B2.", and before it, step by step, "B7+5+0=12,C4+0+1=05,"."""
         steps, carry = "", 0
@@ -53,7 +58,7 @@ class Sum:
             x, y = (n // 10**place % 10 for n in (self.a, self.b))
             steps += f"{MARKS[self.units + place]}{x}+{y}+{carry}={x + y + carry:02d},"
             carry = (x + y + carry) // 10
-        return f"{steps}{CUE} {self._marked(self.a + self.b)}{END}"
+        return f"{steps}{CUE} {self.result}{END}"
 
     def _marked(self, number: int) -> str:
         digits = str(number)
@@ -61,9 +66,8 @@ class Sum:
 
 
 def result(text: str) -> str | None:
-    """The number that an answer comes to."""
-    said = extract_answer(text, cue=CUE)
-    return said and re.sub(f"[{MARKS}]", "", said)
+    """What an answer comes to, if it came to an end."""
+    return extract_answer(text, cue=CUE) if text.endswith(END) else None
 
 
 def rows_of(texts: Sequence[str], device: str, *, right: bool) -> Tensor:
@@ -76,7 +80,8 @@ def rows_of(texts: Sequence[str], device: str, *, right: bool) -> Tensor:
 def write(model: Reader, prompts: Tensor, most: int, temperature: float, generator: torch.Generator) -> list[str]:
     """What follows each prompt [n, S], up to END."""
     tokens = model.write(prompts, most, temperature=temperature, generator=generator, end=ord(END))
-    return [bytes(row).decode("latin-1").partition(END)[0] + END for row in tokens.tolist()]
+    texts = [bytes(row).decode("latin-1") for row in tokens.tolist()]
+    return [text[: text.find(END) + 1] if END in text else text for text in texts]
 
 
 def cell(variant: str, seed: int, cell: Cell) -> Metrics:
@@ -108,30 +113,39 @@ def cell(variant: str, seed: int, cell: Cell) -> Metrics:
         if encoding == "learned" and prompts.shape[1] + most > longest:
             continue  # there are no embeddings of later places
         generator = torch.Generator(cell.device).manual_seed(seed)
-        right = [str(one.a + one.b) for one in sums]
-        likeliest = map(result, write(model, prompts, most, 0.0, generator))
-        metrics[str(digits)] = sum(x == y for x, y in zip(likeliest, right, strict=True)) / len(sums)
+        texts = write(model, prompts, most, 0.0, generator)
+        right = [result(text) == one.result for text, one in zip(texts, sums, strict=True)]
+        metrics[str(digits)] = statistics.mean(right)
         if digits in cell.voted:
+            metrics[f"likeliest of those voted on at {digits}"] = statistics.mean(right[: cell.voters])
             texts = write(model, prompts[: cell.voters].repeat_interleave(cell.tries, dim=0), most, 1.0, generator)
-            metrics |= {f"{name} at {digits}": value for name, value in votes(texts, right[: cell.voters], cell)}
+            found = votes(texts, sums[: cell.voters], cell)
+            metrics |= {f"{name} at {digits}": value for name, value in found.items()}
     return metrics
 
 
-def votes(texts: Sequence[str], right: Sequence[str], cell: Cell) -> Iterator[tuple[str, float]]:
+def votes(texts: Sequence[str], sums: Sequence[Sum], cell: Cell) -> Metrics:
     """Of each sum's tries, in turn: how many are right, how often votes of some of them are, and what the binomial
-    distribution says of such votes, given each sum's own share of right tries, if all wrong ones agreed."""
-    tries: dict[str, list[float]] = {}
-    for n, number in enumerate(right):
+    distribution says of such votes if all wrong tries agreed."""
+    found: dict[str, list[float]] = {}
+    for n, one in enumerate(sums):
         mine = texts[n * cell.tries : (n + 1) * cell.tries]
-        share = sum(result(text) == number for text in mine) / cell.tries
-        tries.setdefault("drawn", []).append(share)
-        for size in cell.votes:
-            some = iter(mine)
-            for _ in range(cell.tries // size):
-                vote = self_consistency(lambda prompt, some=some: next(some), "", samples=size, extract=result)
-                tries.setdefault(f"vote of {size}", []).append(vote.answer == number)
-            tries.setdefault(f"binomial {size}", []).append(vote_accuracy(share, size))
-    return ((name, statistics.mean(values)) for name, values in tries.items())
+        right = sum(result(text) == one.result for text in mine)
+        found.setdefault("drawn", []).append(right / cell.tries)
+        tries = iter(mine)
+        for _ in range(cell.tries // cell.votes):
+            vote = self_consistency(lambda prompt, tries=tries: next(tries), "", samples=cell.votes, extract=result)
+            found.setdefault(f"vote of {cell.votes}", []).append(vote.answer == one.result)
+        found.setdefault(f"binomial {cell.votes}", []).append(majority_of(right, cell.tries, cell.votes))
+    return {name: statistics.mean(values) for name, values in found.items()}
+
+
+def majority_of(right: int, tries: int, votes: int) -> float:
+    """How often an odd number of votes, drawn from tries of which so many are right, has a majority that is. Over tries that
+    are right with probability p its mean is `vote_accuracy(p, votes)`, which of the share of right tries it would not be."""
+    least = votes // 2 + 1
+    ways = sum(math.comb(right, k) * math.comb(tries - right, votes - k) for k in range(least, votes + 1))
+    return ways / math.comb(tries, votes)
 
 
 EXPERIMENT = Experiment(
@@ -139,21 +153,22 @@ EXPERIMENT = Experiment(
     question="Which encodings add numbers with more digits than those of the training, at once, step by step, and by votes?",
     setting="Sums of two numbers, every digit behind a letter that names its place: C4B7+B5= is 47 + 5, and which letter the "
     "units have is drawn anew for every sum. The answer is written at once, so C5B2., or after the steps of the school "
-    "method, B7+5+0=12,C4+0+1=05,so C5B2. Trained on numbers of up to 5 digits. Tested by the likeliest answer; by answers "
-    "that are drawn at temperature 1; and by votes of five of these (self-consistency), beside what the binomial "
-    "distribution says of five independent tries, given each sum's own share of right ones, if all wrong ones agreed.",
+    "method, B7+5+0=12,C4+0+1=05,so C5B2. Trained on numbers of up to 5 digits; digits are those of the longer number, the "
+    "other has as many or fewer. Right is an answer that ends, with every digit behind its letter. Tested by the likeliest "
+    "answer; and, of the first 100 sums, by answers that are drawn at temperature 1 and by votes of five of these "
+    "(self-consistency), beside what the binomial distribution says of five independent tries if all wrong ones agreed.",
     paper="Zhou et al. (arXiv 2402.09371): 2.5 times the trained digits with FIRE, random positions, reversed digits and "
     "letters for places (index hints), and large differences between seeds. Kazemnejad et al. (2305.19466): NoPE before "
     "ALiBi and RoPE; scratchpads help by their form, or do not. Self-consistency (2203.11171): 17.9 points on GSM8K, of "
     "large models.",
     variants=tuple(f"{encoding}, {how}" for how in HOW for encoding in OF_TEXT),
     full={
-        **{"hidden": 64, "heads": 4, "layers": 3, "batch": 32, "steps": 1000, "trained": 5, "tested": [2, 3, 4, 5, 6, 7, 8]},
-        **{"count": 256, "voted": [3, 5, 6, 7], "voters": 40, "tries": 25, "votes": [5]},
+        **{"hidden": 64, "heads": 4, "layers": 3, "batch": 32, "steps": 900, "trained": 5, "tested": [2, 3, 4, 5, 6, 7, 8]},
+        **{"count": 256, "voted": [5, 6], "voters": 100, "tries": 15, "votes": 5},
     },
     quick={
         **{"hidden": 32, "heads": 2, "layers": 1, "batch": 4, "steps": 4, "trained": 2, "tested": [2, 3], "count": 4},
-        **{"voted": [2], "voters": 2, "tries": 3, "votes": [3]},
+        **{"voted": [2], "voters": 2, "tries": 3, "votes": 3},
     },
     cell=cell,
     x="digits",
