@@ -435,3 +435,16 @@ def test_ids_of_films_grow_by_frames_and_one_dimension_by_tokens():
         assert mean(results, "1D", f"largest id at {frames}") == 4 * frames
         assert mean(results, "interleaved", f"largest id at {frames}") == frames
     assert mean(results, "contiguous", "40") < 0.6 * mean(results, "interleaved", "40")
+
+
+def test_needles_are_found_by_videorope_with_its_own_ids_and_by_one_dimension():
+    """At four times the length, as published; but for one dimension, and it is the ids that do it."""
+    results = kept("films")
+    full, periodic, other = "needles found at 32", "among periodic distractors at 32", "among other distractors at 32"
+    assert mean(results, "VideoRoPE, diagonal ids", full) > 4 * mean(results, "contiguous", full)
+    assert mean(results, "1D", full) > 0.9
+    for allocation in ("contiguous", "interleaved", "VideoRoPE"):
+        for metric in (full, periodic, other):
+            assert mean(results, f"{allocation}, diagonal ids", metric) > 1.3 * mean(results, allocation, metric)
+    for variant in ("1D", "interleaved", "contiguous, diagonal ids", "interleaved, diagonal ids", "VideoRoPE, diagonal ids"):
+        assert mean(results, variant, periodic) < mean(results, variant, other)
