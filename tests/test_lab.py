@@ -448,3 +448,17 @@ def test_needles_are_found_by_videorope_with_its_own_ids_and_by_one_dimension():
             assert mean(results, f"{allocation}, diagonal ids", metric) > 1.3 * mean(results, allocation, metric)
     for variant in ("1D", "interleaved", "contiguous, diagonal ids", "interleaved, diagonal ids", "VideoRoPE, diagonal ids"):
         assert mean(results, variant, periodic) < mean(results, variant, other)
+
+
+def test_steps_reach_what_answers_at_once_do_not_and_votes_more_than_single_tries():
+    results = kept("sums")
+    for encoding in OF_TEXT:
+        assert mean(results, f"{encoding}, step by step", "5") > mean(results, f"{encoding}, at once", "5") + 0.4
+        drawn, vote, binomial = (
+            mean(results, f"{encoding}, step by step", f"{what} at 5") for what in ("drawn", "vote of 5", "binomial 5")
+        )
+        assert vote > drawn
+        assert vote > binomial - 0.02  # the worst case, in which all wrong answers agree
+    past = {name: mean(results, f"{name}, step by step", "6") for name in ("alibi", "nope", "rope", "sinusoidal")}
+    assert min(past["alibi"], past["nope"]) > 0.1
+    assert max(past["rope"], past["sinusoidal"]) < 0.02
