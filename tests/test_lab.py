@@ -462,3 +462,14 @@ def test_steps_reach_what_answers_at_once_do_not_and_votes_more_than_single_trie
     past = {name: mean(results, f"{name}, step by step", "6") for name in ("alibi", "nope", "rope", "sinusoidal")}
     assert min(past["alibi"], past["nope"]) > 0.1
     assert max(past["rope"], past["sinusoidal"]) < 0.02
+
+
+def test_rules_matter_to_a_second_film_that_is_read_by_another():
+    results = kept("rules")
+    for name in rules.RULES:
+        for read in ("", ", read by the other"):
+            for about in ("one film", "the first of two films"):
+                assert mean(results, f"{name}{read}", f"when, {about} at 8") > 0.95
+                assert mean(results, f"{name}{read}", f"after, {about} at 8") > 0.95
+        assert mean(results, name, "when, the second of two films at 8") > 0.95
+        assert mean(results, f"{name}, read by the other", "when, the second of two films at 8") < 0.85
