@@ -143,9 +143,9 @@ EXPERIMENT = Experiment(
     "frame before; or, asked after the film, what the first cell showed n frames back, n up to 8, so that the needle itself "
     "is never further than in the training: a needle among frames of which half are blank; or with at most three distractors "
     "before the last 8 frames, all others there blank: at whole periods of M-RoPE's pairs of time from the needle (6.3, "
-    "11.2, 19.9 and 35.3 ids), or as many elsewhere. Trained on 4 to 8 frames, tested on up to 40. With Qwen2-VL's ids, one "
-    "a frame, and with VideoRoPE's diagonal ones, two a frame, whose rows and columns go along with time. Beside it the "
-    "largest id that occurs.",
+    "11.2, 19.9 and 35.3 ids), or as many elsewhere; of films of 8 frames there are none before. Trained on 4 to 8 frames, "
+    "tested on up to 40. With Qwen2-VL's ids, one a frame, and with VideoRoPE's diagonal ones, two a frame, whose rows and "
+    "columns go along with time. Beside it the largest id that occurs.",
     paper="Qwen2-VL (arXiv 2409.12191), figure 5: accuracy holds from 8K to 80K tokens when trained on 16K, without a 1D "
     "model beside it. VideoRoPE (2502.05173), table 3, needles among distractors: VideoRoPE 87.1, M-RoPE 74.7, 1D 30.2.",
     variants=("1D", *(f"{name}{ids}" for ids in ("", ", diagonal ids") for name in ("contiguous", "interleaved", "VideoRoPE"))),

@@ -92,11 +92,11 @@ def _read(model: Reader, size: tuple[int, int], batch: int, random: torch.Genera
 EXPERIMENT = Experiment(
     name="grids",
     question="Which ids, and which allocation of frequencies to axes, let a model find its way in grids of other sizes?",
-    setting="Grids of random symbols, row by row; at each cell a causal model of one layer says which symbol is above. Trained "
-    "on 6 x 6 alone, or on widths from 4 to 6, and tested on others. M-RoPE's three axes as the released models share them "
-    "out, in heads of 32 channels.",
-    paper="MRoPE-I (arXiv 2510.23095), table 5: interleaved 64.95, contiguous and others 63.07 to 63.31. No paper shows the "
-    "base beside it.",
+    setting="Grids of random symbols, row by row; at each cell a causal model of one layer says which symbol is above. "
+    "Trained on 6 x 6 alone, or on widths from 4 to 6, and tested on others. M-RoPE's three axes as the released models "
+    "share them out, in heads of 32 channels.",
+    paper="MRoPE-I (arXiv 2510.23095), table 5: interleaved 64.95, whole heads for an axis 64.63, VideoRoPE's allocation "
+    "63.31. No paper shows the base beside it.",
     variants=tuple(f"{name}, base {theta:g}" for theta in BASES for name in ALLOCATIONS),
     full={
         **{"hidden": 64, "heads": 2, "layers": 1, "symbols": 32, "batch": 32, "steps": 400, "count": 64},

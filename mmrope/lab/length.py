@@ -76,9 +76,10 @@ EXPERIMENT = Experiment(
     name="length",
     question="Which encodings read texts that are longer than those that they were trained on?",
     setting="Byte-level models of the Python standard library's source, trained on windows of 128 bytes and tested on up to "
-    "1,024: perplexity of the same bytes of held-out files, cut into windows of each length; and of the last 64 bytes before "
-    "fixed places, with as many before them as the window has, which leaves out the tokens that have little to go by because "
-    "they are early in a window. Learned embeddings end where training did.",
+    "1,024: perplexity of the same bytes of held-out files, cut into windows of each length (of 192 and 384 the last one "
+    "goes on a little further); and of the last 64 bytes before fixed places, with as many before them as the window has, "
+    "which leaves out the tokens that have little to go by because they are early in a window. Learned embeddings end where "
+    "training did.",
     paper="ALiBi (arXiv 2108.12409), table 2, WikiText-103, trained on 512, perplexity at 512 / 1,012 / 2,512 / 15,512: "
     "sinusoidal 20.05 / 43.54 / 132.41 / 406.01, rotary 20.07 / 21.37 / 31.58 / 79.25, ALiBi 19.73 / 18.73 / 18.41 / 18.31.",
     variants=tuple(OF_TEXT),

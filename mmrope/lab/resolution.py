@@ -150,9 +150,9 @@ EXPERIMENT = Experiment(
     setting="Scenes of an arrow and four discs of different colours; which colour does it point at? The disc is at least a "
     "patch of the training away from the arrow, and others may be nearer: the disc nearest to its tip is the right one in a "
     "third of the scenes. Drawn with as many pixels as asked for, patches of 4 x 4 pixels, an encoder without a causal mask, "
-    "the mean of its logits over the patches. Trained on 6 x 6 patches, tested on 9 x 9 and 15 x 15: the ratios of 108 to "
-    "276 pixels in LieRE's table. Learned embeddings are resized, bicubic; sinusoidal, axial and mixed ones go on past the "
-    "trained places; normalised coordinates (DINOv3's) stay within them.",
+    "the mean of its logits over the patches. Trained on 6 x 6 patches, tested on 9 x 9 and 15 x 15, as LieRE's goes from "
+    "108 to 276 pixels. Learned embeddings are resized, bicubic; sinusoidal, axial and mixed ones go on past the trained "
+    "places; normalised coordinates (DINOv3's) stay within them; with none a model has the patches alone.",
     paper="RoPE-Mixed (arXiv 2403.13298), from 224 to 384 pixels, DeiT-III-S, points of ImageNet: learned -1.0, axial -0.9, "
     "mixed +0.9. LieRE (2406.10322), table 3, arrows, from 108 to 276 pixels: learned 45.1 to 40.1, axial 46.4 to 48.6, "
     "mixed 100 to 88.6.",

@@ -124,11 +124,11 @@ EXPERIMENT = Experiment(
     name="rules",
     question="Text and films after a film: does it matter where their ids go on, by the paper or by transformers 5.23?",
     setting="The small model that is shipped, asked about one film or two, of 4 to 16 looks at each, a token a look: when "
-    "does a digit appear, and which one comes after it? (That none does is not asked for.) Its ids go on after the last "
-    "frame (reference: Qwen2-VL, section 2.1), or where transformers 5.23 puts them, after the longer side of a frame, which "
-    "here is one id after the first frame: what follows shares its times with the film. It was trained with the reference on "
-    "one film at a time, of up to 16 looks; and it is trained on with each rule on one or two films of up to 8 looks, from "
-    "where the reference has a start. Each model is read by its rule, and by the other.",
+    "does a digit appear, and which one comes after it? (That none does is not asked for in the tests.) Its ids go on after "
+    "the last frame (reference: Qwen2-VL, section 2.1), or where transformers 5.23 puts them, after the longer side of a "
+    "frame, which here is one id after the first frame: what follows shares its times with the film. It was trained with the "
+    "reference on one film at a time, of up to 16 looks; and it is trained on with each rule on one or two films of up to 8 "
+    "looks, from where the reference has a start. Each model is read by its rule, and by the other.",
     paper="Qwen2-VL (arXiv 2409.12191), section 2.1: ids go on from the largest, plus 1. transformers up to 4.57 does, 5.23 "
     "does not (get_rope_index). No paper compares the two.",
     variants=tuple(f"{name}{read}" for name in ("shipped", *RULES) for read in ("", ", read by the other")),
