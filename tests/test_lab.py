@@ -473,3 +473,15 @@ def test_rules_matter_to_a_second_film_that_is_read_by_another():
                 assert mean(results, f"{name}{read}", f"after, {about} at 8") > 0.95
         assert mean(results, name, "when, the second of two films at 8") > 0.95
         assert mean(results, f"{name}, read by the other", "when, the second of two films at 8") < 0.85
+
+
+def test_places_within_the_image_carry_to_larger_images_and_places_in_patches_do_not():
+    results = kept("resolution")
+    assert mean(results, "none", "6") < 0.5
+    for variant in resolution.ENCODINGS:
+        if variant != "none":
+            assert mean(results, variant, "6") > 0.75
+    for variant in ("learned", "normalised"):  # resized, and from -1 to 1
+        assert mean(results, variant, "15") > 0.8 * mean(results, variant, "6")
+    for variant in ("sinusoidal", "axial, base 100", "mixed"):
+        assert mean(results, variant, "15") < 0.5 * mean(results, variant, "6")
