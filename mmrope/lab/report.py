@@ -38,7 +38,7 @@ def table(experiment: Experiment, results: Mapping[str, Any]) -> Iterator[str]:
         yield ""
     counts = sorted({len(cells) for cells in results["cells"].values()})
     minutes = sum(cell["seconds"] for cells in results["cells"].values() for cell in cells.values()) / 60
-    made = ", ".join(f"{name} {results[name]}" for name in ("mmrope", "torch", "python") if name in results)
+    made = ", ".join(f"{name} {results[name]}" for name in ("mmrope", "torch", "python"))
     yield f"{' or '.join(map(str, counts))} seeds, {minutes:.0f} minutes on {results['device']}, {made}, {results['date']};"
     yield ", ".join(f"{key} {value}" for key, value in results["settings"].items()) + "."
 
