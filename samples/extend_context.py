@@ -1,7 +1,8 @@
 """A document that is longer than the training length: a small model goes on writing it, as it was trained and with YaRN.
 
 Trains a byte-level model with RoPE on windows of 128 bytes of the Python standard library, half a minute on a CPU, and gives it
-512 bytes of a file that it never saw. A released model is extended by the same line: `spec_of(model).scaled(YaRN(...))`.
+432 bytes of a file that it never saw, to be 512 with what it writes. A released model is extended by the same line:
+`spec_of(model).scaled(YaRN(...))`.
 
 python samples/extend_context.py [--device cpu] [--steps 400]
 """
@@ -22,7 +23,7 @@ parser.add_argument("--steps", type=int, default=400)
 options = parser.parse_args()
 
 cell = Cell(settings={**length.EXPERIMENT.full, "steps": options.steps}, device=options.device, say=print)
-trained, long, more = cell.length, 4 * cell.length, 80  # bytes: of the training, of the document and what is written, of that
+trained, long, more = cell.length, 4 * cell.length, 80  # bytes: of the training, of the document in the end, written
 torch.manual_seed(0)
 model = length.make("rope", cell)
 length.train(model, 0, cell, steps=cell.steps, length=trained, batch=cell.batch)
@@ -41,7 +42,7 @@ for name, spec, read in (
     _, perplexity = length.perplexities(model, read, cell)
     written = bytes(model.write(document[:, more - read :], more)[0].tolist()).decode(errors="replace")
     print(
-        f"\n{name}, reading {read} bytes (perplexity of the last 64 in such windows {perplexity:.1f}), it goes on:",
+        f"\n{name}, {read} bytes in all (perplexity of the last 64 in such windows {perplexity:.1f}), it goes on:",
         written,
         sep="\n",
     )

@@ -109,9 +109,8 @@ def _among(t: int, random: torch.Generator, cell: Cell, *, periods: Tensor, peri
     back = _back(t, random, cell)
     gaps = (t - back) - torch.arange(t)  # [B, t], of every frame from the needle
     turns = gaps[..., None] / periods  # [B, t, pairs]
-    off = (
-        ((turns - turns.round()).abs() * periods).masked_fill(turns < 0.5, math.inf).amin(dim=-1)
-    )  # frames from a whole period
+    # frames from the nearest whole period
+    off = ((turns - turns.round()).abs() * periods).masked_fill(turns < 0.5, math.inf).amin(dim=-1)  # [B, t]
     early = torch.arange(t) < t - cell.frames
     alike, unlike = early & (off <= 0.5), early & (off > 1)
     count = torch.minimum(alike.sum(dim=1), unlike.sum(dim=1)).clamp_max(cell.distractors)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrope import __version__
+from mmrope.vlm.assistant import check_device
 from mmrope.vlm.train import Training, make_optimizers
 from mmrope.vlm.weights import replacing
 
@@ -92,7 +93,7 @@ def run(
             the experiment does not have.
     """
     if seeds < 1:
-        raise ValueError(f"{experiment.name} needs at least one seed, got {seeds}")
+        raise ValueError(f"{experiment.name} needs at least one seed, got {seeds}: ask for three")
     path, settings = Path(path), dict(experiment.quick if quick else experiment.full)
     if unknown := [name for name in variants if name not in experiment.variants]:
         raise ValueError(f"{experiment.name} has the variants {', '.join(experiment.variants)}, not {', '.join(unknown)}")
@@ -136,10 +137,7 @@ def run(
 
 
 def _device_name(device: str) -> str:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # no such kind of device, not compiled in, or not there
-        raise ValueError(f"torch {torch.__version__} cannot use the device {device!r}: {error}") from error
+    check_device(device)
     kind = torch.device(device).type
     return torch.cuda.get_device_name(device) if kind == "cuda" else f"{kind.upper()} ({platform.machine()})"
 

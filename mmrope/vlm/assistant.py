@@ -17,6 +17,18 @@ from mmrope.vlm.model import VLM
 _UNFINISHED = "\ufffd"  # what the first bytes of a longer character decode to
 
 
+def check_device(device: str) -> None:
+    """That torch has the device here.
+
+    Raises:
+        ValueError: it has not.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # no such kind of device, not compiled in, or not there
+        raise ValueError(f"torch {torch.__version__} cannot use the device {device!r}: {error}; try 'cpu'") from error
+
+
 @dataclass(frozen=True, eq=False)
 class Assistant:
     """Answers messages with text, in float32."""
@@ -34,12 +46,7 @@ class Assistant:
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # no such kind of device, not compiled in, or not there
-            raise ValueError(
-                f"torch {torch.__version__} cannot use the device {device!r}: {error}; try 'cpu' or 'auto'"
-            ) from error
+        check_device(device)
         model = VLM.from_pretrained(folder, device=device, dtype=torch.float32)
         return cls(model, Processor.from_pretrained(folder, padding_side="left"))
 
