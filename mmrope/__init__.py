@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mmrope.encodings.presets import PRESETS, preset
-from mmrope.encodings.scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, NTKByParts, Proportional, YaRN
+from mmrope.encodings.scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, ntk_by_parts, Proportional, YaRN
 from mmrope.encodings.spec import RotarySpec
 from mmrope.positions import (
     FAMILIES,
@@ -106,7 +106,7 @@ __all__ = [
     "LongRoPE",
     "MediaError",
     "MixedRotary",
-    "NTKByParts",
+    "ntk_by_parts",
     "Outcome",
     "Packed",
     "PatchConfig",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrope.encodings.scaling import NTK, PI, Llama3, NTKByParts, Scaling, YaRN
+from mmrope.encodings.scaling import NTK, PI, Llama3, ntk_by_parts, Scaling, YaRN
 from mmrope.encodings.spec import RotarySpec
 from mmrope.pictures import pyplot
 
@@ -82,7 +82,7 @@ def plot_scalings(
         scalings = {
             "PI": PI(8.0),
             "NTK": NTK(8.0),
-            "NTK-by-parts, YaRN (released)": NTKByParts(8.0, original),
+            "NTK-by-parts, YaRN (released)": ntk_by_parts(8.0, original),
             "YaRN (the paper's ramp)": YaRN(8.0, original, ramp="rotations"),
             "Llama 3": Llama3(8.0, original),
         }

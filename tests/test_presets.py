@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from transformers import PixtralVisionConfig, Qwen2VLConfig
+from transformers import Gemma4VisionConfig, Kimi_K25VisionConfig, PixtralVisionConfig, Qwen2VLConfig
 from transformers.models.dinov3_vit.configuration_dinov3_vit import DINOv3ViTConfig
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePositionEmbedding
+from transformers.models.gemma4 import modeling_gemma4
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+from transformers.models.kimi_k25 import modeling_kimi_k25
 from transformers.models.pixtral.modeling_pixtral import PixtralVisionRotaryEmbedding
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
-from mmrope import PRESETS, RotaryEmbedding, patch_position_ids, preset, rotate
+from mmrope import PRESETS, RotaryEmbedding, patch_position_ids, preset
 
-REFERENCES = json.loads((ROOT / "tests" / "references" / "rotary" / "diffusers.json").read_text())
+REFERENCES = [json.loads(path.read_text()) for path in sorted((ROOT / "tests" / "references" / "rotary").glob("*.json"))]
+CASES = {name: case for reference in REFERENCES for name, case in reference["cases"].items()}
+BY_MODULES = ("qwen2_vl_vision", "pixtral", "dinov3", "gemma4_vision")
+"""Presets whose upstream is installed: tests below run it."""
 
 
-@pytest.mark.parametrize("name", REFERENCES["cases"])
-def test_vectors_turn_as_in_diffusers(name):
-    case, spec = REFERENCES["cases"][name], preset(name)
-    cos, sin = RotaryEmbedding(spec)(torch.tensor(case["ids"])[:, None])
-    x = torch.sin(torch.arange(spec.head_dim, dtype=torch.float32)).expand(1, 1, cos.shape[1], -1)
-    turned = rotate(x, cos, sin, pairing=spec.pairing)[0, 0]
-    torch.testing.assert_close(turned, torch.tensor(case["turned"]), atol=3e-6, rtol=0)
+@pytest.mark.parametrize("name", CASES)
+def test_vectors_rotate_as_upstream(name):
+    case = CASES[name]
+    spec, ids = preset(case["preset"]), torch.tensor(np.array(case["ids"]))[:, None]
+    x = torch.sin(torch.arange(spec.head_dim, dtype=torch.float32)).expand(1, 1, ids.shape[2], -1)
+    rotated = RotaryEmbedding(spec).rotate(x, x, ids)[0][0, 0, :, case.get("channels", slice(None))]
+    torch.testing.assert_close(rotated, torch.tensor(case["rotated"]), atol=case.get("tolerance", 3e-6), rtol=0)
+
+
+def test_all_presets_are_shown_equal_to_their_upstream():
+    assert {case["preset"] for case in CASES.values()} | set(BY_MODULES) == set(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "before"),
+    [("moonvit", {}, 0), ("croco", {}, 0), ("rope_vit_axial", {}, 0), ("vggt", {"offset": 1}, 2)],
+)
+def test_ids_of_patches(name, options, before):
+    ids = patch_position_ids([[1, 4, 5]], order="raster", **options)
+    if preset(name).axes == "wh":
+        ids = ids[[1, 0]]
+    theirs = np.array(CASES[name]["ids"])
+    np.testing.assert_array_equal(theirs[:, before:], ids)
+    assert not theirs[:, :before].any()
 
 
 def test_dinov3_turns_by_normalized_coordinates():
@@ -67,6 +91,29 @@ def test_qwen2_vls_tower():
     ours = RotaryEmbedding(preset("qwen2_vl_vision"))(ids)
     for one, other in zip(tables, ours, strict=True):
         torch.testing.assert_close(one[0], torch.cat([other, other], dim=-1), atol=1e-6, rtol=0)
+
+
+def test_gemma4s_tower():
+    config = Gemma4VisionConfig()
+    image = np.zeros((16 * 6, 16 * 9, 3), dtype=np.uint8)
+    positions = Gemma4ImageProcessorPil()(image, do_resize=False, return_tensors="pt")["image_position_ids"]  # [1, P, 2]
+    ids = positions[0].T  # [2, P]
+    np.testing.assert_array_equal(ids[:, :54], patch_position_ids([[1, 6, 9]], order="raster")[[1, 0]])
+    assert (ids[:, 54:] == -1).all()
+    x = torch.sin(torch.arange(ids.shape[1] * 64, dtype=torch.float32)).reshape(1, -1, 1, 64)
+    cos, sin = modeling_gemma4.Gemma4VisionRotaryEmbedding(config)(x, positions)
+    theirs = modeling_gemma4.apply_multidimensional_rope(x, cos, sin, positions)
+    ours, _ = RotaryEmbedding(preset("gemma4_vision")).rotate(x, x, ids[:, None], heads=-2)
+    torch.testing.assert_close(ours, theirs, atol=3e-6, rtol=0)
+
+
+def test_moonvit_in_transformers_pairs_halves():
+    ids = torch.tensor(patch_position_ids([[2, 4, 6]], order="raster"))  # [2, P]
+    x = torch.sin(torch.arange(48 * 72, dtype=torch.float32)).reshape(48, 1, 72)
+    tables = modeling_kimi_k25.Kimi_K25VisionRotaryEmbedding(Kimi_K25VisionConfig())(x, ids.T)
+    theirs, _ = modeling_kimi_k25.apply_rotary_pos_emb_vision(x, x, *tables)
+    ours, _ = RotaryEmbedding(replace(preset("moonvit"), pairing="half")).rotate(x, x, ids, heads=-2)
+    torch.testing.assert_close(ours, theirs, atol=3e-6, rtol=0)
 
 
 def test_rope_vits_frequencies():

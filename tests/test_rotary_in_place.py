@@ -49,7 +49,7 @@ def test_exact_angles_are_right_far_out(name):
         cos, _ = ours(torch.zeros(1), ids, *layer)
         half = rotary.spec.pairing == "half"
         pairs = cos[0, 0, : len(rotary.inv_freq)] if half else cos[0, 0, ::2]
-        right = (far * rotary.inv_freq.double()).cos().float()
+        right = torch.tensor(far * rotary.inv_freq.astype(float)).cos().float()
         assert (pairs - right).abs().max() < 1e-6
         theirs, _ = own(torch.zeros(1), ids, *layer)
         assert (theirs - cos).abs().max() > 1e-3

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mmrope import NTK, PI, DynamicNTK, Llama3, LongRoPE, NTKByParts, Proportional, RotaryEmbedding, RotarySpec, YaRN
+from mmrope import NTK, PI, DynamicNTK, Llama3, LongRoPE, ntk_by_parts, Proportional, RotaryEmbedding, RotarySpec, YaRN
 from mmrope.encodings.configs import TEXT_MODELS
 from mmrope.encodings.scaling import frequencies
 
@@ -35,7 +35,7 @@ STATIC = {
     "NTK": lambda s: NTK(s),
     "YaRN": lambda s: YaRN(s, 4096),
     "YaRN, rotations": lambda s: YaRN(s, 4096, ramp="rotations"),
-    "NTK-by-parts": lambda s: NTKByParts(s, 4096),
+    "NTK-by-parts": lambda s: ntk_by_parts(s, 4096),
     "Llama 3": lambda s: Llama3(s, 8192),
 }
 dims = st.sampled_from((16, 32, 64, 80, 96, 128, 256))
@@ -83,7 +83,7 @@ def test_distances_alone_count_by_every_static_scaling(name):
 @given(st.sampled_from((2048, 4096, 100)), st.integers(1, 100_000), st.floats(1, 8))
 def test_dynamic_scalings_change_nothing_up_to_the_original_length(original, length, factor):
     spec = RotarySpec.rope(64)
-    for scaling in (DynamicNTK(original, factor), DynamicNTK(original, form="paper")):
+    for scaling in (DynamicNTK(original, factor), DynamicNTK(original)):
         scaled = spec.scaled(scaling)
         assert scaled.needs_length
         if length <= original:
@@ -96,7 +96,7 @@ def test_dynamic_scalings_change_nothing_up_to_the_original_length(original, len
 @given(st.integers(1, 50_000))
 def test_the_module_and_the_spec_agree_at_every_length(length):
     factors = np.linspace(1, 3, 32), np.linspace(2, 9, 32)
-    for scaling in (DynamicNTK(2048, 2.0), DynamicNTK(2048, form="paper"), LongRoPE(*factors, 2048, 8.0)):
+    for scaling in (DynamicNTK(2048, 2.0), DynamicNTK(2048), LongRoPE(*factors, 2048, 8.0)):
         spec = RotarySpec.rope(64).scaled(scaling)
         rope = RotaryEmbedding(spec)
         for stated in (length, torch.tensor(length)):
@@ -173,7 +173,7 @@ def test_yarn_values():
 def test_yarn_attention_factors(factor, magnitude):
     assert YaRN(factor, 4096).attention_factor == pytest.approx(magnitude, rel=1e-7)
     assert YaRN(factor, 4096, mscale=0.7, mscale_all_dim=0.7).attention_factor == 1
-    assert NTKByParts(factor, 4096).attention_factor == 1
+    assert ntk_by_parts(factor, 4096).attention_factor == 1
     cos, _ = RotaryEmbedding(ROPE.scaled(YaRN(factor, 4096)))(torch.zeros(1, 1, 1))
     torch.testing.assert_close(cos, torch.full_like(cos, magnitude))
     assert (RotaryEmbedding(ROPE.scaled(YaRN(factor, 4096)))(torch.zeros(1, 1, 1), fold=False)[0] == 1).all()
@@ -332,12 +332,10 @@ def llama(**rope):
     [
         (lambda: PI(0), "PI: factor must be a positive number, got 0"),
         (lambda: PI("4"), "PI: factor must be a positive number, got '4'"),
-        (lambda: DynamicNTK(2048, 2.0, form="paper"), "the paper's form has no factor, got factor=2.0"),
-        (lambda: DynamicNTK(2048, form="x"), "form must be 'hf' or 'paper', got 'x'"),
         (lambda: YaRN(4.0, 4096, beta_fast=1, beta_slow=32), "beta_fast 1 must not be below beta_slow 32"),
         (lambda: YaRN(4.0, 4096, ramp="x"), r"ramp must be 'index' \(released checkpoints\) or 'rotations' \(the paper\), got 'x'"),
         (lambda: YaRN(4.0, 4096, mscale=0.7), "mscale 0.7 and mscale_all_dim None work together; of one alone upstreams take no notice"),
-        (lambda: Llama3(4.0, 4096, low_freq_factor=4.0), "high_freq_factor 4.0 must be above low_freq_factor 4.0"),
+        (lambda: Llama3(4.0, 4096, low_freq_factor=4.5), "high_freq_factor 4.0 must not be below low_freq_factor 4.5"),
         (lambda: LongRoPE([1.0], [0.0], 4096, 4.0), "long_factor must hold positive numbers, one for each pair"),
         (lambda: ROPE.scaled(LongRoPE([1.0], [1.0], 4096, 4.0)), "LongRoPE: short_factor has 1 factors, but 128 rotated channels are 64 pairs"),
         (lambda: Proportional(1.5), "fraction must be from 0 to 1, got 1.5"),

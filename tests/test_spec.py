@@ -238,7 +238,7 @@ def config_with(**rope):
         (lambda: RotarySpec(8, np.ones(4), np.ones(4, int), "t"), r"axis indices must be 0 .. 0 for the axes 't', got \[1\]"),
         (lambda: RotarySpec(8, np.full(4, np.nan), np.zeros(4, int), "t"), r"inv_freq must be one finite number per pair"),
         (lambda: RotarySpec(8, np.ones(4), np.zeros(4, int), "tt"), r"axes must be different letters"),
-        (lambda: RotarySpec(8, np.ones(4), np.zeros(4, int), "t", "interleaved"), r"pairing must be one of \('half', 'adjacent'\)"),
+        (lambda: RotarySpec(8, np.ones(4), np.zeros(4, int), "t", "interleaved"), r"pairing must be one of \('half', 'adjacent', 'block_half'\)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_right_is_refused(make, message):

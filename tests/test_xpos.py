@@ -29,9 +29,28 @@ def test_scores_depend_on_the_distance_alone(vectors, p, r, shift, center):
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(vectors.norm()) * max(1, abs(float(one))))
 
 
+def factors(xpos, position):
+    """[P]: what each pair of a query at this position is multiplied by, seen in the lengths of pairs."""
+    x = torch.ones(1, 1, 1, 64, dtype=torch.float64)
+    rotated, _ = xpos.rotate(x, x, position[None, None, None])
+    return (rotated.unflatten(-1, (2, 32)).norm(dim=-2)[0, 0, 0] / 2**0.5).numpy()
+
+
 def test_the_factors_are_the_papers():
-    zeta = XPos(64).log_zeta.exp().numpy()
+    zeta = factors(XPos(64), torch.tensor(512))
     np.testing.assert_allclose(zeta[[0, 1, 31]], [0.285714, 0.308036, 0.977679], rtol=1e-5)
+
+
+@given(st.floats(-30_000, 30_000, width=32), st.sampled_from((0, 1.5, 500)), st.booleans())
+def test_factors_are_right_at_any_position_without_float64(position, center, whole):
+    """To float32's digits, however large the exponent."""
+    position = round(position) if whole else position
+    ids = torch.tensor(position, dtype=torch.int64 if whole else torch.float32)
+    zeta = (np.arange(0, 64, 2) / 64 + 0.4) / 1.4
+    made = factors(XPos(64, center=center), ids)
+    wanted = zeta ** ((position - center) / 512)
+    fits = (wanted > 1e-30) & (wanted < 1e30)
+    np.testing.assert_allclose(made[fits], wanted[fits], rtol=1e-6)
 
 
 def test_scores_fade_with_distance_and_norms_are_not_kept():

@@ -110,7 +110,7 @@ class RotaryInPlace(nn.Module):
 
     def _compare(self, fresh: nn.Module, ids: Tensor, layer: str) -> None:
         """That the model's module computes the same on small ids."""
-        x, axis = torch.zeros(1), self._rotary(layer).axis
+        x, axis = torch.zeros(1), torch.tensor(self._rotary(layer).spec.axis)
         for theirs, ours in zip(_call(fresh, x, ids, layer), self(x, ids, layer or None), strict=True):
             if self.axes_lead and theirs.shape == ours.shape:
                 which = torch.cat((axis, axis)).expand(1, *theirs.shape[1:])  # [1, B, S, R]

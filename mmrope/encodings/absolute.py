@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from mmrope.encodings.constants import Constants
+from mmrope.encodings.rotary import check_ids_dtype, exact_angle, turns
 
 Columns = Literal["interleaved", "concat"]
 
@@ -28,13 +32,13 @@ class SinusoidalEmbedding(nn.Module):
         if layout not in get_args(Columns):
             raise ValueError(f"layout must be 'interleaved' or 'concat', got {layout!r}")
         self.dim, self.layout, self.theta = dim, layout, theta
+        self._constants = Constants(*turns(theta ** -(np.arange(0, dim, 2) / dim)))
 
     def forward(self, positions: Tensor) -> Tensor:
         """[...] positions, whole or fractional -> [..., dim] float32, right to 1e-6 at any position below 2^31."""
-        exponent = torch.arange(0, self.dim, 2, device=positions.device, dtype=torch.float64) / self.dim
-        inv_freq = self.theta**-exponent
-        angle = positions.to(torch.float64)[..., None] * inv_freq  # [..., dim / 2]
-        parts = angle.sin().to(torch.float32), angle.cos().to(torch.float32)
+        check_ids_dtype(positions, "positions")
+        angle = exact_angle(positions[..., None], *self._constants.beside(positions))  # [..., dim / 2]
+        parts = angle.sin(), angle.cos()
         return torch.cat(parts, dim=-1) if self.layout == "concat" else torch.stack(parts, dim=-1).flatten(-2)
 
 
@@ -49,6 +53,10 @@ class LearnedEmbedding(nn.Module):
     def __init__(self, max_positions: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(max_positions, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the weight anew, as for a new module: after `to_empty`, for one."""
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, positions: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mmrope.encodings.rotary import check_ids_dtype
+
 
 def alibi_slopes(heads: int) -> Tensor:
     """[heads] float32, how fast each head's attention fades: 2^(-8 i / heads), i = 1 .. heads.
@@ -39,6 +41,10 @@ def alibi_bias(slopes: Tensor, q_positions: Tensor, k_positions: Tensor | None =
         raise ValueError(
             f"positions must be [Q] and [K], or [B, Q] and [B, K], got {list(q_positions.shape)} and {list(k_positions.shape)}"
         )
+    for name, positions in (("q_positions", q_positions), ("k_positions", k_positions)):
+        check_ids_dtype(positions, name)
+    # small unsigned integers would wrap
+    q_positions, k_positions = (x if x.is_floating_point() else x.to(torch.int64) for x in (q_positions, k_positions))
     distance = (q_positions[..., :, None] - k_positions[..., None, :]).unsqueeze(-3)  # [..., 1, Q, K]
     bias = -slopes.to(torch.float32)[:, None, None] * distance.abs()  # [..., N, Q, K]
     return (bias.masked_fill(distance < 0, -math.inf) if causal else bias).to(slopes.dtype)
@@ -52,6 +58,9 @@ def alibi_score_mod(slopes: Tensor, q_positions: Tensor, k_positions: Tensor | N
         q_positions, k_positions: [Q] and [K], on the device of the attention.
     """
     keys = q_positions if k_positions is None else k_positions
+    for name, positions in (("q_positions", q_positions), ("k_positions", keys)):
+        check_ids_dtype(positions, name)
+    q_positions, keys = (x if x.is_floating_point() else x.to(torch.int64) for x in (q_positions, keys))
 
     def score_mod(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return score - slopes[head] * (q_positions[q] - keys[k]).abs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mmrope.encodings.scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, Proportional, Scaling, YaRN
@@ -64,7 +65,8 @@ def rotary_from_config(config: Any, *, layer_type: str | None = None, revision: 
         spec = RotarySpec.rope(head_dim, theta=theta, rotary_dim=rotary_dim, pairing=_PAIRING[stated])
     else:
         spec = _of_family(family, rope, head_dim, rotary_dim, theta)
-    return spec if scaling is None else spec.scaled(scaling)
+    # DeepSeek's factor of the scores, which no model that is read here has in its code
+    return spec if scaling is None else replace(spec.scaled(scaling), score_factor=1.0)
 
 
 def _of_family(family: Family, rope: Mapping[str, Any], head_dim: int, rotary_dim: int, theta: float) -> RotarySpec:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmrope.encodings.rotary import apply_rotary
+from mmrope.encodings.rotary import apply_rotary, check_ids_dtype
 from mmrope.positions.rules import Pairing
 
 
@@ -23,9 +23,9 @@ class MixedRotary(nn.Module):
         axes: the axes of the position ids; two are drawn as the paper does, of others each pair in a random direction.
         theta: 10 in the paper.
         pairing: which channels form a pair, "adjacent" in the paper's code.
+        generator: for the random angles.
 
     Keep the weight in float32: in bfloat16 the frequencies themselves are rounded, to three digits.
-        generator: for the random angles.
     """
 
     def __init__(
@@ -42,21 +42,31 @@ class MixedRotary(nn.Module):
         if head_dim % 4:
             raise ValueError(f"head_dim must be a multiple of 4, two lines of frequencies, got {head_dim}")
         self.axes = axes
+        self.theta = theta
         self.pairing: Pairing = pairing
-        magnitude = theta ** (-4 * torch.arange(head_dim // 4) / head_dim)  # [P / 2]
-        if len(axes) == 2:
-            angle = torch.rand(heads, 1, generator=generator) * 2 * math.pi
+        # float32 whatever the default dtype is
+        self.weight = nn.Parameter(torch.empty(heads, head_dim // 2, len(axes), dtype=torch.float32))  # [N, P, A]
+        self.reset_parameters(generator)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws the weight anew, as for a new module: after `to_empty`, for one."""
+        heads, pairs, axes = self.weight.shape
+        like = {"dtype": torch.float32, "device": self.weight.device}
+        magnitude = self.theta ** (-2 * torch.arange(pairs // 2, **like) / pairs)  # [P / 2]
+        if axes == 2:
+            angle = torch.rand(heads, 1, generator=generator, **like) * 2 * math.pi
             angle = torch.cat([angle, angle + math.pi / 2], dim=1)[:, :, None]  # [N, 2, 1]
             # x, the last axis, takes the cosine
             direction = torch.stack([angle.sin(), angle.cos()], dim=-1)  # [N, 2, 1, A]
         else:
-            direction = torch.randn(heads, 2, len(magnitude), len(axes), generator=generator)
+            direction = torch.randn(heads, 2, pairs // 2, axes, generator=generator, **like)
             direction = direction / direction.norm(dim=-1, keepdim=True)
-        weight = magnitude[:, None] * direction  # [N, 2, P / 2, A]
-        self.weight = nn.Parameter(weight.flatten(1, 2))  # [N, P, A]
+        with torch.no_grad():
+            self.weight.copy_((magnitude[:, None] * direction).flatten(1, 2))  # [N, 2, P / 2, A] -> [N, P, A]
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """[A, B, S] or packed [A, T] -> cos, sin [B, S, N, P] or [T, N, P], of float32 angles."""
+        check_ids_dtype(position_ids, "position_ids")
         if position_ids.ndim not in (2, 3) or len(position_ids) != len(self.axes):
             raise ValueError(
                 f"position_ids must be [{len(self.axes)}, B, S] or [{len(self.axes)}, T] for the axes {self.axes!r}, got "
@@ -67,6 +77,6 @@ class MixedRotary(nn.Module):
         return angle.cos(), angle.sin()
 
     def rotate(self, q: Tensor, k: Tensor, position_ids: Tensor, *, heads: int = -3) -> tuple[Tensor, Tensor]:
-        """q and k turned to their positions; k has as many heads as q."""
+        """q and k rotated to their positions; k has as many heads as q."""
         cos, sin = self(position_ids)
         return apply_rotary(q, k, cos, sin, pairing=self.pairing, heads=heads)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable, Iterator
 from fractions import Fraction
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -14,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from mmrope.encodings import blocks as cpu
+from mmrope.encodings.constants import Constants, transformed
+from mmrope.encodings.overlap import check_writable
 from mmrope.encodings.scaling import DynamicNTK, LongRoPE
 from mmrope.encodings.spec import RotarySpec
 from mmrope.positions.rules import Pairing
@@ -26,24 +27,20 @@ PAIRINGS = get_args(Pairing)  # looked up here: torch.compile before 2.7 stops a
 class RotaryEmbedding(nn.Module):
     """cos and sin of the angles of a RotarySpec, for any position IDs.
 
-    The module has no parameters and nothing in a state dict. `.to(torch.bfloat16)`, autocast and the meta device do not
-    touch its precision: what it holds is made anew from the spec after every move.
+    The module has no parameters and no buffers: whatever loads, casts, shards or materialises models finds nothing here to
+    change. It computes on the device of the ids; float64 is never needed there.
 
     Args:
         spec: the frequencies and axes.
         angles: "exact" reduces position * inv_freq by whole turns in 64-bit integers, so that cos and sin are right to
-            1e-6 at every integer position below 2^31 (fractional positions, and scalings that depend on the length: float64).
+            1e-6 at every position from -2^31 to 2^31, whole or fractional (fractions of an id count to 2^-32).
             "hf" is the plain float32 product of Hugging Face models, with their frequencies to the last bit, on the CPU (but
-            for DynamicNTK past the original length, whose base they compute in float32); it is off by 2e-3 at position 1e5
-            and by 3e-2 at 1e6.
-    """
+            for DynamicNTK past the original length); it is off by 2e-3 at position 1e5 and by 3e-2 at 1e6.
 
-    axis: Tensor  # [P] int64, or [K, P]
-    inv_freq: Tensor  # [P] float32
-    turns: Tensor  # [P] int64, inv_freq / 2 pi in units of 2^-64 turns
-    longer: Tensor
-    """Of scalings that depend on the length. LongRoPE: [P], the frequencies of longer sequences. DynamicNTK: [2, P] float64,
-    ln(theta) and dim / (dim - 2), times the exponent of each pair."""
+        >>> rope = RotaryEmbedding(RotarySpec.mrope(128, theta=1e6, sections=(16, 24, 24)))
+        >>> q, k = torch.randn(1, 28, 5, 128), torch.randn(1, 4, 5, 128)
+        >>> q, k = rope.rotate(q, k, torch.arange(5).expand(3, 1, 5))
+    """
 
     def __init__(self, spec: RotarySpec, *, angles: Angles = "exact") -> None:
         super().__init__()
@@ -51,86 +48,106 @@ class RotaryEmbedding(nn.Module):
             raise ValueError(f"angles must be one of {get_args(Angles)}, got {angles!r}")
         self.spec = spec
         self.angles: Angles = angles
-        for name, array in self._constants().items():
-            self.register_buffer(name, torch.tensor(array), persistent=False)
-
-    def _constants(self) -> dict[str, np.ndarray]:
-        spec = self.spec
-        inv_freq = spec.inv_freq
-        if self.angles == "hf" and spec.spectra is not None:
-            length = spec.scaling.original_max_position if isinstance(spec.scaling, (DynamicNTK, LongRoPE)) else None
-            inv_freq = spec.spectra.frequencies(spec.scaling, length=length, powers=_torch_powers)
-        made = {"axis": spec.axis, "inv_freq": inv_freq, "turns": _turns(inv_freq)}
-        if isinstance(spec.scaling, LongRoPE):
-            made["longer"] = spec.at_length(spec.scaling.original_max_position + 1)
-        elif isinstance(spec.scaling, DynamicNTK):
+        scaling, rest = spec.scaling, []
+        inv_freq = self._spectrum(None)
+        if isinstance(scaling, LongRoPE):
+            longer = self._spectrum(scaling.original_max_position + 1)
+            rest = [longer, *turns(longer)]
+        elif isinstance(scaling, DynamicNTK):
             assert spec.spectra is not None
-            theta, dim = np.array(spec.spectra.of, dtype=np.float64)[spec.spectra.which].T
-            exponent = 2 * spec.spectra.index / dim
-            made["longer"] = np.stack([np.log(theta), dim / (dim - 2)]) * exponent
-        return made
+            dim = np.array([dim for _, dim in spec.spectra.of], dtype=np.float64)[spec.spectra.which]
+            rest = [(2 * spec.spectra.index / (dim - 2)).astype(np.float32)]
+        self._distance = len(inv_freq) // spec.blocks if spec.blocks else 0
+        self._constants = Constants(spec.axis, inv_freq, *turns(inv_freq), *rest)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryEmbedding:
-        # casts and moves (.to, .bfloat16, .to_empty) come through here: keep the device they chose, not the values
-        super()._apply(fn, recurse)
-        for name, array in self._constants().items():
-            device = getattr(self, name).device
-            setattr(self, name, torch.tensor(array, device=device))
-        return self
+    def _spectrum(self, length: int | None) -> np.ndarray:
+        """[P] float32, the frequencies for sequences of this length; None is the original one."""
+        spec = self.spec
+        if isinstance(spec.scaling, (DynamicNTK, LongRoPE)) and length is None:
+            length = spec.scaling.original_max_position
+        if self.angles == "exact" or spec.spectra is None:
+            return spec.inv_freq if length is None else spec.at_length(length)
+        return spec.spectra.frequencies(spec.scaling, length=length, powers=_torch_powers)
+
+    @property
+    def inv_freq(self) -> np.ndarray:
+        """[P] float32, the frequencies it rotates by (of scalings that depend on the length, up to the original one)."""
+        return self._spectrum(None)
 
     def forward(self, position_ids: Tensor, *, length: int | Tensor | None = None, fold: bool = True) -> tuple[Tensor, Tensor]:
         """cos and sin of every pair's angle.
 
         Args:
-            position_ids: [A, B, S] or packed [A, T], one row per axis of the spec, integers or floats.
-            length: of scalings that depend on it (`spec.needs_length`), the length of the sequence, a number or a tensor of no
-                dimensions. It is never read from the ids, which would wait for the device; keys of a cache must be of the same.
+            position_ids: [A, B, S] or packed [A, T], one row per axis of the spec, integers, float32 or float64.
+            length: of scalings that depend on it (`spec.needs_length`), the length of the sequence: a number, a tensor of no
+                dimensions, or one for each row [B] (packed: for each token [T]). It is never read from the ids, which would
+                wait for the device; keys of a cache must be of the same.
             fold: multiply by `spec.attention_factor`.
 
         Returns:
             cos, sin: [B, S, P] or [T, P] float32; [B, S, K, P] or [T, K, P] of a spec whose KV heads differ.
-        """
-        self._check(position_ids)
-        inv_freq = self._frequencies(length)
-        # gathered along the last dimension, so that tables come out with their pairs side by side
-        ids = position_ids.movedim(0, -1)[..., self.axis.flatten()]  # [B, S, P]
-        if self.axis.ndim == 2:
-            ids = ids.unflatten(-1, self.axis.shape)  # [B, S, K, P]
-        if self.angles == "hf":
-            angle = ids.to(torch.float32) * inv_freq
-        elif ids.dtype.is_floating_point or self.spec.needs_length:
-            angle = ids.to(torch.float64) * inv_freq.to(torch.float64)
-        else:
-            # whole turns fall off the top of the int64 product; its upper half is the angle, -pi .. pi in 2^32 steps
-            angle = ((ids.to(torch.int64) * self.turns) >> 32).to(torch.float32) * (2 * np.pi / 2**32)
-        cos, sin = angle.cos().to(torch.float32), angle.sin().to(torch.float32)
-        factor = self.spec.attention_factor if fold else 1.0
-        return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
-    def _frequencies(self, length: int | Tensor | None) -> Tensor:
-        """[P] float32, of sequences of this length."""
+        Raises:
+            ValueError: ids of another shape, in half precision, or a length that is missing or not needed.
+        """
+        self._check_ids(position_ids)
+        axis, *constants = self._constants.beside(position_ids)
+        inv_freq, turns, whole = self._at_length(length, position_ids, *constants)
+        ids = self._by_pair(position_ids, axis)  # [B, S, P]
+        angle = ids.to(torch.float32) * inv_freq if self.angles == "hf" else exact_angle(ids, turns, whole)
+        cos, sin = angle.cos(), angle.sin()
+        if fold and self.spec.attention_factor != 1:
+            cos, sin = cos * self.spec.attention_factor, sin * self.spec.attention_factor
+        if torch.compiler.is_compiling() and not _is_exporting():
+            # a view that inductor makes tables for: it would compute them again for every head
+            cos, sin = cos.as_strided(cos.size(), cos.stride()), sin.as_strided(sin.size(), sin.stride())
+        return cos, sin
+
+    def _by_pair(self, position_ids: Tensor, axis: Tensor) -> Tensor:
+        """[B, S, P], or [B, S, K, P]: the ids that rotate each pair."""
+        if len(self.spec.axes) == 1:
+            ids = position_ids[0, ..., None]  # [B, S, 1], for all pairs
+            return ids[..., None].expand(*ids.shape[:-1], len(axis), 1) if axis.ndim == 2 else ids  # [B, S, K, 1]
+        # gathered along the last dimension, so that tables come out with their pairs side by side
+        ids = position_ids.movedim(0, -1)[..., axis.flatten()]  # [B, S, P]
+        return ids.unflatten(-1, axis.shape) if axis.ndim == 2 else ids  # [B, S, K, P]
+
+    def _at_length(
+        self, length: int | Tensor | None, position_ids: Tensor, inv_freq: Tensor, turns: Tensor, whole: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """inv_freq and `turns` of sequences of this length: [P], or [B, 1, P] and [T, P] of a length for each."""
         scaling = self.spec.scaling
         if not self.spec.needs_length:
             if length is not None:
                 raise ValueError(
                     f"{scaling or 'an unscaled embedding'} does not depend on the length: leave length={length} out"
                 )
-            return self.inv_freq
+            return inv_freq, turns, whole
         if length is None:
             raise ValueError(f"{scaling} depends on the length of the sequence: pass length=, which is never read from the ids")
-        # filled on the device: a number that is copied there would wait for it
-        device = self.inv_freq.device
-        stated = length if isinstance(length, Tensor) else torch.full((), length, dtype=torch.float64, device=device)
-        if stated.ndim:
-            raise ValueError(f"length must be a number or a tensor of no dimensions, got {list(stated.shape)}")
+        if not isinstance(length, Tensor):
+            # filled on the device: a number that is copied there would wait for it
+            length = torch.full((), length, dtype=torch.int64, device=position_ids.device)
+        if length.ndim and length.shape != position_ids.shape[1:2]:
+            raise ValueError(
+                "length must be a number, a tensor of no dimensions, or one for each row [B] (packed: for each token [T]), got "
+                f"{list(length.shape)} for position_ids {list(position_ids.shape)}"
+            )
+        # to the dimensions of the ids by pair, all of which it broadcasts to
+        behind = position_ids.ndim - 1 - length.ndim + self.spec.axis.ndim
+        length = length.reshape(*length.shape, *[1] * behind) if length.ndim else length
+        assert isinstance(scaling, (DynamicNTK, LongRoPE))
+        past = length > scaling.original_max_position
         if isinstance(scaling, LongRoPE):
-            return torch.where(stated > scaling.original_max_position, self.longer, self.inv_freq)
-        assert isinstance(scaling, DynamicNTK)
-        ratio = stated.to(torch.float64).clamp(min=scaling.original_max_position) / scaling.original_max_position
-        log_theta, growth = self.longer
-        bracket = scaling.factor * ratio - (scaling.factor - 1)
-        grown = (-(log_theta + growth * bracket.log())).exp().to(torch.float32)
-        return torch.where(stated > scaling.original_max_position, grown, self.inv_freq)
+            longer, longer_turns, longer_whole = (
+                torch.where(past, b, a) for a, b in zip((inv_freq, turns, whole), rest, strict=True)
+            )
+            return longer, longer_turns, longer_whole
+        # theta^-e * (1 + factor * (length - L) / L)^-e': of the difference, which is exact, as float32 has 24 bits
+        excess = (length - scaling.original_max_position).clamp(min=0).to(torch.float32)
+        growth = (excess * (scaling.factor / scaling.original_max_position)).log1p()
+        inv_freq = torch.where(past, inv_freq * (-rest[0] * growth).exp(), inv_freq)
+        return inv_freq, torch.where(past, _turns_on_device(inv_freq), turns), whole
 
     def rotate(
         self,
@@ -143,20 +160,117 @@ class RotaryEmbedding(nn.Module):
         inplace: bool = False,
         backend: Backend = "auto",
     ) -> tuple[Tensor, Tensor]:
-        """q and k turned to their positions: `apply_rotary` with cos and sin of `position_ids`, or a kernel that makes both.
+        """q and k rotated to their positions: `apply_rotary` with cos and sin of `position_ids`, or a kernel that makes both.
 
         Args:
             q, k: [B, N, S, D] and [B, K, S, D], or with heads=-2 [B, S, N, D] or packed [T, N, D]; of any strides.
-            position_ids, length: as in `forward`.
+            position_ids, length: as in `forward`; ids [A, 1, S] serve every row of the batch.
             heads: the dimension that holds the heads, -3 or -2.
             inplace: write into q and k.
             backend: "torch", the definition; "triton", one launch for q and k, on a GPU; "auto", what `backend_for(q)` says.
+
+        Raises:
+            ValueError: shapes that do not belong together, memory that cannot be written in place, a backend that is not there.
         """
-        if self.backend_for(q, backend) == "torch":
+        if self.backend_for(q, backend) == "triton":
+            rotated = self._by_kernel(q, k, position_ids, length, heads, inplace)
+        else:
             cos, sin = self(position_ids, length=length)
-            return apply_rotary(q, k, cos, sin, pairing=self.spec.pairing, heads=heads, inplace=inplace)
-        turned = self._by_kernel(q, k, position_ids, length, heads)
-        return (q.copy_(turned[0]), k.copy_(turned[1])) if inplace else turned
+            rotated = _rotate((q, k), cos, sin, self._distance, heads, inplace)
+        q, k = rotated
+        if self.spec.temperature is not None:
+            scale = self.temperature(position_ids)[..., None]  # [B, S, 1]
+            scale = scale.unsqueeze(heads)  # [B, 1, S, 1]
+            q = q.mul_(scale) if inplace else (q * scale).to(q.dtype)
+        return q, k
+
+    def norm_rotate(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_weight: Tensor,
+        k_weight: Tensor,
+        position_ids: Tensor,
+        *,
+        eps: float = 1e-6,
+        length: int | Tensor | None = None,
+        heads: int = -3,
+        backend: Backend = "auto",
+    ) -> tuple[Tensor, Tensor]:
+        """q and k normed over their channels and rotated: QK-RMSNorm (Qwen3, Qwen3-VL) and `rotate`, one launch of the kernel.
+
+            x / sqrt(mean(x^2) + eps) * weight, all D channels of a head, then the rotation
+
+        Everything is float32 up to the result, which has q's dtype; models that round in between differ by that rounding. Its
+        backward is one launch, too, and gives the weights' gradients.
+
+        Args:
+            q_weight, k_weight: [D], of any floating dtype (models that learn an offset from one pass 1 + weight).
+            eps: of the norm.
+            q, k, position_ids, length, heads, backend: as in `rotate`.
+
+        Raises:
+            ValueError: as `rotate`, and weights of another shape.
+
+            >>> rope = RotaryEmbedding(RotarySpec.mrope(128, theta=5e6, sections=(24, 20, 20), layout="interleaved"))
+            >>> q, k = torch.randn(1, 32, 5, 128), torch.randn(1, 8, 5, 128)
+            >>> q, k = rope.norm_rotate(q, k, torch.ones(128), torch.ones(128), torch.arange(5).expand(3, 1, 5))
+        """
+        for name, weight, x in (("q_weight", q_weight, q), ("k_weight", k_weight, k)):
+            if weight.shape != x.shape[-1:] or not weight.dtype.is_floating_point:
+                raise ValueError(
+                    f"{name} must be [{x.shape[-1]}] floating-point numbers, got {list(weight.shape)} {weight.dtype}"
+                )
+        if self.backend_for(q, backend) == "triton" and self.spec.temperature is None:
+            return self._by_kernel(q, k, position_ids, length, heads, inplace=False, norm=(q_weight, k_weight, eps))
+        working = torch.float64 if q.dtype == torch.float64 else torch.float32
+        normed = (
+            x.to(working) * (x.to(working).square().mean(dim=-1, keepdim=True) + eps).rsqrt() * weight.to(working)
+            for x, weight in ((q, q_weight), (k, k_weight))
+        )
+        rotated = self.rotate(*normed, position_ids, length=length, heads=heads, backend=backend)
+        return rotated[0].to(q.dtype), rotated[1].to(k.dtype)
+
+    def shift(
+        self,
+        k: Tensor,
+        delta: int | Tensor,
+        *,
+        length: int | Tensor | None = None,
+        heads: int = -3,
+        inplace: bool = False,
+    ) -> Tensor:
+        """Cached keys, which are rotated already, moved by `delta` ids: as if they had been rotated to their ids + delta.
+
+        A second `rotate` would multiply them by `spec.attention_factor` again; this does not.
+
+        Args:
+            k: [B, K, S, D], or with heads=-2 [B, S, K, D] or packed [T, K, D].
+            delta: one number for all axes and tokens (-512: 512 tokens before them were dropped), or as position_ids in
+                `forward`.
+            length: of scalings that depend on it, the one that the keys were rotated with: a cache holds keys of one length.
+            heads, inplace: as in `rotate`.
+
+        Raises:
+            ValueError: as `rotate`.
+
+            >>> rope = RotaryEmbedding(RotarySpec.rope(64))
+            >>> cached = rope.shift(torch.randn(1, 8, 100, 64), -28)
+        """
+        if not isinstance(delta, Tensor):
+            tokens = [n for i, n in enumerate(k.shape[:-1]) if i != k.ndim + heads]  # [B, S], or [T]
+            delta = torch.full((), delta, dtype=torch.int64, device=k.device).expand(len(self.spec.axes), *tokens)
+        cos, sin = self(delta, length=length, fold=False)
+        return _rotate((k,), cos, sin, self._distance, heads, inplace)[0]
+
+    def temperature(self, position_ids: Tensor) -> Tensor:
+        """[B, S] or [T] float32: what `rotate` multiplies the queries at these positions by (`spec.temperature`)."""
+        self._check_ids(position_ids)
+        stated = self.spec.temperature
+        if stated is None:
+            raise ValueError(f"{self.spec!r} has no temperature: RotarySpec(..., temperature=Temperature(...))")
+        steps = ((position_ids[0] + stated.offset) // stated.floor).to(torch.float32)
+        return steps.log1p() * stated.scale + 1
 
     def backend_for(self, q: Tensor, backend: Backend = "auto") -> Literal["torch", "triton"]:
         """What `rotate` takes: "auto" is the kernel for half, bfloat16 and float32 tensors on a GPU, wherever triton is there.
@@ -164,7 +278,7 @@ class RotaryEmbedding(nn.Module):
         Raises:
             ValueError: a backend that is chosen and cannot be had.
         """
-        if backend == "torch":
+        if backend == "torch" or (backend == "auto" and not q.is_cuda):
             return "torch"
         if backend not in ("auto", "triton"):
             raise ValueError(f"backend must be 'auto', 'torch' or 'triton', got {backend!r}")
@@ -175,34 +289,44 @@ class RotaryEmbedding(nn.Module):
             missing = f"it runs on a GPU, and q is on {q.device} (TRITON_INTERPRET=1 runs it on the CPU, slowly)"
         elif q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             missing = f"it has float32 arithmetic, and q is {q.dtype}"
-        elif self.axis.ndim != 1:
+        elif self.spec.axis.ndim != 1:
             missing = "it has no axes by KV head"
         if backend == "triton" and missing:
             raise ValueError(f"backend='triton' cannot be had: {missing}")
-        return "triton" if missing is None and (q.is_cuda or backend == "triton") else "torch"
+        return "triton" if missing is None else "torch"
 
     def _by_kernel(
-        self, q: Tensor, k: Tensor, position_ids: Tensor, length: int | Tensor | None, heads: int
+        self,
+        q: Tensor,
+        k: Tensor,
+        position_ids: Tensor,
+        length: int | Tensor | None,
+        heads: int,
+        inplace: bool,
+        norm: tuple[Tensor, Tensor, float] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        from mmrope.encodings.kernels.rotary import rotate_by_ids, rotate_by_table
+        from mmrope.encodings import kernel
 
-        self._check(position_ids)
-        pairs, adjacent = len(self.inv_freq), self.spec.pairing == "adjacent"
-        places = [n for i, n in enumerate(q.shape[:-1]) if i != q.ndim + heads]  # [B, S], or [T]
         if self.angles == "exact" and not position_ids.dtype.is_floating_point and not self.spec.needs_length:
-            table = position_ids.new_empty(()).expand(*places, pairs)  # its shape alone is looked at
-            for x in (q, k):
-                _check_shapes(x, table, table, heads)
-            ids = position_ids.expand(-1, *places)
-            return rotate_by_ids(q, k, ids, self.axis, self.turns, self.spec.attention_factor, heads, adjacent, 1)
-        cos, sin = self(position_ids, length=length)
-        for x in (q, k):
-            _check_shapes(x, cos, sin, heads)
-        cos, sin = (table.expand(*places, pairs).contiguous() for table in (cos, sin))
-        return rotate_by_table(q, k, cos, sin, heads, adjacent, 1)
+            self._check_ids(position_ids)
+            axis, _, turns, *_ = self._constants.beside(position_ids)
+            places, angles = position_ids.shape[1:], (position_ids, axis, turns, self.spec.attention_factor)
+            rotate, norm_rotate = kernel.rotate_by_ids, kernel.norm_rotate_by_ids
+        else:
+            angles = self(position_ids, length=length)
+            places = angles[0].shape[:-1]
+            rotate, norm_rotate = kernel.rotate_by_tables, kernel.norm_rotate_by_tables
+        _check_kernel(q, k, places, 2 * len(self.spec.inv_freq), heads)
+        if inplace:
+            check_writable(q, k)
+        if norm is None:
+            return rotate(q, k, *angles, heads=heads, distance=self._distance, inplace=inplace)
+        q_weight, k_weight, eps = norm
+        return norm_rotate(q, k, q_weight, k_weight, *angles, heads=heads, distance=self._distance, eps=eps)
 
-    def _check(self, position_ids: Tensor) -> None:
-        axes, shape = self.spec.axes, tuple(position_ids.shape)
+    def _check_ids(self, position_ids: Tensor) -> None:
+        axes, shape = self.spec.axes, position_ids.shape
+        check_ids_dtype(position_ids, "position_ids")
         if len(shape) in (2, 3) and shape[0] == len(axes):
             return
         hint = (
@@ -225,177 +349,221 @@ def apply_rotary(
     sin: Tensor,
     *,
     pairing: Pairing = "half",
+    blocks: int | None = None,
     heads: int = -3,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Rotates queries and keys, which may have different numbers of heads; see `rotate`."""
-    for x in (q, k):
-        _check_shapes(x, cos, sin, heads)  # both, before one is written to
-    options: dict[str, Any] = {"pairing": pairing, "heads": heads, "inplace": inplace}
-    return rotate(q, cos, sin, **options), rotate(k, cos, sin, **options)
+    """Rotates queries and keys, which may have different numbers of heads, by the same tables; see `rotate`."""
+    q, k = _rotate((q, k), cos, sin, _distance(pairing, cos.shape[-1], blocks), heads, inplace)
+    return q, k
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, pairing: Pairing = "half", heads: int = -3, inplace: bool = False) -> Tensor:
-    """Turns the first 2 P channels of x by the angles of cos and sin; the rest pass through.
+def rotate(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    pairing: Pairing = "half",
+    blocks: int | None = None,
+    heads: int = -3,
+    inplace: bool = False,
+) -> Tensor:
+    """Rotates the first 2 P channels of x by the angles of cos and sin; the rest pass through.
 
     The arithmetic is float32 (float64 for float64 x), the result has x's dtype.
 
     Args:
         x: [B, N, S, D], or [B, S, N, D] and packed [T, N, D] with heads=-2; of any strides.
-        cos, sin: [B, S, P] or [T, P], as RotaryEmbedding returns them; with heads [B, S, K, P] or [T, K, P], where K divides N:
-            each is for N / K heads in turn.
-        pairing: which channels form a pair: "half" p and p + P, "adjacent" 2 p and 2 p + 1.
+        cos, sin: [B, S, P] or [T, P], as RotaryEmbedding returns them, [1, S, P] for all rows of a batch; with heads
+            [B, S, K, P] or [T, K, P], where K divides N: each is for N / K heads in turn.
+        pairing: which channels form a pair: "half" p and p + P, "adjacent" 2 p and 2 p + 1, "block_half" the halves of each of
+            `blocks` equal blocks of channels.
+        blocks: of "block_half", their number: `spec.blocks`.
         heads: the dimension of x that holds the heads, -3 or -2.
         inplace: write into x.
+
+    Raises:
+        ValueError: tables that are not for x's tokens, an unknown pairing, memory that cannot be written in place.
+
+        >>> cos, sin = RotaryEmbedding(RotarySpec.rope(64))(torch.arange(5)[None, None])
+        >>> x = rotate(torch.randn(2, 8, 5, 64), cos, sin)
     """
+    return _rotate((x,), cos, sin, _distance(pairing, cos.shape[-1], blocks), heads, inplace)[0]
+
+
+def _distance(pairing: Pairing, pairs: int, blocks: int | None) -> int:
+    """How many channels lie between the two of a pair: pairs lie in blocks of twice as many."""
     if pairing not in PAIRINGS:
         raise ValueError(f"pairing must be one of {PAIRINGS}, got {pairing!r}")
-    _check_shapes(x, cos, sin, heads)
-    tables = (_by_head(cos, x, heads), _by_head(sin, x, heads))  # [B, 1, S, P], or N in place of 1
-    if not _in_blocks(x, cos, sin):
-        turned = _turned(x, *tables, pairing)
-        return x.copy_(turned) if inplace else turned
-    return _Blocks.apply(x, *tables, pairing, heads, inplace)  # pyright: ignore[reportReturnType]
+    if pairing != "block_half":
+        return 1 if pairing == "adjacent" else pairs
+    if not blocks or pairs % blocks:
+        raise ValueError(
+            f"pairing 'block_half' of {pairs} pairs needs blocks=, the number of equal blocks of channels (spec.blocks), "
+            f"got {blocks}"
+        )
+    return pairs // blocks
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, pairing: Pairing) -> Tensor:
-    """The definition, for autograd and compilers to take apart."""
-    pairs = cos.shape[-1]
-    working = torch.float64 if x.dtype == torch.float64 else torch.float32
-    cos, sin = cos.to(working), sin.to(working)
-    turned, rest = x[..., : 2 * pairs].to(working), x[..., 2 * pairs :]
-    if pairing == "half":
-        a, b = turned[..., :pairs], turned[..., pairs:]  # [x0 x1 x2 x3] -> a [x0 x1], b [x2 x3]
-        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)  # [..., 2 P]
-    else:
-        a, b = turned[..., 0::2], turned[..., 1::2]  # [x0 x1 x2 x3] -> a [x0 x2], b [x1 x3]
-        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)  # [..., 2 P]
-    turned = turned.to(x.dtype)
-    return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)
+def _rotate(
+    tensors: tuple[Tensor, ...], cos: Tensor, sin: Tensor, distance: int, heads: int, inplace: bool
+) -> tuple[Tensor, ...]:
+    for x in tensors:
+        _check(x, cos, sin, heads)  # all, before one is written to
+    if inplace:
+        check_writable(*tensors)
+    if not cos.shape[-1]:
+        return tensors if inplace else tuple(x.clone() for x in tensors)
+    if cos.ndim == tensors[0].ndim:  # tables by KV head
+        return tuple(
+            _rotate_alike((x,), *(_repeated(t, x, heads) for t in (cos, sin)), distance, heads, inplace)[0] for x in tensors
+        )
+    return _rotate_alike(tensors, cos.unsqueeze(heads), sin.unsqueeze(heads), distance, heads, inplace)
 
 
-# --- on the CPU -------------------------------------------------------------------------------------------------------
+def _rotate_alike(
+    tensors: tuple[Tensor, ...], cos: Tensor, sin: Tensor, distance: int, heads: int, inplace: bool
+) -> tuple[Tensor, ...]:
+    """By tables [B, 1, S, P] (heads=-3) or [B, S, 1, P] that broadcast to all of the tensors."""
+    if _in_blocks(tensors, cos, sin):
+        if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+            return cpu.rotate_blocks(tensors, cos, sin, distance, heads, inplace)
+        # in place one by one: autograd lets a function write to a view only if it returns nothing else
+        groups = [(x,) for x in tensors] if inplace else [tensors]
+        return tuple(y for group in groups for y in cpu.RotateBlocks.apply(distance, heads, inplace, *group, cos, sin))
+    wide = cpu.wide_tables(cos, sin, distance)
+    rotated = tuple(cpu.rotate_small(x, *wide, distance) for x in tensors)
+    return tuple(x.copy_(y) for x, y in zip(tensors, rotated, strict=True)) if inplace else rotated
 
-_BLOCK = 2**17  # elements: float32 scratch that stays in a core's cache
 
-
-def _in_blocks(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether to turn x by blocks of tokens: plain tensors on the CPU, whose temporaries would cost more than the arithmetic.
-    What traces, transforms or differentiates the tables takes the definition."""
-    if x.device.type != "cpu" or x.dtype == torch.float64 or not x.dtype.is_floating_point:
+def _in_blocks(tensors: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> bool:
+    """Whether to rotate by blocks of tokens: large plain tensors on the CPU, whose temporaries would cost more than the
+    arithmetic. What traces, transforms or differentiates the tables takes operations that it knows."""
+    if torch.compiler.is_compiling() or not any(x.numel() > cpu.BLOCK for x in tensors):
         return False
-    if torch.compiler.is_compiling() or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in (x, cos, sin)):
+    if any(x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16, torch.float16) for x in tensors):
         return False
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
-    transformed = transformed or forward_ad._current_level >= 0  # forward-mode differentiation
-    return not (transformed or cos.requires_grad or sin.requires_grad)
+    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in (*tensors, cos, sin)):
+        return False
+    forward = forward_ad._current_level >= 0  # forward-mode differentiation
+    return not (forward or transformed() or cos.requires_grad or sin.requires_grad)
 
 
-class _Blocks(torch.autograd.Function):
-    """The same numbers in blocks of tokens. Its gradient is the rotation back, so that nothing of x is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, pairing: Pairing, heads: int, inplace: bool) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        ctx.pairing, ctx.heads = pairing, heads
-        if inplace:
-            ctx.mark_dirty(x)
-        out = x if inplace else torch.empty_like(x)
-        _turn_blocks(x, cos, sin, pairing, heads, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        back = _Blocks.apply(gradients[0], cos, -sin, ctx.pairing, ctx.heads, False)
-        return back, None, None, None, None, None
+def _repeated(table: Tensor, x: Tensor, heads: int) -> Tensor:
+    """cos or sin of each KV head, for all heads of x: [B, S, K, P] -> [B, N, S, P], or [B, S, N, P]."""
+    return table.movedim(-2, heads).repeat_interleave(x.shape[heads] // table.shape[-2], dim=heads)
 
 
-def _turn_blocks(x: Tensor, cos: Tensor, sin: Tensor, pairing: Pairing, heads: int, out: Tensor) -> None:
-    """x turned into `out`, which may be x."""
-    pairs = cos.shape[-1]
-    if x.shape[-1] > 2 * pairs and out is not x:
-        out[..., 2 * pairs :] = x[..., 2 * pairs :]
-    if not x.numel() or not pairs:
-        return
-    if pairing == "half":
-        first, second, cos = slice(None, pairs), slice(pairs, 2 * pairs), torch.cat((cos, cos), dim=-1)  # [..., 2 P]
-    else:
-        first, second, cos = slice(0, None, 2), slice(1, None, 2), cos.repeat_interleave(2, dim=-1)  # [..., 2 P]
-    sin = sin.contiguous()
-    tables = (cos, sin, -sin)
-    for piece, turned, (c, s, b), tokens in _pieces(x[..., : 2 * pairs], out[..., : 2 * pairs], tables, heads):
-        length = piece.shape[tokens]
-        block = max(1, min(length, _BLOCK * length // piece.numel()))
-        shape = list(piece.shape)
-        shape[tokens] = block
-        scratch = x.new_empty(shape, dtype=torch.float32)
-        wide = torch.empty_like(scratch) if x.dtype != torch.float32 else None
-        for start in range(0, length, block):
-            n = min(block, length - start)
-            part, to = (tensor.narrow(tokens, start, n) for tensor in (piece, turned))
-            c_n, s_n, b_n = (t if t.shape[tokens] == 1 else t.narrow(tokens, start, n) for t in (c, s, b))
-            mixed = scratch.narrow(tokens, 0, n)
-            if wide is not None:
-                part = wide.narrow(tokens, 0, n).copy_(part)
-            torch.mul(part[..., second], b_n, out=mixed[..., first])
-            torch.mul(part[..., first], s_n, out=mixed[..., second])
-            if wide is None:
-                torch.addcmul(mixed, part, c_n, out=to)
-            else:
-                to.copy_(mixed.addcmul_(part, c_n))
-
-
-def _pieces(
-    x: Tensor, out: Tensor, tables: tuple[Tensor, ...], heads: int
-) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...], int]]:
-    """x, out and tables, and the dimension of tokens: long heads one by one, where loops are along memory; else all at once."""
-    if heads == -2 or x.shape[-2] * x.shape[-1] < 2**14:
-        yield x, out, tables, x.ndim + (-2 if heads == -3 else -3)
-        return
-    for index in itertools.product(*map(range, x.shape[:-2])):
-        mine = tuple(table[tuple(i if n > 1 else 0 for i, n in zip(index, table.shape, strict=False))] for table in tables)
-        yield x[index], out[index], mine, 0
-
-
-def _by_head(table: Tensor, x: Tensor, heads: int) -> Tensor:
-    """cos or sin in x's order of dimensions."""
-    if table.ndim < x.ndim:
-        return table.unsqueeze(heads)  # [B, 1, S, P]
-    return table.movedim(-2, heads).repeat_interleave(x.shape[heads] // table.shape[-2], dim=heads)  # [B, N, S, P]
-
-
-def _check_shapes(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
+def _check(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
+    shape, table = x.shape, cos.shape
     if not x.dtype.is_floating_point:
         raise ValueError(f"what is rotated must be floating-point numbers, got {x.dtype}")
-    if heads not in (-3, -2):
-        raise ValueError(f"heads must be -3 ([B, N, S, D]) or -2 ([B, S, N, D], [T, N, D]), got {heads}")
-    if cos.ndim == x.ndim and cos.shape == sin.shape:
-        if x.shape[heads] % cos.shape[-2]:
-            raise ValueError(f"cos and sin are for {cos.shape[-2]} KV heads, but x {list(x.shape)} has {x.shape[heads]} heads")
-        cos = sin = cos.select(-2, 0)
-    if cos.shape != sin.shape or cos.ndim != x.ndim - 1 or 2 * cos.shape[-1] > x.shape[-1]:
+    if heads not in (-3, -2) or len(shape) not in (3, 4) or (heads == -3 and len(shape) == 3):
         raise ValueError(
-            f"cos and sin must be [B, S, P] (or [T, P]) with 2 P <= {x.shape[-1]} for x {list(x.shape)}, "
+            f"heads must be -3 ([B, N, S, D]) or -2 ([B, S, N, D], [T, N, D]), got {heads} for what has the shape {list(shape)}"
+        )
+    if len(table) == len(shape) and table == sin.shape:
+        if shape[heads] % table[-2]:
+            raise ValueError(f"cos and sin are for {table[-2]} KV heads, but x {list(shape)} has {shape[heads]} heads")
+        table = (*table[:-2], table[-1])
+    elif table != sin.shape:
+        table = ()
+    if len(table) != len(shape) - 1 or 2 * table[-1] > shape[-1]:
+        raise ValueError(
+            f"cos and sin must be [B, S, P] (or [T, P]) with 2 P <= {shape[-1]} for x {list(shape)}, "
             f"got {list(cos.shape)} and {list(sin.shape)}"
         )
-    places = [n for i, n in enumerate(x.shape[:-1]) if i != x.ndim + heads]  # x without heads and channels
-    if any(a not in (1, b) for a, b in zip(cos.shape[:-1], places, strict=True)):
+    _check_tokens(shape, table[:-1], heads, "cos and sin are")
+
+
+def _check_tokens(shape: torch.Size, places: tuple[int, ...], heads: int, what: str) -> None:
+    """That ids or tables of so many rows and tokens are those of x; one row serves all."""
+    tokens = shape[-2] if heads == -3 else shape[-3]
+    if places[-1] == tokens and (len(shape) == 3 or places[0] in (1, shape[0])):
+        return
+    mine = [n for i, n in enumerate(shape[:-1]) if i != len(shape) + heads]  # x without heads and channels
+    raise ValueError(
+        f"{what} for {list(places)} tokens, but x {list(shape)} with heads={heads} has {mine}; "
+        "heads=-3 is [B, N, S, D], heads=-2 is [B, S, N, D] or [T, N, D]"
+    )
+
+
+def _check_kernel(q: Tensor, k: Tensor, places: tuple[int, ...], channels: int, heads: int) -> None:
+    """What the kernel trusts."""
+    if q.shape[-1] != k.shape[-1] or q.ndim != k.ndim or channels > q.shape[-1]:
         raise ValueError(
-            f"cos and sin are for {list(cos.shape[:-1])} tokens, but x {list(x.shape)} with heads={heads} has {places}; "
-            "heads=-3 is [B, N, S, D], heads=-2 is [B, S, N, D] or [T, N, D]"
+            f"q and k must have equal head_dim, of {channels} channels at least, got {list(q.shape)}, {list(k.shape)}"
         )
+    if q.dtype != k.dtype or q.device != k.device or not q.dtype.is_floating_point or q.dtype == torch.float64:
+        raise ValueError(
+            f"q and k must be of one floating type of 32 bits at most, and on one device, got {q.dtype} on {q.device} and "
+            f"{k.dtype} on {k.device}"
+        )
+    if heads not in (-3, -2) or q.ndim - 1 != len(places) + 1 or (heads == -3 and q.ndim == 3):
+        raise ValueError(
+            f"q must be [B, N, S, D] (heads=-3), [B, S, N, D] or [T, N, D] (heads=-2), got {list(q.shape)} with heads={heads} "
+            f"for ids of {list(places)} tokens"
+        )
+    for x in (q, k):
+        _check_tokens(x.shape, places, heads, "position_ids are")
+
+
+# --- angles -----------------------------------------------------------------------------------------------------------
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def check_ids_dtype(ids: Tensor, name: str) -> None:
+    """That the ids are of a type that holds ids."""
+    if ids.dtype not in _INTEGERS and ids.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{name} are {ids.dtype}: they must be integers, or float32 or float64 where they are fractional (bfloat16 is off "
+            "by up to 2 at 1000). Keep them from casts of the model"
+        )
+
+
+def exact_angle(ids: Tensor, turns: Tensor, whole: Tensor) -> Tensor:
+    """ids times `turns`, without whole turns: float32, -pi .. pi. Past 2^31 fractional ids give nan."""
+    if not ids.dtype.is_floating_point:
+        # whole turns fall off the top of the int64 product; its upper half is the angle, in 2^32 steps
+        return ((ids.to(torch.int64) * turns) >> 32).to(torch.float32) * (2 * np.pi / 2**32)
+    fixed = (ids * 2.0**32).to(torch.int64)  # exact of float32: a shift of the exponent
+    part = fixed & 0xFFFFFFFF  # of an id, in steps of 2^-32; a part of a whole turn is no whole turn
+    product = (fixed >> 32) * turns + part * (turns >> 32) + (part * whole << 32)
+    angle = (product >> 32).to(torch.float32) * (2 * np.pi / 2**32)
+    return angle.where((ids >= -(2.0**31)) & (ids < 2.0**31), torch.nan)
+
+
+def _turns_on_device(inv_freq: Tensor) -> Tensor:
+    """`turns` of float32 frequencies of less than half a turn an id, by integers alone."""
+    bits = inv_freq.view(torch.int32).to(torch.int64)
+    mantissa, exponent = (bits & 0x7FFFFF) | 0x800000, (bits >> 23) & 0xFF
+    high, low = divmod(round(2**64 / (2 * _PI)), 2**32)
+    scaled = (mantissa * high << 8) + (mantissa * low >> 24)  # mantissa * 2^64 / 2 pi / 2^24
+    places = 126 - exponent
+    return torch.where(places < 0, scaled << (-places).clamp(min=0), scaled >> places.clamp(min=0, max=63))
 
 
 def _torch_powers(dim: int, theta: float, over: int | None = None) -> np.ndarray:
-    """theta^(2i / over), as transformers computes it on the CPU."""
-    return (theta ** (torch.arange(0, dim, 2, dtype=torch.int64).to(torch.float32) / (over or dim or 1))).numpy()
+    """theta^(2i / over), as transformers computes it on the CPU; whatever the default device and dtype are."""
+    exponent = torch.from_numpy(np.arange(0, dim, 2, dtype=np.float32)) / (over or dim or 1)
+    return torch.pow(theta, exponent).numpy()
+
+
+def _is_exporting() -> bool:
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
 _PI = Fraction("3.14159265358979323846264338327950288419716939937510582097494459")
 
 
-def _turns(inv_freq: np.ndarray) -> np.ndarray:
-    """inv_freq / 2 pi, rounded to multiples of 2^-64 turns, modulo one turn: [P] int64."""
-    exact: list[Any] = [round(Fraction(float(f)) * 2**64 / (2 * _PI)) % 2**64 for f in inv_freq]
-    return np.array(exact, dtype=np.uint64).view(np.int64)
+def turns(inv_freq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """inv_freq / 2 pi in multiples of 2^-64 turns, from -1/2 to 1/2, and the whole turns besides: 2 * [P] int64.
+
+    At whole ids the second do not matter.
+    """
+    exact: list[Any] = [round(Fraction(float(f)) * 2**64 / (2 * _PI)) for f in inv_freq]
+    whole = [(steps + 2**63) >> 64 for steps in exact]
+    rest = [steps - (n << 64) for steps, n in zip(exact, whole, strict=True)]
+    return np.array(rest, dtype=np.int64), np.array(whole, dtype=np.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -51,16 +51,53 @@ class Scaling(ABC):
         """What cos and sin are multiplied by: its square multiplies the logits of attention."""
         return 1.0
 
+    @property
+    def score_factor(self) -> float:
+        """What attention must multiply its logits by besides, where the model's code does so: `RotarySpec.score_factor`."""
+        return 1.0
+
     @abstractmethod
     def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
         """[dim / 2] float32, what becomes of theta^(-2i / dim); `length` is that of the sequence, where it is needed."""
 
+    @property
+    def in_json(self) -> bool:
+        """Whether it is one of mmrope's own, which `from_dict` can make again."""
+        return _BY_NAME.get(type(self).__name__) is type(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: {"type": "YaRN", "factor": 4.0, ...}, every field by its name.
+
+        Raises:
+            ValueError: a scaling of the user's own.
+        """
+        name = type(self).__name__
+        if not self.in_json:
+            raise ValueError(f"{name} is not one of mmrope's scalings, {', '.join(_BY_NAME)}: JSON cannot say what it computes")
+        return {"type": name, **asdict(self)}
+
+    @staticmethod
+    def from_dict(stated: dict[str, Any]) -> Scaling:
+        """What `to_dict` made.
+
+        Raises:
+            ValueError: an unknown type or field.
+        """
+        known = _BY_NAME.get(str(stated.get("type")))
+        if known is None:
+            raise ValueError(f"scaling has type {stated.get('type')!r}; known are {', '.join(_BY_NAME)}")
+        given = {key: value for key, value in stated.items() if key != "type"}
+        unknown = sorted(set(given) - {field.name for field in fields(known)})
+        if unknown:
+            raise ValueError(f"scaling {known.__name__} has no {unknown}; its fields are {[f.name for f in fields(known)]}")
+        try:
+            return known(**given)
+        except TypeError as error:  # a field that is missing
+            raise ValueError(f"scaling {known.__name__} cannot be made of {given}: {error}") from error
+
     def _positive(self, *names: str) -> None:
         for name in names:
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and value > 0):
-                raise ValueError(f"{type(self).__name__}: {name} must be a positive number, got {value!r}")
+            _check_positive(type(self).__name__, name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -98,9 +135,9 @@ class NTK(Scaling):
 class DynamicNTK(Scaling):
     """NTK-aware scaling that grows with the sequence; needs its length.
 
-    `form="hf"` (transformers, "dynamic"): theta * (factor * l / L - (factor - 1))^(dim / (dim - 2)), where L is
-    `original_max_position` and l = max(length, L). `form="paper"` (YaRN, arXiv 2309.00071, section 3.3): max(1, length / L) in
-    place of the bracket, without a factor.
+    theta becomes theta * (factor * l / L - (factor - 1))^(dim / (dim - 2)), where L is `original_max_position` and l =
+    max(length, L) (transformers, "dynamic"). With the factor 1 that is the paper's own, theta * (l / L)^(dim / (dim - 2))
+    (YaRN, arXiv 2309.00071, section 3.3).
 
     Keys of a cache must be kept unrotated, or be rotated by the frequencies of one length: with those of another they do not
     fit, and distances are not respected.
@@ -108,14 +145,9 @@ class DynamicNTK(Scaling):
 
     original_max_position: int
     factor: float = 1.0
-    form: Literal["hf", "paper"] = "hf"
 
     def __post_init__(self) -> None:
         self._positive("factor", "original_max_position")
-        if self.form not in ("hf", "paper"):
-            raise ValueError(f"DynamicNTK: form must be 'hf' or 'paper', got {self.form!r}")
-        if self.form == "paper" and self.factor != 1:
-            raise ValueError(f"DynamicNTK: the paper's form has no factor, got factor={self.factor}")
 
     @property
     def needs_length(self) -> bool:
@@ -137,7 +169,8 @@ class YaRN(Scaling):
     rotations: the two differ by up to two thirds of a frequency.
 
     The attention factor may be stated, or follow from `mscale` and `mscale_all_dim` (DeepSeek): the quotient of 0.1 m
-    ln(factor) + 1.
+    ln(factor) + 1. DeepSeek's attention then multiplies its scores by the square of 0.1 mscale_all_dim ln(factor) + 1
+    (transformers 5.23, models/deepseek_v3, yarn_apply_mscale): that is `score_factor`, 1.874 for DeepSeek-V3.
     """
 
     factor: float
@@ -172,6 +205,10 @@ class YaRN(Scaling):
             return self._magnitude(self.mscale) / self._magnitude(self.mscale_all_dim)
         return self._magnitude(1)
 
+    @property
+    def score_factor(self) -> float:
+        return self._magnitude(self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
+
     def _magnitude(self, scale: float) -> float:
         return 1.0 if self.factor <= 1 else 0.1 * scale * math.log(self.factor) + 1
 
@@ -201,7 +238,7 @@ class YaRN(Scaling):
         return dim * math.log(self.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
 
-def NTKByParts(factor: float, original_max_position: int, **options: Any) -> YaRN:
+def ntk_by_parts(factor: float, original_max_position: int, **options: Any) -> YaRN:
     """YaRN's frequencies without its attention factor (arXiv 2309.00071, section 3.2)."""
     return YaRN(factor, original_max_position, stated_attention_factor=1.0, **options)
 
@@ -209,7 +246,8 @@ def NTKByParts(factor: float, original_max_position: int, **options: Any) -> YaR
 @dataclass(frozen=True)
 class Llama3(Scaling):
     """Llama 3.1's scaling (transformers, "llama3"): wavelengths below L / `high_freq_factor` stay, where L is
-    `original_max_position`; those above L / `low_freq_factor` are multiplied by `factor`; those between are blended."""
+    `original_max_position`; those above L / `low_freq_factor` are multiplied by `factor`; those between are blended. With equal
+    factors, as in Llama 4, none are between."""
 
     factor: float
     original_max_position: int
@@ -218,15 +256,17 @@ class Llama3(Scaling):
 
     def __post_init__(self) -> None:
         self._positive("factor", "original_max_position", "low_freq_factor", "high_freq_factor")
-        if self.high_freq_factor <= self.low_freq_factor:
+        if self.high_freq_factor < self.low_freq_factor:
             raise ValueError(
-                f"Llama3: high_freq_factor {self.high_freq_factor} must be above low_freq_factor {self.low_freq_factor}"
+                f"Llama3: high_freq_factor {self.high_freq_factor} must not be below low_freq_factor {self.low_freq_factor}"
             )
 
     def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
         plain, original = _F32(1) / powers(dim, theta), self.original_max_position
         wavelength = _F32(1) / plain * _F32(2 * math.pi)  # as torch divides a number by a tensor
         slow = wavelength > _F32(original / self.low_freq_factor)
+        if self.high_freq_factor == self.low_freq_factor:
+            return np.where(slow, plain / _F32(self.factor), plain)
         between = ~slow & (wavelength >= _F32(original / self.high_freq_factor))
         smooth = (_F32(1) / wavelength * _F32(original) - _F32(self.low_freq_factor)) / _F32(
             self.high_freq_factor - self.low_freq_factor
@@ -300,6 +340,37 @@ class Proportional(Scaling):
         turned = int(self.fraction * dim // 2)
         inv_freq[:turned] = _F32(1) / powers(2 * turned, theta, over=dim)
         return inv_freq / _F32(self.factor)
+
+
+_BY_NAME: dict[str, type[Scaling]] = {
+    kind.__name__: kind for kind in (PI, NTK, DynamicNTK, YaRN, Llama3, LongRoPE, Proportional)
+}
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """What queries are multiplied by at position p, so that attention stays sharp over long contexts: 1 + scale * ln(1 +
+    floor((p + offset) / floor)).
+
+    Llama 4, in its layers without rotation: `Temperature(0.1, 8192, offset=1)`; Ministral 3: `Temperature(
+    llama_4_scaling_beta, original_max_position)` (transformers 5.23, models/llama4 and models/ministral3).
+
+        spec = RotarySpec.nope(128, temperature=Temperature(0.1, 8192, offset=1))
+    """
+
+    scale: float
+    floor: int
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "floor"):
+            _check_positive("Temperature", name, getattr(self, name))
+
+
+def _check_positive(kind: str, name: str, value: object) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):
+        raise ValueError(f"{kind}: {name} must be a positive number, got {value!r}")
 
 
 def _growth(dim: int) -> float:

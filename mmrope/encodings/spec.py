@@ -3,17 +3,19 @@
     angle[b, s, p] = position_ids[axis[p], b, s] * inv_freq[p]
 
 1D RoPE, axial 2D and 3D RoPE and every M-RoPE are values of these two vectors. numpy only.
+
+Its JSON (`RotarySpec.to_dict`) is for any language: docs/encodings.md says what each key means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.encodings.scaling import DynamicNTK, LongRoPE, Powers, Scaling, powers
+from mmrope.encodings.scaling import DynamicNTK, LongRoPE, Powers, Scaling, Temperature, powers
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family, Layout, Pairing
 
@@ -33,6 +35,15 @@ class Spectra:
     def one(cls, dim: int, theta: float) -> Spectra:
         """A single one, in its order."""
         return cls(((theta, dim),), np.zeros(dim // 2, dtype=np.int64), np.arange(dim // 2))
+
+    def to_dict(self) -> dict[str, Any]:
+        of = [{"theta": float(theta), "dim": int(dim)} for theta, dim in self.of]
+        return {"of": of, "which": self.which.tolist(), "index": self.index.tolist()}
+
+    @classmethod
+    def from_dict(cls, stated: Mapping[str, Any]) -> Spectra:
+        of = tuple((float(each["theta"]), int(each["dim"])) for each in stated["of"])
+        return cls(of, np.array(stated["which"], dtype=np.int64), np.array(stated["index"], dtype=np.int64))
 
     def frequencies(self, scaling: Scaling | None, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
         """[P] float32."""
@@ -63,11 +74,19 @@ class RotarySpec:
     axes: str
     """The axes of the position ids, in their order: "t", "hw", "thw"."""
     pairing: Pairing = "half"
-    """"half": channels p and p + P form a pair (NeoX, Hugging Face). "adjacent": 2 p and 2 p + 1 (GPT-J, RoFormer)."""
+    """"half": channels p and p + P form a pair (NeoX, Hugging Face). "adjacent": 2 p and 2 p + 1 (GPT-J, RoFormer).
+    "block_half": each axis has a block of channels of its own, whose halves form the pairs (CroCo, VGGT, Gemma 4's tower)."""
     scaling: Scaling | None = None
     """What `inv_freq` is scaled by."""
     spectra: Spectra | None = None
     """What `inv_freq` was made of; None of a spec that was made by hand."""
+    attention_factor: float = 1.0
+    """What cos and sin are multiplied by: `scaled` sets it."""
+    score_factor: float = 1.0
+    """What attention must multiply its scores by, besides 1 / sqrt(head_dim): 1.874 for DeepSeek-V3 (`YaRN`). Rotations do not
+    do it: scaled_dot_product_attention(..., scale=head_dim**-0.5 * spec.score_factor)."""
+    temperature: Temperature | None = None
+    """What `RotaryEmbedding.rotate` multiplies queries by, by position."""
 
     def __post_init__(self) -> None:
         if not self.axes or len(set(self.axes)) != len(self.axes):
@@ -87,9 +106,24 @@ class RotarySpec:
                 f"{len(inv_freq)} pairs rotate {2 * len(inv_freq)} channels, but head_dim is {self.head_dim}; "
                 "inv_freq has one entry per pair, not per channel"
             )
+        for name in ("attention_factor", "score_factor"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not np.isfinite(value) or value <= 0:
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if self.temperature is not None and len(self.axes) != 1:
+            raise ValueError(
+                f"a temperature goes by the one position of a token, but there are {len(self.axes)} axes {self.axes!r}"
+            )
         for name, array in (("inv_freq", inv_freq), ("axis", axis)):
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+        if self.pairing == "block_half":
+            lengths = _run_lengths(axis)
+            if axis.ndim != 1 or len(set(lengths)) > 1:
+                raise ValueError(
+                    "pairing 'block_half' needs a block of pairs for each axis, all of one size, got "
+                    + (f"blocks of {lengths}" if axis.ndim == 1 else "axes by KV head")
+                )
 
     # --- the usual ones -------------------------------------------------------------------------------------------------
 
@@ -100,9 +134,9 @@ class RotarySpec:
         return cls._of(head_dim, spectra, np.zeros(len(spectra.which), dtype=np.int64), "t", pairing)
 
     @classmethod
-    def nope(cls, head_dim: int, *, axes: str = "t") -> RotarySpec:
+    def nope(cls, head_dim: int, *, axes: str = "t", temperature: Temperature | None = None) -> RotarySpec:
         """No position encoding at all, as a value: nothing is rotated."""
-        return cls(head_dim, np.zeros(0), np.zeros(0, dtype=np.int64), axes)
+        return cls(head_dim, np.zeros(0), np.zeros(0, dtype=np.int64), axes, temperature=temperature)
 
     @classmethod
     def axial(
@@ -248,17 +282,18 @@ class RotarySpec:
                 "rope, axial or mrope, or scale inv_freq yourself"
             )
         length = scaling.original_max_position if isinstance(scaling, (DynamicNTK, LongRoPE)) else None
-        return replace(self, inv_freq=self.spectra.frequencies(scaling, length=length), scaling=scaling)
+        return replace(
+            self,
+            inv_freq=self.spectra.frequencies(scaling, length=length),
+            scaling=scaling,
+            attention_factor=scaling.attention_factor,
+            score_factor=scaling.score_factor,
+        )
 
     @property
     def needs_length(self) -> bool:
         """Whether the frequencies depend on the length of the sequence; `inv_freq` is then that of the original length."""
         return self.scaling is not None and self.scaling.needs_length
-
-    @property
-    def attention_factor(self) -> float:
-        """What cos and sin are multiplied by."""
-        return 1.0 if self.scaling is None else self.scaling.attention_factor
 
     def at_length(self, length: int) -> np.ndarray:
         """[P] float32, the frequencies for sequences of this length."""
@@ -279,9 +314,77 @@ class RotarySpec:
         """The axis of each pair as letters: "tttthhhhhhwwwwww"; where KV heads differ, of each in turn, with spaces between."""
         return " ".join("".join(self.axes[a] for a in row) for row in np.atleast_2d(self.axis))
 
+    @property
+    def blocks(self) -> int:
+        """The blocks of channels whose halves form the pairs: one by "half", P by "adjacent", one per axis by "block_half"."""
+        return {"half": 1, "adjacent": len(self.inv_freq)}.get(self.pairing) or len(_run_lengths(self.axis))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, for files and for other languages: docs/encodings.md.
+
+            >>> json.dumps(RotarySpec.rope(4, theta=100.0).to_dict())  # doctest: +ELLIPSIS
+            '{"head_dim": 4, "axes": "t", "axis": ["tt"], "inv_freq": [1.0, 0.1...], "pairing": "half", "blocks": 1, ...
+
+        Raises:
+            ValueError: a scaling of one's own whose frequencies depend on the length.
+        """
+        scaling, spectra, temperature = self.scaling, self.spectra, self.temperature
+        if scaling is not None and not (scaling.in_json or self.needs_length):
+            scaling = spectra = None  # one of the user's own: its numbers, inv_freq and factors, say all
+        return {
+            "head_dim": self.head_dim,
+            "axes": self.axes,
+            "axis": self.axis_letters.split(" "),
+            "inv_freq": [float(f) for f in self.inv_freq],
+            "pairing": self.pairing,
+            "blocks": self.blocks,
+            "attention_factor": self.attention_factor,
+            "score_factor": self.score_factor,
+            "temperature": temperature and asdict(temperature),
+            "scaling": scaling and scaling.to_dict(),
+            "spectra": spectra and spectra.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, stated: Mapping[str, Any]) -> RotarySpec:
+        """What `to_dict` made, equal to it.
+
+        Raises:
+            ValueError: keys that are missing or unknown, values that contradict each other.
+        """
+        keys = {"head_dim", "axes", "axis", "inv_freq", "pairing", "blocks", "attention_factor", "score_factor"}
+        keys |= {"temperature", "scaling", "spectra"}
+        if set(stated) != keys:
+            missing, unknown = sorted(keys - set(stated)), sorted(set(stated) - keys)
+            raise ValueError(f"a rotary embedding as JSON has the keys {sorted(keys)}: missing {missing}, unknown {unknown}")
+        heads = [_axis_indices(row, stated["axes"]) for row in stated["axis"]]
+        scaling, spectra, temperature = stated["scaling"], stated["spectra"], stated["temperature"]
+        made = cls(
+            stated["head_dim"],
+            np.array(stated["inv_freq"], dtype=np.float32),
+            heads[0] if len(heads) == 1 else np.stack(heads),
+            stated["axes"],
+            stated["pairing"],
+            scaling=scaling and Scaling.from_dict(scaling),
+            spectra=spectra and Spectra.from_dict(spectra),
+            attention_factor=stated["attention_factor"],
+            score_factor=stated["score_factor"],
+            temperature=temperature and Temperature(**temperature),
+        )
+        if made.blocks != stated["blocks"]:
+            raise ValueError(
+                f"pairing {made.pairing!r} over the axes {made.axis_letters!r} has {made.blocks} blocks, not {stated['blocks']}"
+            )
+        if made.needs_length and made.spectra is None:
+            raise ValueError(f"{made.scaling} starts from spectra, and the JSON has none")
+        return made
+
     def _key(self) -> tuple[Any, ...]:
+        """What it computes: two specs are equal if their numbers are, however they were made."""
         axis = (self.axis.shape, self.axis.tobytes())
-        return (self.head_dim, self.inv_freq.tobytes(), *axis, self.axes, self.pairing, self.scaling)
+        factors = (self.attention_factor, self.score_factor, self.temperature)
+        by_length = self.scaling if self.needs_length else None
+        return (self.head_dim, self.inv_freq.tobytes(), *axis, self.axes, self.pairing, *factors, by_length)
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, RotarySpec) else NotImplemented
@@ -343,6 +446,12 @@ def _axis_indices(axis: str | Sequence[int] | np.ndarray, axes: str) -> np.ndarr
             f"axis indices must be 0 .. {len(axes) - 1} for the axes {axes!r}, got {sorted(set(indices.tolist()))}"
         )
     return indices
+
+
+def _run_lengths(axis: np.ndarray) -> list[int]:
+    """How many pairs in a row have the same axis."""
+    edges = np.flatnonzero(np.diff(axis)) + 1 if axis.ndim == 1 else np.zeros(0, dtype=np.int64)
+    return np.diff([0, *edges, axis.shape[-1]]).tolist()
 
 
 def _rotary_dim(head_dim: int, rotary_dim: int | None) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmrope.encodings.constants import Constants
 from mmrope.encodings.rotary import RotaryEmbedding, rotate
 from mmrope.encodings.spec import RotarySpec
 from mmrope.positions.rules import Pairing
+
+_ONE = 2**40  # steps of a doubling: zeta^(p / scale_base) is counted in them, exactly, at any position
 
 
 class XPos(nn.Module):
@@ -27,8 +28,6 @@ class XPos(nn.Module):
         pairing: which channels form a pair, as in RotarySpec.
     """
 
-    log_zeta: Tensor
-
     def __init__(
         self, head_dim: int, *, theta: float = 1e4, scale_base: float = 512, center: float = 0, pairing: Pairing = "half"
     ) -> None:
@@ -37,26 +36,28 @@ class XPos(nn.Module):
             raise ValueError(f"scale_base must be a positive number, got {scale_base}")
         self.rope = RotaryEmbedding(RotarySpec.rope(head_dim, theta=theta, pairing=pairing))
         self.scale_base, self.center = scale_base, center
-        self.head_dim = head_dim
-        self.register_buffer("log_zeta", self._log_zeta(), persistent=False)
-
-    def _log_zeta(self) -> Tensor:
-        return torch.tensor(np.log((np.arange(0, self.head_dim, 2) / self.head_dim + 0.4) / 1.4))  # [P] float64
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> XPos:
-        super()._apply(fn, recurse)  # casts and moves come through here: keep the device they chose, not the values
-        self.log_zeta = self._log_zeta().to(self.log_zeta.device)
-        return self
+        zeta = (np.arange(0, head_dim, 2) / head_dim + 0.4) / 1.4  # [P]
+        steps = np.log2(zeta) / scale_base * _ONE
+        self._constants = Constants(np.round(steps).astype(np.int64), np.round(steps * center).astype(np.int64))
 
     def rotate(
         self, q: Tensor, k: Tensor, position_ids: Tensor, *, key_position_ids: Tensor | None = None, heads: int = -3
     ) -> tuple[Tensor, Tensor]:
         """q and k at their positions [1, B, S] (or packed [1, T]); those of the keys are those of the queries by default."""
         keys = position_ids if key_position_ids is None else key_position_ids
-        return self._turned(q, position_ids, heads, 1), self._turned(k, keys, heads, -1)
+        return self._rotated(q, position_ids, heads, 1), self._rotated(k, keys, heads, -1)
 
-    def _turned(self, x: Tensor, position_ids: Tensor, heads: int, sign: int) -> Tensor:
+    def _rotated(self, x: Tensor, position_ids: Tensor, heads: int, sign: int) -> Tensor:
         cos, sin = self.rope(position_ids)
-        power = (position_ids[0].to(torch.float64) - self.center) * (sign / self.scale_base)  # [B, S]
-        scale = (power[..., None] * self.log_zeta).exp().to(torch.float32)  # [B, S, P]
+        steps, at_center = self._constants.beside(position_ids)
+        ids = position_ids[0, ..., None]  # [B, S, 1]
+        if ids.dtype.is_floating_point:
+            fixed = (ids * 2.0**32).to(torch.int64)
+            doublings = (fixed >> 32) * steps + ((fixed & 0xFFFFFFFF) * (steps >> 8) >> 24)
+        else:
+            doublings = ids.to(torch.int64) * steps
+        doublings = (doublings - at_center) * sign  # [B, S, P]
+        # whole doublings and the rest apart: float32 has too few digits for both
+        whole, rest = doublings >> 40, (doublings & (_ONE - 1)).to(torch.float32) / _ONE
+        scale = rest.exp2() * whole.clamp(-200, 200).to(torch.float32).exp2()
         return rotate(x, cos * scale, sin * scale, pairing=self.rope.spec.pairing, heads=heads)

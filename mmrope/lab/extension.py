@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmrope.encodings.scaling import NTK, PI, DynamicNTK, NTKByParts, YaRN
+from mmrope.encodings.scaling import NTK, PI, DynamicNTK, ntk_by_parts, YaRN
 from mmrope.encodings.spec import RotarySpec
 from mmrope.lab import length as texts
 from mmrope.lab.encodings import Rotary, counted
@@ -22,7 +22,7 @@ METHODS: dict[str, Callable[[RotarySpec, float, int], RotarySpec]] = {
     "PI": lambda spec, factor, trained: spec.scaled(PI(factor)),
     "NTK": lambda spec, factor, trained: spec.scaled(NTK(factor)),
     "dynamic NTK": lambda spec, factor, trained: spec.scaled(DynamicNTK(trained, 1.0)),
-    "NTK-by-parts": lambda spec, factor, trained: spec.scaled(NTKByParts(factor, trained)),
+    "NTK-by-parts": lambda spec, factor, trained: spec.scaled(ntk_by_parts(factor, trained)),
     "YaRN": lambda spec, factor, trained: spec.scaled(YaRN(factor, trained)),
 }
 """By name: the rotary embedding of a model of this length, extended by a factor."""

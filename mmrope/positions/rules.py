@@ -19,7 +19,7 @@ Origin = Literal["next", "zero"]
 Ordinal = Literal["row", "batch"]
 Dtype = Literal["int64", "float32"]
 Layout = Literal["contiguous", "interleaved", "alternating", "by_channel"]
-Pairing = Literal["half", "adjacent"]
+Pairing = Literal["half", "adjacent", "block_half"]
 Placement = Callable[[Segment, Any, "Family"], tuple[np.ndarray, Any]]
 """(segment, the id that it begins at, family) -> (ids [A, n], the id that text goes on at)."""
 

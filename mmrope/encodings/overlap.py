@@ -1,0 +1,88 @@
+"""Whether tensors may be written in place: what no two of their elements share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Dims = list[tuple[int, int]]  # (stride, size)
+
+
+def check_writable(*tensors: Tensor) -> None:
+    """That each element of the tensors lies in a place of its own.
+
+    Raises:
+        ValueError: tensors whose elements overlap, two that share elements, or a leaf that requires a gradient.
+    """
+    for x in tensors:
+        if overlaps(x):
+            raise ValueError(
+                f"inplace=True: elements of a tensor {list(x.shape)} with strides {list(x.stride())} lie in the same place (an "
+                "expanded view, for one) and would be rotated more than once: rotate x.contiguous(), or leave inplace out"
+            )
+        if x.requires_grad and x.is_leaf and torch.is_grad_enabled():
+            raise ValueError("inplace=True: a leaf that requires a gradient cannot be written to: leave inplace out")
+    for n, x in enumerate(tensors):
+        if any(share(x, y) for y in tensors[:n]):
+            raise ValueError(
+                "inplace=True: q and k share elements, which would be rotated twice: pass views that do not overlap, or leave "
+                "inplace out"
+            )
+
+
+def overlaps(x: Tensor) -> bool:
+    """Whether two elements of x lie in the same place."""
+    if torch.compiler.is_compiling():  # of shapes that are symbols, the usual case alone: expanded dimensions
+        return any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
+    if not x.numel():
+        return False
+    reach = 0
+    for stride, size in reversed(_dims(x)):
+        if stride <= reach:
+            break
+        reach += stride * (size - 1)
+    else:
+        return False  # each dimension steps over all of those inside it
+    places = _places(x)
+    return len(np.unique(places)) < len(places)
+
+
+def share(x: Tensor, y: Tensor) -> bool:
+    """Whether x and y have an element in the same place. Of shapes that are symbols only one tensor passed twice is seen."""
+    if x is y:
+        return True
+    if torch.compiler.is_compiling() or not (x.numel() and y.numel()):
+        return False
+    if x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr():
+        return False
+    a, b, start, other = _dims(x), _dims(y), x.storage_offset(), y.storage_offset()
+    while True:
+        end, other_end = start + _reach(a), other + _reach(b)
+        if end < other or other_end < start:
+            return False
+        # of an outer dimension that both have, one step passes all inside it: only equal steps can meet
+        if not (a and b and a[0] == b[0]):
+            break
+        stride, size = a[0]
+        if max(end, other_end) - stride * (size - 1) - min(start, other) >= stride:
+            break
+        a, b = a[1:], b[1:]
+    return bool(np.isin(_places(x), _places(y)).any())
+
+
+def _dims(x: Tensor) -> Dims:
+    """Its dimensions of more than one element, the widest steps first."""
+    return sorted(((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1), reverse=True)
+
+
+def _reach(dims: Dims) -> int:
+    return sum(stride * (size - 1) for stride, size in dims)
+
+
+def _places(x: Tensor) -> np.ndarray:
+    """Where each element lies, counted in elements."""
+    places = np.array([x.storage_offset()], dtype=np.int64)
+    for stride, size in _dims(x):
+        places = (places[:, None] + stride * np.arange(size)).reshape(-1)
+    return places
