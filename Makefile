@@ -31,9 +31,8 @@ check: .venv/dev  ## format, lint, types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 gpu: .venv/dev  ## the tests that need a GPU, the kernel's on it, and its bench; fails without one
-	MMROPE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
-	MMROPE_REQUIRE_GPU=1 $(BIN)/python -m pytest tests/test_kernels.py
-	$(BIN)/python scripts/bench_rotary.py --device cuda
+	PYTHONPATH=. $(BIN)/python scripts/gpu.py
+	MMROPE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu --ignore tests/test_gpu.py
 
 references: .venv/dev  ## make tests/references anew from the installed upstreams
 	$(BIN)/python scripts/make_references.py

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mmrope.encodings.presets import PRESETS, preset
-from mmrope.encodings.scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, ntk_by_parts, Proportional, YaRN
+from mmrope.encodings.scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, Proportional, YaRN, ntk_by_parts
 from mmrope.encodings.spec import RotarySpec
 from mmrope.positions import (
     FAMILIES,
@@ -106,7 +106,6 @@ __all__ = [
     "LongRoPE",
     "MediaError",
     "MixedRotary",
-    "ntk_by_parts",
     "Outcome",
     "Packed",
     "PatchConfig",
@@ -144,6 +143,7 @@ __all__ = [
     "isolated",
     "keep",
     "load_image",
+    "ntk_by_parts",
     "open_video",
     "pack",
     "patch_position_ids",

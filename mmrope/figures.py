@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrope.encodings.scaling import NTK, PI, Llama3, ntk_by_parts, Scaling, YaRN
+from mmrope.encodings.scaling import NTK, PI, Llama3, Scaling, YaRN, ntk_by_parts
 from mmrope.encodings.spec import RotarySpec
 from mmrope.pictures import pyplot
 

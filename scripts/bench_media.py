@@ -26,8 +26,8 @@ import av
 import decord
 import numpy as np
 import torch
-from bench_positions import cpu, row
 from PIL import Image
+from reports import cpu, row
 from skimage import data
 from transformers import Glm4vImageProcessor, Qwen2VLImageProcessor
 

@@ -30,6 +30,7 @@ import torch  # noqa: E402
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from reports import cpu, row  # noqa: E402
 from upstream_ids import TRANSFORMERS, as_inputs, get_rope_index  # noqa: E402
 
 from mmrope import Segment, family, position_ids, segments_from_inputs  # noqa: E402
@@ -179,15 +180,6 @@ def main() -> None:
     results = ROOT / "scripts" / "results" / "bench_positions.md"
     results.parent.mkdir(exist_ok=True)
     results.write_text(text)
-
-
-def row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def cpu() -> str:
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "unknown CPU")
 
 
 if __name__ == "__main__":

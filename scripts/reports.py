@@ -17,6 +17,17 @@ def replace_marked(path: Path, name: str, lines: Iterable[str]) -> None:
     path.write_text(match[1] + "\n" + "".join(f"{line}\n" for line in lines) + "\n" + match[2], encoding="utf-8")
 
 
+def row(*cells: str) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def cpu() -> str:
+    """The model name of the CPU."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "unknown CPU")
+
+
 def device_name(device: str) -> str:
     """A GPU's name, or the CPU's kind and the threads that torch uses of it."""
     import torch

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import any_rows, images, law, length, long_rows, rows, slow_position_ids, small
 
-from mmrope import Row, Segment, family, patch_position_ids, position_ids
+from mmrope import FAMILIES, Row, Segment, family, pack, patch_position_ids, position_ids
 from mmrope.positions.plan import plan
 
 
@@ -399,3 +399,19 @@ def test_patches_equal_transformers():
 def test_impossible_patches_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         patch_position_ids(**options)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, row in FAMILIES.items() if row.fractional and not row.revision))
+def test_fractional_ids_are_not_rounded_into_each_other(name):
+    """float32 has whole numbers up to 2^24; past it neighbours would share an id, silently."""
+    row_of_table = FAMILIES[name]
+    fractional = family(name, stride=0.5) if row_of_table.stride is None else family(name)
+    fits, row = [Segment.text(2**24 + 1)], [Segment.text(2**24 + 4)]
+    assert position_ids(fits, fractional, start=2**24 - 1).ids[0, 0].tolist() == [2**24 - 1, 2**24]
+    with pytest.raises(ValueError, match=r"position id 16,777,2\d\d does not fit float32; ask for float64"):
+        position_ids(row, fractional, start=2**24 - 2, stop=2**24 + 3)
+    with pytest.raises(ValueError, match="does not fit float32"):
+        pack([row], fractional)
+    wide = position_ids(row, fractional, start=2**24 - 2, stop=2**24 + 3, dtype=np.float64)
+    assert wide.ids[0, 0].tolist() == list(range(2**24 - 2, 2**24 + 3))
+    assert wide.next.tolist() == [2**24 + 4]

@@ -145,6 +145,23 @@ def test_a_leaf_is_not_written(tokens):
     assert not torch.equal(leaf, before)
 
 
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda x: x.chunk(2, dim=-1)[0],
+        lambda x: x.split((128, 128), dim=-1)[1],
+        lambda x: x.unflatten(-1, (2, 128)).unbind(-2)[0],
+    ],
+)
+def test_views_that_autograd_does_not_let_be_written_are_refused_before(tokens, cut):
+    x = torch.randn(1, 28, tokens, 256, requires_grad=True) * 1
+    view, before = cut(x), x.detach().clone()
+    with pytest.raises(ValueError, match="lets no view be written that chunk, split or unbind made along with others: slice"):
+        rotate(view, *ROPE(ids(tokens)), inplace=True)
+    assert torch.equal(x, before)
+
+
 def test_compiled_code_writes_in_place_and_refuses_expanded_memory():
     turn = torch.compile(lambda q, k, p: ROPE.rotate(q, k, p, inplace=True), fullgraph=True, backend="aot_eager", dynamic=True)
     q, k = torch.randn(1, 4, 6, 128), torch.randn(1, 2, 6, 128)

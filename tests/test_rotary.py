@@ -626,3 +626,81 @@ def test_nothing_is_written_before_all_is_checked():
     assert torch.equal(x, before)
     with pytest.raises(ValueError, match=r"what is rotated must be floating-point numbers, got torch.int64"):
         rotate(x.long(), cos, sin)
+
+
+# --- the kernel's entry -------------------------------------------------------------------------------------------------
+# what it computes is in test_kernels.py; conftest.py has it run in Triton's interpreter where there is no GPU
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def test_backends_are_chosen_by_name(monkeypatch):
+    rope, q = RotaryEmbedding(SPECS["M-RoPE, contiguous"]), torch.zeros(1, 2, 3, 16)
+    assert rope.backend_for(q) == "torch"  # on the CPU, also where the interpreter would do
+    assert rope.backend_for(q, "torch") == "torch"
+    with pytest.raises(ValueError, match="backend must be 'auto', 'torch' or 'triton', got 'cuda'"):
+        rope.backend_for(q, "cuda")
+    with pytest.raises(ValueError, match=r"backend='triton' cannot be had: it has float32 arithmetic, and q is torch.float64"):
+        rope.backend_for(q.double().to(DEVICE), "triton")
+    with pytest.raises(ValueError, match="cannot be had: it has no axes by KV head"):
+        RotaryEmbedding(RotarySpec.mrope(16, kv_heads=(1, 1, 1))).backend_for(q.to(DEVICE), "triton")
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(ValueError, match="it has no forward-mode derivative"):
+        rope.backend_for(q.to(DEVICE), "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match=r"cannot be had: it runs on a GPU, and q is on cpu"):
+        rope.backend_for(q, "triton")
+    monkeypatch.setattr("mmrope.encodings.rotary.find_spec", lambda name: None)
+    assert rope.backend_for(q) == "torch"
+    with pytest.raises(ValueError, match="cannot be had: triton is not installed"):
+        rope.backend_for(q, "triton")
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("pairing", PAIRINGS)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_the_kernel_is_reached_with_what_it_needs(scaling, pairing, inplace):
+    """From integer ids, from tables where there are none or a length counts, after a norm; one row of ids for the batch."""
+    spec = RotarySpec.axial(20, axes="hw", dims=(8, 8), pairing=pairing)
+    scaling = LongRoPE([1.5] * 4, [3.0] * 4, 128, 8.0) if scaling == "LongRoPE" else SCALINGS[scaling]
+    rope = RotaryEmbedding(spec if scaling is None else spec.scaled(scaling))
+    length = {"length": 300} if rope.spec.needs_length else {}
+    q, k = (normal(n, 2, heads, 3, 20, dtype=torch.float32).to(DEVICE) for n, heads in enumerate((4, 2)))
+    for ids in (some_ids(0, 2, 2, 3), some_ids(0, 2, 1, 3), some_ids(0, 2, 2, 3) + 0.5):
+        ids = ids.to(DEVICE)
+        wanted = rope.rotate(q, k, ids, backend="torch", **length)
+        made = rope.rotate(q.clone(), k.clone(), ids, backend="triton", inplace=inplace, **length)
+        torch.testing.assert_close(made, wanted, atol=3e-6, rtol=0)
+        weights = normal(5, 20, dtype=torch.float32).to(DEVICE), normal(6, 20, dtype=torch.float32).to(DEVICE)
+        wanted = rope.norm_rotate(q, k, *weights, ids, backend="torch", **length)
+        torch.testing.assert_close(rope.norm_rotate(q, k, *weights, ids, backend="triton", **length), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_shapes_are_checked_before_the_launch(backend):
+    rope = RotaryEmbedding(SPECS["M-RoPE, contiguous"])
+    q, k = torch.zeros(2, 6, 3, 16, device=DEVICE), torch.zeros(2, 2, 3, 16, device=DEVICE)
+    ids = torch.zeros(3, 2, 3, dtype=torch.int64, device=DEVICE)
+    for wrong in (
+        lambda: rope.rotate(q, k, torch.cat([ids, ids[:1]]), backend=backend),
+        lambda: rope.rotate(q, k, ids[..., :2], backend=backend),
+        lambda: rope.rotate(q, k, ids[..., :1], backend=backend),
+        lambda: rope.rotate(q, k[:, :, :2], ids, backend=backend),
+        lambda: rope.rotate(q, k[:1], ids, backend=backend),
+        lambda: rope.rotate(q, k, ids.bfloat16(), backend=backend),
+        lambda: rope.rotate(q, k, ids.flatten(1), backend=backend),
+        lambda: rope.rotate(q, k, ids, heads=-2, backend=backend),
+        lambda: rope.rotate(q[0], k[0], ids[:, 0], backend=backend),
+        lambda: rope.rotate(q, k.expand(2, 2, 3, 16)[:, :1].expand(2, 2, 3, 16), ids, inplace=True, backend=backend),
+        lambda: rope.rotate(q, q, ids, inplace=True, backend=backend),
+        lambda: rope.rotate(q[..., :8], k[..., :8], ids, backend=backend),
+    ):
+        with pytest.raises(ValueError, match=r"must be|are for|inplace=True"):
+            wrong()
+    if backend == "triton":
+        for wrong in (
+            lambda: rope.rotate(q, k[:1], ids[:, :1], backend=backend),  # one row of ids, and two batches
+            lambda: rope.rotate(q, torch.cat([k, k[..., :4]], dim=-1), ids, backend=backend),
+            lambda: rope.rotate(q, k.half(), ids, backend=backend),
+        ):
+            with pytest.raises(ValueError, match="q and k must be of one"):
+                wrong()

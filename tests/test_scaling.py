@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mmrope import NTK, PI, DynamicNTK, Llama3, LongRoPE, ntk_by_parts, Proportional, RotaryEmbedding, RotarySpec, YaRN
+from mmrope import NTK, PI, DynamicNTK, Llama3, LongRoPE, Proportional, RotaryEmbedding, RotarySpec, YaRN, ntk_by_parts
 from mmrope.encodings.configs import TEXT_MODELS
 from mmrope.encodings.scaling import frequencies
 

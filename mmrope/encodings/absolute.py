@@ -32,7 +32,8 @@ class SinusoidalEmbedding(nn.Module):
         if layout not in get_args(Columns):
             raise ValueError(f"layout must be 'interleaved' or 'concat', got {layout!r}")
         self.dim, self.layout, self.theta = dim, layout, theta
-        self._constants = Constants(*turns(theta ** -(np.arange(0, dim, 2) / dim)))
+        inv_freq = theta ** -(np.arange(0, dim, 2) / dim)  # float64
+        self._constants = Constants(*turns(inv_freq), inv_freq.astype(np.float32))
 
     def forward(self, positions: Tensor) -> Tensor:
         """[...] positions, whole or fractional -> [..., dim] float32, right to 1e-6 at any position below 2^31."""

@@ -18,16 +18,31 @@ BLOCK = 2**18
 
 
 def wide_tables(cos: Tensor, sin: Tensor, distance: int) -> tuple[Tensor, Tensor]:
-    """What each channel is multiplied by, and what its partner is: [..., P] -> 2 * [..., P / distance, 2, distance]."""
-    cos, sin = cos.unflatten(-1, (-1, distance)), sin.unflatten(-1, (-1, distance))  # [..., P / distance, distance]
-    return torch.stack((cos, cos), dim=-2), torch.stack((-sin, sin), dim=-2)
+    """What each channel is multiplied by, and what its partner is: [..., P] -> 2 * [..., 2 P]."""
+    if cos.shape[-1] == distance:
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    cos, sin = cos.unflatten(-1, (-1, distance)), sin.unflatten(-1, (-1, distance))  # [..., P / d, d]
+    return torch.stack((cos, cos), dim=-2).flatten(-3), torch.stack((-sin, sin), dim=-2).flatten(-3)
 
 
-def rotate_small(x: Tensor, cos: Tensor, sin: Tensor, distance: int) -> Tensor:
-    """x [..., D] rotated as a whole, by wide tables that broadcast to it."""
-    channels = 2 * distance * cos.shape[-3]
-    pairs = (x if channels == x.shape[-1] else x[..., :channels]).unflatten(-1, (-1, 2, distance))  # [..., P / d, 2, d]
-    rotated = torch.addcmul(pairs * cos, pairs.roll(1, -2), sin).flatten(-3).to(x.dtype)  # [..., 2 P]
+_NARROW = {torch.bfloat16: Tensor.bfloat16, torch.float16: Tensor.half}  # half the cost of Tensor.to, for one token
+
+
+def rotate_whole(x: Tensor, cos: Tensor, sin: Tensor, distance: int, plain: bool) -> Tensor:
+    """x [..., D] rotated as a whole, by wide tables that broadcast to it.
+
+    Args:
+        plain: nothing traces or transforms the operations or differentiates the tables, so that temporaries may be written.
+    """
+    channels, narrow = cos.shape[-1], _NARROW.get(x.dtype)
+    pairs = x if channels == x.shape[-1] else x[..., :channels]
+    pairs = pairs if narrow is None else pairs.float()
+    if plain and channels == 2 * distance:
+        rotated = pairs.roll(distance, -1).mul_(sin).addcmul_(pairs, cos)
+    else:
+        partners = pairs.unflatten(-1, (-1, 2, distance)).roll(1, -2).flatten(-3)  # [..., P / d, 2, d] -> [..., 2 P]
+        rotated = partners.mul_(sin).addcmul_(pairs, cos) if plain else pairs * cos + partners * sin
+    rotated = rotated if narrow is None else narrow(rotated)
     return rotated if channels == x.shape[-1] else torch.cat((rotated, x[..., channels:]), dim=-1)
 
 
@@ -56,14 +71,19 @@ def rotate_blocks(
 ) -> tuple[Tensor, ...]:
     """[B, N, S, D] (heads=-3), [B, S, N, D] or [T, N, D] (heads=-2), rotated by tables [..., P] that broadcast to them."""
     channels = 2 * cos.shape[-1]
-    tables = [_tokens_first(table, heads) for table in wide_tables(cos, sin, distance)]  # [B, S, 1, P / d, 2, d]
+
+    def by_pair(x: Tensor) -> Tensor:  # -> [B, S, N, P / d, 2, d]
+        x = x[..., :channels].unflatten(-1, (-1, 2, distance))
+        x = x if x.ndim == 6 else x[None]
+        return x.transpose(1, 2) if heads == -3 else x
+
+    tables = [by_pair(table) for table in wide_tables(cos, sin, distance)]
     made = tuple(x if inplace else torch.empty_like(x) for x in tensors)
     for x, out in zip(tensors, made, strict=True):
         if channels < x.shape[-1] and not inplace:
             out[..., channels:] = x[..., channels:]
-        pairs, to = (_tokens_first(view[..., :channels].unflatten(-1, (-1, 2, distance)), heads) for view in (x, out))
         if x.numel():
-            _rotate_pieces(_pieces(pairs, to, *tables), x.dtype, inplace)
+            _rotate_pieces(_pieces(by_pair(x), by_pair(out), *tables), x.dtype, inplace)
     return made
 
 
@@ -95,9 +115,3 @@ def _pieces(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor) -> Iterator[tuple[
     for group in groups:
         length = len(group[0])
         yield from zip(*(itertools.repeat(t) if len(t) < length else t.split(size) for t in group), strict=False)
-
-
-def _tokens_first(x: Tensor, heads: int) -> Tensor:
-    """[B, N, S, P / d, 2, d], [B, S, N, ...] or [T, N, ...] -> [B, S, N, P / d, 2, d]."""
-    x = x if x.ndim == 6 else x[None]
-    return x.transpose(1, 2) if heads == -3 else x

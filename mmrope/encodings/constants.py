@@ -27,7 +27,9 @@ class Constants:
     def beside(self, x: Tensor) -> tuple[Tensor, ...]:
         """The arrays as tensors on the device of x."""
         if torch.compiler.is_dynamo_compiling():
-            self._fill(x.device)  # while it traces; the copies are then inputs of its graph, so that it fits other constants, too
+            self._fill(
+                x.device
+            )  # while it traces; the copies are then inputs of its graph, so that it fits other constants, too
             return self._copies[x.device]
         copies = self._copies.get(x.device)
         if copies is None or type(x) is not Tensor:  # a tensor of a trace gets copies of its trace

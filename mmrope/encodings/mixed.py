@@ -61,8 +61,14 @@ class MixedRotary(nn.Module):
         else:
             direction = torch.randn(heads, 2, pairs // 2, axes, generator=generator, **like)
             direction = direction / direction.norm(dim=-1, keepdim=True)
+        fresh = (magnitude[:, None] * direction).flatten(1, 2)  # [N, 2, P / 2, A] -> [N, P, A]
+        mesh = getattr(self.weight, "device_mesh", None)  # of a module that fully_shard has sharded
+        if mesh is not None:
+            from torch.distributed.tensor import distribute_tensor
+
+            fresh = distribute_tensor(fresh, mesh, self.weight.placements)  # pyright: ignore[reportAttributeAccessIssue]
         with torch.no_grad():
-            self.weight.copy_((magnitude[:, None] * direction).flatten(1, 2))  # [N, 2, P / 2, A] -> [N, P, A]
+            self.weight.copy_(fresh)
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """[A, B, S] or packed [A, T] -> cos, sin [B, S, N, P] or [T, N, P], of float32 angles."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Dims = list[tuple[int, int]]  # (stride, size)
+_OF_SEVERAL = ("SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0", "ChunkBackward0")  # autograd's names
 
 
 def check_writable(*tensors: Tensor) -> None:
@@ -21,8 +22,15 @@ def check_writable(*tensors: Tensor) -> None:
                 f"inplace=True: elements of a tensor {list(x.shape)} with strides {list(x.stride())} lie in the same place (an "
                 "expanded view, for one) and would be rotated more than once: rotate x.contiguous(), or leave inplace out"
             )
-        if x.requires_grad and x.is_leaf and torch.is_grad_enabled():
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            continue
+        if x.is_leaf:
             raise ValueError("inplace=True: a leaf that requires a gradient cannot be written to: leave inplace out")
+        if type(x.grad_fn).__name__ in _OF_SEVERAL:
+            raise ValueError(
+                "inplace=True: autograd lets no view be written that chunk, split or unbind made along with others: slice the "
+                "tensor instead (qkv[..., :n]), or leave inplace out"
+            )
     for n, x in enumerate(tensors):
         if any(share(x, y) for y in tensors[:n]):
             raise ValueError(

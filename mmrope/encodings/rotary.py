@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
 
 from mmrope.encodings import blocks as cpu
 from mmrope.encodings.constants import Constants, transformed
@@ -94,7 +95,7 @@ class RotaryEmbedding(nn.Module):
         axis, *constants = self._constants.beside(position_ids)
         inv_freq, turns, whole = self._at_length(length, position_ids, *constants)
         ids = self._by_pair(position_ids, axis)  # [B, S, P]
-        angle = ids.to(torch.float32) * inv_freq if self.angles == "hf" else exact_angle(ids, turns, whole)
+        angle = ids.to(torch.float32) * inv_freq if self.angles == "hf" else exact_angle(ids, turns, whole, inv_freq)
         cos, sin = angle.cos(), angle.sin()
         if fold and self.spec.attention_factor != 1:
             cos, sin = cos * self.spec.attention_factor, sin * self.spec.attention_factor
@@ -224,11 +225,11 @@ class RotaryEmbedding(nn.Module):
         if self.backend_for(q, backend) == "triton" and self.spec.temperature is None:
             return self._by_kernel(q, k, position_ids, length, heads, inplace=False, norm=(q_weight, k_weight, eps))
         working = torch.float64 if q.dtype == torch.float64 else torch.float32
-        normed = (
+        normed_q, normed_k = (
             x.to(working) * (x.to(working).square().mean(dim=-1, keepdim=True) + eps).rsqrt() * weight.to(working)
             for x, weight in ((q, q_weight), (k, k_weight))
         )
-        rotated = self.rotate(*normed, position_ids, length=length, heads=heads, backend=backend)
+        rotated = self.rotate(normed_q, normed_k, position_ids, length=length, heads=heads, backend=backend)
         return rotated[0].to(q.dtype), rotated[1].to(k.dtype)
 
     def shift(
@@ -291,6 +292,8 @@ class RotaryEmbedding(nn.Module):
             missing = f"it has float32 arithmetic, and q is {q.dtype}"
         elif self.spec.axis.ndim != 1:
             missing = "it has no axes by KV head"
+        elif forward_ad._current_level >= 0 or transformed():
+            missing = "it has no forward-mode derivative and no transforms of torch.func"
         if backend == "triton" and missing:
             raise ValueError(f"backend='triton' cannot be had: {missing}")
         return "triton" if missing is None else "torch"
@@ -310,7 +313,8 @@ class RotaryEmbedding(nn.Module):
         if self.angles == "exact" and not position_ids.dtype.is_floating_point and not self.spec.needs_length:
             self._check_ids(position_ids)
             axis, _, turns, *_ = self._constants.beside(position_ids)
-            places, angles = position_ids.shape[1:], (position_ids, axis, turns, self.spec.attention_factor)
+            places: torch.Size = position_ids.shape[1:]
+            angles: tuple[Any, ...] = (position_ids, axis, turns, self.spec.attention_factor)
             rotate, norm_rotate = kernel.rotate_by_ids, kernel.norm_rotate_by_ids
         else:
             angles = self(position_ids, length=length)
@@ -416,7 +420,8 @@ def _rotate(
         return tensors if inplace else tuple(x.clone() for x in tensors)
     if cos.ndim == tensors[0].ndim:  # tables by KV head
         return tuple(
-            _rotate_alike((x,), *(_repeated(t, x, heads) for t in (cos, sin)), distance, heads, inplace)[0] for x in tensors
+            _rotate_alike((x,), _repeated(cos, x, heads), _repeated(sin, x, heads), distance, heads, inplace)[0]
+            for x in tensors
         )
     return _rotate_alike(tensors, cos.unsqueeze(heads), sin.unsqueeze(heads), distance, heads, inplace)
 
@@ -425,28 +430,31 @@ def _rotate_alike(
     tensors: tuple[Tensor, ...], cos: Tensor, sin: Tensor, distance: int, heads: int, inplace: bool
 ) -> tuple[Tensor, ...]:
     """By tables [B, 1, S, P] (heads=-3) or [B, S, 1, P] that broadcast to all of the tensors."""
-    if _in_blocks(tensors, cos, sin):
+    plain = _is_plain(tensors, cos, sin)
+    if plain and any(x.numel() > cpu.BLOCK and _has_blocks(x) for x in tensors):
         if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
             return cpu.rotate_blocks(tensors, cos, sin, distance, heads, inplace)
         # in place one by one: autograd lets a function write to a view only if it returns nothing else
         groups = [(x,) for x in tensors] if inplace else [tensors]
         return tuple(y for group in groups for y in cpu.RotateBlocks.apply(distance, heads, inplace, *group, cos, sin))
-    wide = cpu.wide_tables(cos, sin, distance)
-    rotated = tuple(cpu.rotate_small(x, *wide, distance) for x in tensors)
-    return tuple(x.copy_(y) for x, y in zip(tensors, rotated, strict=True)) if inplace else rotated
+    wide_cos, wide_sin = cpu.wide_tables(cos, sin, distance)
+    rotated = [cpu.rotate_whole(x, wide_cos, wide_sin, distance, plain) for x in tensors]
+    return tuple([x.copy_(y) for x, y in zip(tensors, rotated, strict=True)] if inplace else rotated)
 
 
-def _in_blocks(tensors: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> bool:
-    """Whether to rotate by blocks of tokens: large plain tensors on the CPU, whose temporaries would cost more than the
-    arithmetic. What traces, transforms or differentiates the tables takes operations that it knows."""
-    if torch.compiler.is_compiling() or not any(x.numel() > cpu.BLOCK for x in tensors):
+def _is_plain(tensors: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> bool:
+    """Whether nothing traces or transforms the operations, or differentiates the tables: that takes operations it knows."""
+    if torch.compiler.is_compiling() or cos.requires_grad or sin.requires_grad:
         return False
-    if any(x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16, torch.float16) for x in tensors):
-        return False
-    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in (*tensors, cos, sin)):
-        return False
-    forward = forward_ad._current_level >= 0  # forward-mode differentiation
-    return not (forward or transformed() or cos.requires_grad or sin.requires_grad)
+    for x in (*tensors, cos, sin):
+        if type(x) is not Tensor and type(x) is not nn.Parameter:
+            return False
+    return not (forward_ad._current_level >= 0 or transformed())  # forward-mode differentiation; torch.func
+
+
+def _has_blocks(x: Tensor) -> bool:
+    """Large tensors on a CPU are rotated in blocks: their temporaries would cost more than the arithmetic."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _repeated(table: Tensor, x: Tensor, heads: int) -> Tensor:
@@ -456,6 +464,10 @@ def _repeated(table: Tensor, x: Tensor, heads: int) -> Tensor:
 
 def _check(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
     shape, table = x.shape, cos.shape
+    if heads == -3 and len(shape) == 4 and len(table) == 3 and x.is_floating_point() and table == sin.shape:
+        b, tokens, pairs = table
+        if tokens == shape[2] and (b == shape[0] or b == 1) and 2 * pairs <= shape[3]:
+            return  # the usual case, at once
     if not x.dtype.is_floating_point:
         raise ValueError(f"what is rotated must be floating-point numbers, got {x.dtype}")
     if heads not in (-3, -2) or len(shape) not in (3, 4) or (heads == -3 and len(shape) == 3):
@@ -466,9 +478,7 @@ def _check(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
         if shape[heads] % table[-2]:
             raise ValueError(f"cos and sin are for {table[-2]} KV heads, but x {list(shape)} has {shape[heads]} heads")
         table = (*table[:-2], table[-1])
-    elif table != sin.shape:
-        table = ()
-    if len(table) != len(shape) - 1 or 2 * table[-1] > shape[-1]:
+    if cos.shape != sin.shape or len(table) != len(shape) - 1 or 2 * table[-1] > shape[-1]:
         raise ValueError(
             f"cos and sin must be [B, S, P] (or [T, P]) with 2 P <= {shape[-1]} for x {list(shape)}, "
             f"got {list(cos.shape)} and {list(sin.shape)}"
@@ -490,9 +500,10 @@ def _check_tokens(shape: torch.Size, places: tuple[int, ...], heads: int, what: 
 
 def _check_kernel(q: Tensor, k: Tensor, places: tuple[int, ...], channels: int, heads: int) -> None:
     """What the kernel trusts."""
-    if q.shape[-1] != k.shape[-1] or q.ndim != k.ndim or channels > q.shape[-1]:
+    if q.shape[-1] != k.shape[-1] or q.ndim != k.ndim or channels > q.shape[-1] or q.shape[:-3] != k.shape[:-3]:
         raise ValueError(
-            f"q and k must have equal head_dim, of {channels} channels at least, got {list(q.shape)}, {list(k.shape)}"
+            f"q and k must be of one batch and of equal head_dim, of {channels} channels at least, got {list(q.shape)}, "
+            f"{list(k.shape)}"
         )
     if q.dtype != k.dtype or q.device != k.device or not q.dtype.is_floating_point or q.dtype == torch.float64:
         raise ValueError(
@@ -523,8 +534,9 @@ def check_ids_dtype(ids: Tensor, name: str) -> None:
         )
 
 
-def exact_angle(ids: Tensor, turns: Tensor, whole: Tensor) -> Tensor:
-    """ids times `turns`, without whole turns: float32, -pi .. pi. Past 2^31 fractional ids give nan."""
+def exact_angle(ids: Tensor, turns: Tensor, whole: Tensor, inv_freq: Tensor) -> Tensor:
+    """ids times `turns`, without whole turns: float32, -pi .. pi. Past 2^31 fractional ids give nan. Their gradient is that of
+    ids times inv_freq."""
     if not ids.dtype.is_floating_point:
         # whole turns fall off the top of the int64 product; its upper half is the angle, in 2^32 steps
         return ((ids.to(torch.int64) * turns) >> 32).to(torch.float32) * (2 * np.pi / 2**32)
@@ -532,7 +544,8 @@ def exact_angle(ids: Tensor, turns: Tensor, whole: Tensor) -> Tensor:
     part = fixed & 0xFFFFFFFF  # of an id, in steps of 2^-32; a part of a whole turn is no whole turn
     product = (fixed >> 32) * turns + part * (turns >> 32) + (part * whole << 32)
     angle = (product >> 32).to(torch.float32) * (2 * np.pi / 2**32)
-    return angle.where((ids >= -(2.0**31)) & (ids < 2.0**31), torch.nan)
+    angle = angle.where((ids >= -(2.0**31)) & (ids < 2.0**31), torch.nan)
+    return angle + (ids - ids.detach()).to(torch.float32) * inv_freq  # nothing but a gradient
 
 
 def _turns_on_device(inv_freq: Tensor) -> Tensor:
@@ -547,8 +560,9 @@ def _turns_on_device(inv_freq: Tensor) -> Tensor:
 
 def _torch_powers(dim: int, theta: float, over: int | None = None) -> np.ndarray:
     """theta^(2i / over), as transformers computes it on the CPU; whatever the default device and dtype are."""
-    exponent = torch.from_numpy(np.arange(0, dim, 2, dtype=np.float32)) / (over or dim or 1)
-    return torch.pow(theta, exponent).numpy()
+    with _disable_current_modes():  # also where tensors that are made are fakes
+        exponent = torch.from_numpy(np.arange(0, dim, 2, dtype=np.float32)) / (over or dim or 1)
+        return torch.pow(theta, exponent).numpy()
 
 
 def _is_exporting() -> bool:

@@ -367,7 +367,7 @@ class Temperature:
             _check_positive("Temperature", name, getattr(self, name))
 
 
-def _check_positive(kind: str, name: str, value: object) -> None:
+def _check_positive(kind: str, name: str, value: Any) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and math.isfinite(value) and value > 0):
         raise ValueError(f"{kind}: {name} must be a positive number, got {value!r}")

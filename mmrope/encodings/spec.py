@@ -451,7 +451,7 @@ def _axis_indices(axis: str | Sequence[int] | np.ndarray, axes: str) -> np.ndarr
 def _run_lengths(axis: np.ndarray) -> list[int]:
     """How many pairs in a row have the same axis."""
     edges = np.flatnonzero(np.diff(axis)) + 1 if axis.ndim == 1 else np.zeros(0, dtype=np.int64)
-    return np.diff([0, *edges, axis.shape[-1]]).tolist()
+    return np.diff(np.array([0, *edges, axis.shape[-1]])).tolist()
 
 
 def _rotary_dim(head_dim: int, rotary_dim: int | None) -> int:

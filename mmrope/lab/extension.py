@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmrope.encodings.scaling import NTK, PI, DynamicNTK, ntk_by_parts, YaRN
+from mmrope.encodings.scaling import NTK, PI, DynamicNTK, YaRN, ntk_by_parts
 from mmrope.encodings.spec import RotarySpec
 from mmrope.lab import length as texts
 from mmrope.lab.encodings import Rotary, counted

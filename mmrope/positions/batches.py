@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmrope.positions.build import Positions, Rows, batch_of, fits_int32, output, shared_ramp, write_row
+from mmrope.positions.build import LARGEST, Positions, Rows, batch_of, check_fits, output, shared_ramp, write_row
 from mmrope.positions.families import family as find_family
 from mmrope.positions.plan import plan
 from mmrope.positions.rules import Family
@@ -147,8 +147,8 @@ def pack(rows: Rows, family: Family | str, *, multiple_of: int = 1, dtype: Any =
     padded = [_up(length, multiple) for length in p.lengths]
     starts = _totals(padded)
     ids = output(None, dtype, (len(family.axes), int(starts[-1])), family)
-    if ids.dtype == np.int32:
-        fits_int32(p.bounds())
+    if ids.dtype in LARGEST:
+        check_fits(p.bounds(), ids.dtype)
     ramp, none = shared_ramp(ids, len(real), max(p.lengths)), np.zeros(0, dtype=bool)
     for b, (start, length, end) in enumerate(zip(starts[:-1].tolist(), p.lengths, starts[1:].tolist(), strict=True)):
         write_row(ids[:, start : start + length], none, p, b, 0, length, ramp)  # without padding there is no mask to write

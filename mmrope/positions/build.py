@@ -111,13 +111,15 @@ def position_ids(
     length = _common_length(p.lengths)
     start, stop = _slice(start, stop, length)
     ids = output(out, dtype, (len(family.axes), len(batch), stop - start), family)
-    if ids.dtype == np.int32:
-        fits_int32(p.bounds(start, stop))
+    if ids.dtype in LARGEST:
+        check_fits(p.bounds(start, stop), ids.dtype)
     mask = np.ones(ids.shape[1:], dtype=bool)  # [B, S]
     ramp = shared_ramp(ids, len(batch), stop - start)
     for b in range(len(batch)):
         write_row(ids[:, b], mask[b], p, b, start, stop, ramp)
-    return Positions(ids, mask, np.array(p.next, dtype=family.dtype), family, tuple(batch), start)
+    return Positions(
+        ids, mask, np.array(p.next, dtype=ids.dtype if family.fractional else family.dtype), family, tuple(batch), start
+    )
 
 
 def real_tokens(row: Row, stop: int | None = None) -> int:
@@ -129,11 +131,16 @@ def real_tokens(row: Row, stop: int | None = None) -> int:
     return int(before[row.kind != PAD].sum()) + max(stop - length, 0)
 
 
-def fits_int32(bounds: tuple[int, int]) -> None:
-    """Refuses ids that numpy would wrap."""
+# the largest ids that a narrow dtype holds: int32 would wrap past it, float32 give neighbours one number
+LARGEST = {np.dtype(np.int32): (2**31 - 1, "int64"), np.dtype(np.float32): (2**24, "float64")}
+
+
+def check_fits(bounds: tuple[float, float], dtype: np.dtype) -> None:
+    """Refuses ids that a narrow dtype cannot tell apart."""
+    largest, wider = LARGEST[dtype]
     for bound in bounds:
-        if abs(bound) > np.iinfo(np.int32).max:
-            raise ValueError(f"position id {bound:,} does not fit int32; ask for int64 (dtype=, or the dtype of out)")
+        if abs(bound) > largest:
+            raise ValueError(f"position id {bound:,} does not fit {dtype}; ask for {wider} (dtype=, or the dtype of out)")
 
 
 # --- writing ids ------------------------------------------------------------------------------------------------------

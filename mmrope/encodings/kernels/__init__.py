@@ -1,1 +1,0 @@
-"""Second ways to the same numbers: kernels, chosen by name, never required. PyTorch defines the mathematics."""
