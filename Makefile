@@ -9,10 +9,11 @@ DEVICE ?= auto
 BIN := .venv/bin
 
 ifeq ($(UV),no)
-INSTALL = $(BIN)/python -m pip install --constraint constraints.txt
+PIP = $(BIN)/python -m pip install
 else
-INSTALL = $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt
+PIP = $(BIN)/uv pip install --python $(BIN)/python
 endif
+INSTALL = $(PIP) --constraint constraints.txt
 
 .PHONY: help demo test check gpu references samples constraints clean
 
@@ -22,7 +23,7 @@ help:
 demo: .venv/demo  ## ids, pictures and a small model on real photographs and a video
 	$(BIN)/python scripts/demo.py --device $(DEVICE)
 
-test: .venv/dev check  ## every test, after `make check`, a process a core
+test: .venv/dev .venv/kernels check  ## every test, after `make check`, a process a core
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: .venv/dev  ## format, lint, types
@@ -30,7 +31,7 @@ check: .venv/dev  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-gpu: .venv/dev  ## the tests that need a GPU, the kernel's on it, and its bench; fails without one
+gpu: .venv/dev  ## scripts/gpu.py, which needs no .venv: the kernel's tests and bench on a GPU; then the models' tests on it
 	PYTHONPATH=. $(BIN)/python scripts/gpu.py
 	MMROPE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu --ignore tests/test_gpu.py
 
@@ -60,6 +61,12 @@ endif
 
 .venv/demo: .venv/base pyproject.toml
 	$(INSTALL) -e '.[viz]'
+	@touch $@
+
+# beside the environment, for tests/test_adapter_kernels.py alone: a transformers and a kernels that it takes
+.venv/kernels: tests/overlay.txt | .venv/dev
+	rm -rf .venv/overlay
+	$(PIP) --target .venv/overlay --no-deps --requirement tests/overlay.txt
 	@touch $@
 
 .venv/dev: .venv/base pyproject.toml

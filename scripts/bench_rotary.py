@@ -69,11 +69,11 @@ def inputs(batch: int, tokens: int, dtype: torch.dtype, device: str) -> tuple[to
 
 
 def check_equal(calls: Calls, names: tuple[str, str]) -> None:
-    """That two of the calls say the same; in place ones are checked by the tests."""
+    """That two of the calls say the same, in front, where transformers' float32 angles are right; in place: see the tests."""
     if all(name in calls for name in names):
         for one, other in zip(*(calls[name]() for name in names), strict=True):
-            half = one.dtype != torch.float32
-            torch.testing.assert_close(one, other, atol=5e-2 if half else 2e-3, rtol=2e-2)
+            half, front = one.dtype != torch.float32, (..., slice(4096), slice(None))
+            torch.testing.assert_close(one[front], other[front], atol=5e-2 if half else 2e-3, rtol=2e-2)
 
 
 def from_tables(batch: int, tokens: int, dtype: torch.dtype, device: str, compiled: bool = False) -> Calls:
@@ -187,7 +187,7 @@ def norms(tokens: int, dtype: torch.dtype, device: str, backward: bool) -> Calls
     return {name: (lambda turn=turn: run(turn)) for name, turn in turns.items()}
 
 
-def vision(patches: int, dtype: torch.dtype, device: str) -> Calls:
+def vision(patches: int, dtype: torch.dtype, device: str, compiled: bool = True) -> Calls:
     """Qwen2-VL's tower: 16 heads of 80 channels, h and w, packed [T, N, D]."""
     side = int(patches**0.5)
     ids = torch.stack([torch.arange(side * side) // side, torch.arange(side * side) % side]).to(device)
@@ -199,8 +199,9 @@ def vision(patches: int, dtype: torch.dtype, device: str) -> Calls:
     if upstream is not None:
         turn = upstream.apply_rotary_pos_emb_vision
         calls["transformers, eager"] = lambda: turn(q, k, *wide)
-        compiled = torch.compile(turn, dynamic=False)
-        calls["transformers, compiled"] = lambda: compiled(q, k, *wide)
+        if compiled:
+            made = torch.compile(turn, dynamic=False)
+            calls["transformers, compiled"] = lambda: made(q, k, *wide)
     calls["mmrope"] = lambda: rope.rotate(q, k, ids, heads=-2, backend="torch")
     check_equal(calls, ("transformers, eager", "mmrope"))
     if device == "cuda":
@@ -260,7 +261,7 @@ def cpu_cases(memory: str, quick: bool) -> Iterator[Case]:
             if memory == "warm":
                 yield f"tables, 131072, {named(dtype)}", lambda d=dtype: from_tables(1, 131_072, d, "cpu")
     if memory == "warm":
-        yield "vision, 1024 patches, bfloat16", lambda: vision(64 if quick else 1024, torch.bfloat16, "cpu")
+        yield "vision, 1024 patches, bfloat16", lambda: vision(64 if quick else 1024, torch.bfloat16, "cpu", compiled=not quick)
         yield "only the tables, 131072", lambda: tables(64 if quick else 131_072, "cpu")
 
 

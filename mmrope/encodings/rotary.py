@@ -34,7 +34,9 @@ class RotaryEmbedding(nn.Module):
     Args:
         spec: the frequencies and axes.
         angles: "exact" reduces position * inv_freq by whole turns in 64-bit integers, so that cos and sin are right to
-            1e-6 at every position from -2^31 to 2^31, whole or fractional (fractions of an id count to 2^-32).
+            1e-6 at every position from -2^31 to 2^31, whole or fractional (fractions of an id count to 2^-32). Past the
+            original length DynamicNTK's frequencies are float32 arithmetic on the device: right to two units in the last
+            place, and the same for all tokens.
             "hf" is the plain float32 product of Hugging Face models, with their frequencies to the last bit, on the CPU (but
             for DynamicNTK past the original length); it is off by 2e-3 at position 1e5 and by 3e-2 at 1e6.
 
