@@ -314,7 +314,11 @@ def run(
             if time.time() > until:
                 report([{"case": case, "what": "not reached: the time was up", "least": None, "median": None}])
                 continue
-            found = measure(make(), rounds if "131072" not in case or device == "cuda" else 3, device)
+            try:
+                found = measure(make(), rounds if "131072" not in case or device == "cuda" else 3, device)
+            except (RuntimeError, AssertionError, ValueError) as error:  # the other cases are worth having, too; it is told
+                report([{"case": case, "what": f"failed: {str(error).splitlines()[0]}", "least": None, "median": None}])
+                continue
             report([{"case": case, "what": what, "least": least, "median": median} for what, (least, median) in found.items()])
             torch.compiler.reset()
 

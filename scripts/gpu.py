@@ -90,7 +90,7 @@ def tests(asked: argparse.Namespace, found: dict[str, Any], save: Callable[[], N
         *files,
         *chosen,
     ]
-    limit = max(30.0, min(120.0, asked.until - time.time()))
+    limit = max(1.0, min(120.0, asked.until - time.time()))
     try:
         done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=limit, check=False)
         said, code = (done.stdout + done.stderr).splitlines(), done.returncode
@@ -123,6 +123,9 @@ def bench(asked: argparse.Namespace, found: dict[str, Any], save: Callable[[], N
         bench_rotary.run(bench_rotary.cpu_cases("warm", quick=True), "cpu", 1, asked.until - 40, report)
     else:
         bench_rotary.run(bench_rotary.gpu_cases(), "cuda", 7, asked.until - 40, report)
+    broken = [f"{each['case']}: {each['what']}" for each in rows if each["what"].startswith("failed")]
+    if broken:
+        found.setdefault("failed", {})["bench"] = "\n".join(broken)
     found["heading"] = bench_rotary.heading("cpu" if asked.dry else "cuda")
 
 
@@ -131,6 +134,9 @@ def model(asked: argparse.Namespace, found: dict[str, Any], save: Callable[[], N
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         found["model"] = {"left out": f"{', '.join(missing)} cannot be imported here"}
+        return
+    if time.time() > asked.until - 15:
+        found["model"] = {"left out": "the time was up"}
         return
     import torch
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from mmrope import RotaryEmbedding, RotarySpec, YaRN, apply_rotary, rotate
 from mmrope.encodings.blocks import BLOCK
@@ -133,33 +135,76 @@ def test_gradients_pass_through_views_that_are_written(tokens):
     torch.testing.assert_close(*found)
 
 
-@pytest.mark.parametrize("tokens", TOKENS)
-def test_a_leaf_is_not_written(tokens):
-    leaf = torch.randn(1, 28, tokens, 128, requires_grad=True)
-    before = leaf.detach().clone()
-    with pytest.raises(ValueError, match="inplace=True: a leaf that requires a gradient cannot be written to"):
-        rotate(leaf, *ROPE(ids(tokens)), inplace=True)
-    assert torch.equal(leaf, before)
-    with torch.no_grad():
-        rotate(leaf, *ROPE(ids(tokens)), inplace=True)
-    assert not torch.equal(leaf, before)
+def forbidden():
+    """Tensors that autograd does not let be written: [1, 28, S, 128] of [.., S, ..], and what holds them."""
+
+    def split(x):  # as models do it
+        q, _ = x.transpose(1, 2).flatten(-2).split((28 * 128, 28 * 128), dim=-1)
+        return q.unflatten(-1, (28, 128)).transpose(1, 2)
+
+    grows = lambda tokens: torch.randn(1, 28, tokens, 256, requires_grad=True)  # noqa: E731
+    return {
+        "a leaf": lambda tokens: (leaf := torch.randn(1, 28, tokens, 128, requires_grad=True), leaf),
+        "a view of a leaf": lambda tokens: (leaf := torch.nn.Parameter(torch.randn(1, 28, tokens, 256)), leaf[..., :128]),
+        "chunk": lambda tokens: (x := grows(tokens) * 1, x.chunk(2, dim=-1)[0]),
+        "split": lambda tokens: (x := grows(tokens) * 1, x.split((128, 128), dim=-1)[1]),
+        "unbind": lambda tokens: (x := grows(tokens) * 1, x.unflatten(-1, (2, 128)).unbind(-2)[0]),
+        "views of split": lambda tokens: (x := grows(tokens) * 1, split(x)),
+    }
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize(
-    "cut",
-    [
-        lambda x: x.chunk(2, dim=-1)[0],
-        lambda x: x.split((128, 128), dim=-1)[1],
-        lambda x: x.unflatten(-1, (2, 128)).unbind(-2)[0],
-    ],
-)
-def test_views_that_autograd_does_not_let_be_written_are_refused_before(tokens, cut):
-    x = torch.randn(1, 28, tokens, 256, requires_grad=True) * 1
-    view, before = cut(x), x.detach().clone()
-    with pytest.raises(ValueError, match="lets no view be written that chunk, split or unbind made along with others: slice"):
-        rotate(view, *ROPE(ids(tokens)), inplace=True)
+@pytest.mark.parametrize("name", forbidden())
+def test_what_autograd_does_not_let_be_written_is_refused_before(name, tokens):
+    """At every size: it says no by itself only after a function has written."""
+    store, view = forbidden()[name](tokens)
+    before = store.detach().clone()
+    for backend in ("torch", "triton") if tokens < 70 else ("torch",):
+        with pytest.raises(ValueError, match=r"inplace=True: autograd does not let this tensor be written: .* Pass slices"):
+            ROPE.rotate(view, torch.randn(1, 2, tokens, 128).to(view.device), ids(tokens), inplace=True, backend=backend)
+        assert torch.equal(store, before)
+    if name == "a leaf":
+        with torch.no_grad():
+            rotate(view, *ROPE(ids(tokens)), inplace=True)
+        assert not torch.equal(store, before)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_tensors_of_inference_mode_are_not_written_outside_it(tokens):
+    with torch.inference_mode():
+        x = torch.randn(1, 28, tokens, 128)
+        rotate(x, *ROPE(ids(tokens)), inplace=True)
+    before = x.clone()
+    with pytest.raises(ValueError, match="autograd does not let this tensor be written: Inplace update to inference tensor"):
+        rotate(x, *ROPE(ids(tokens)), inplace=True)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("tokens", [3, 300])
+def test_tensors_without_memory_are_taken(tokens):
+    """Of the meta device, of traces and transforms: what is not there does not overlap."""
+    q, k = torch.randn(2, 28, tokens, 128), torch.randn(2, 4, tokens, 128)
+    cos, sin = ROPE(ids(tokens))
+    wanted = apply_rotary(q, k, cos, sin)
+    meta = apply_rotary(*(x.to("meta") for x in (q, k, cos, sin)), inplace=True)
+    assert meta[0].shape == q.shape
+    with FakeTensorMode() as mode:
+        fakes = apply_rotary(*(mode.from_tensor(x) for x in (q, k, cos, sin)), inplace=True)
+        assert fakes[1].shape == k.shape
+    mapped = torch.func.vmap(lambda q, k: apply_rotary(q[None], k[None], cos, sin, inplace=True))(q.clone(), k.clone())
+    torch.testing.assert_close(mapped[0][:, 0], wanted[0], atol=1e-5, rtol=0)
+    made = torch.func.functionalize(lambda q, k: apply_rotary(q, k, cos, sin, inplace=True))(q.clone(), k.clone())
+    torch.testing.assert_close(made, wanted, atol=1e-5, rtol=0)
+    write = lambda q, k, cos, sin: apply_rotary(q, k, cos, sin, inplace=True)  # noqa: E731
+    graph = make_fx(write, tracing_mode="fake")(q.clone(), k.clone(), cos, sin)
+    torch.testing.assert_close(graph(q.clone(), k.clone(), cos, sin), wanted, atol=1e-5, rtol=0)
+
+
+def test_compiled_code_refuses_partly_overlapping_memory():
+    turn = torch.compile(lambda q, k, p: ROPE.rotate(q, k, p, inplace=True), fullgraph=True, backend="aot_eager", dynamic=False)
+    k = torch.randn(28 * 6 * 128).as_strided((1, 28, 6, 128), (1, 64 * 6, 64, 1))
+    with pytest.raises((ValueError, torch._dynamo.exc.Unsupported), match=r"lie in the same place|Observed exception"):
+        turn(torch.randn(1, 4, 6, 128), k, ids(6))
 
 
 def test_compiled_code_writes_in_place_and_refuses_expanded_memory():

@@ -229,7 +229,7 @@ def test_the_module_survives_what_is_done_to_modules():
         assert torch.equal(other(ids)[0], rope(ids)[0])
         assert other.state_dict() == {}
         assert list(other.parameters()) == []
-    assert repr(rope).startswith("RotaryEmbedding(RotarySpec(head_dim 16, 8 pairs")
+    assert "RotarySpec(head_dim 16, 8 pairs" in repr(rope)
 
 
 def test_one_graph_for_every_length():
@@ -239,6 +239,26 @@ def test_one_graph_for_every_length():
         q, k, ids = normal(0, 1, 4, length, 16), normal(1, 1, 2, length, 16), some_ids(0, 3, 1, length)
         for one, other in zip(compiled(q, k, ids), rope.rotate(q, k, ids), strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_layers_that_are_alike_share_one_graph():
+    """As many as a model has, each with a module of its own, that no call has been through before."""
+
+    class Layer(torch.nn.Module):
+        def __init__(self, theta):
+            super().__init__()
+            self.rope = RotaryEmbedding(RotarySpec.mrope(16, theta=theta, sections=(2, 3, 3)))
+
+        def forward(self, q, ids):
+            return self.rope.rotate(q, q, ids)[0]
+
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    q, ids = normal(0, 1, 4, 7, 16, dtype=torch.float32), some_ids(0, 3, 1, 7)
+    for layer in [Layer(1e4) for _ in range(6)] + [copy.deepcopy(Layer(1e6)) for _ in range(6)]:
+        compiled = torch.compile(layer, fullgraph=True, backend=counter)
+        torch.testing.assert_close(compiled(q, ids), layer(q, ids))
+    assert counter.frame_count == 1
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------
@@ -324,9 +344,25 @@ def test_each_row_may_have_a_length_of_its_own(scaling, angles):
     assert torch.equal(
         rope.rotate(q, q, ids, length=torch.tensor(lengths))[0][2], rope.rotate(q[2:3], q[2:3], ids[:, :1], length=129)[0][0]
     )
-    for wrong in (torch.tensor(lengths[:2]), torch.zeros(4, 7), torch.zeros(1)):
+    for wrong in (torch.tensor(lengths[:2]), torch.zeros(4, 7, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"length must be a number, a tensor of no dimensions, or one for each row \[B\]"):
             rope(ids, length=wrong)
+
+
+@pytest.mark.parametrize("scaling", ["dynamic NTK", "LongRoPE"])
+def test_one_row_of_ids_may_serve_rows_of_several_lengths(scaling):
+    rope, lengths = RotaryEmbedding(RotarySpec.rope(16).scaled(SCALINGS[scaling])), torch.tensor([7, 4000])
+    q, ids = normal(0, 2, 2, 7, 16, dtype=torch.float32), torch.arange(7)[None, None]
+    both = rope.rotate(q, q, ids, length=lengths)[0]
+    for row, length in enumerate((7, 4000)):
+        assert torch.equal(both[row], rope.rotate(q[row : row + 1], q[row : row + 1], ids, length=length)[0][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_lengths_of_narrow_integers_do_not_wrap(dtype):
+    rope = RotaryEmbedding(RotarySpec.rope(16).scaled(DynamicNTK(40_000, 2.0)))
+    ids = torch.arange(3)[None, None]
+    assert torch.equal(rope(ids, length=torch.tensor(5000, dtype=dtype))[0], rope(ids, length=5000)[0])
 
 
 # --- devices without float64 --------------------------------------------------------------------------------------------
@@ -372,7 +408,7 @@ def test_no_float64_is_needed_on_the_device(scaling, angles, kind):
         MixedRotary(16, 2, axes="thw").rotate(q, q, ids)
         assert alibi_bias(alibi_slopes(4), ids[0, 0]).dtype == torch.float32
     for length, (cos, sin) in made.items() if angles == "exact" else ():
-        right = dataclasses.replace(spec, inv_freq=spec.at_length(length), scaling=None)
+        right = dataclasses.replace(spec, inv_freq=spec.at_length(length), scaling=None, spectra=None)
         # the frequencies of dynamic NTK past the original length are right to two units in the last place
         off = 1e-6 if scaling != "dynamic NTK" or length == 100 else 2.4e-7 * 1e5
         assert worst_error([float(p) for p in ids[0, 0]], cos[0], sin[0], right) < off
@@ -425,6 +461,10 @@ def test_a_temperature_is_llama_4s_and_ministral_3s(heads, inplace):
             assert torch.equal(k, plain[1])  # of queries alone
             scale = wanted[None, None, :, None] if heads == -3 else wanted[None, :, None, None]
             torch.testing.assert_close(mine, plain[0] * scale)
+    # narrow integers do not wrap, padding in front of position 0 has no temperature of its own
+    cool = RotaryEmbedding(RotarySpec.nope(16, temperature=Temperature(0.1, 8192, offset=1)))
+    assert torch.equal(cool.temperature(torch.tensor([[0, 254, 255]], dtype=torch.uint8)), torch.ones(3))
+    assert torch.equal(cool.temperature(torch.tensor([[-1, -20_000, 8190]])), torch.ones(3))
     with pytest.raises(ValueError, match="has no temperature"):
         RotaryEmbedding(SPECS["1D"]).temperature(ids[None, None])
     with pytest.raises(ValueError, match="a temperature goes by the one position of a token, but there are 3 axes 'thw'"):
@@ -455,6 +495,7 @@ def test_norm_and_rotation_are_those_of_qwen3_vl(name):
 
 X = torch.zeros(2, 4, 3, 16)
 HALF = torch.zeros(2, 3, 8)
+LONGER = RotaryEmbedding(RotarySpec.rope(16).scaled(DynamicNTK(128, 2.0)))
 
 
 @pytest.mark.parametrize(
@@ -479,6 +520,9 @@ HALF = torch.zeros(2, 3, 8)
         (lambda: SinusoidalEmbedding(16)(torch.zeros(3, dtype=torch.bfloat16)), r"positions are torch.bfloat16"),
         (lambda: XPos(16).rotate(X, X, torch.zeros(1, 2, 3, dtype=torch.float16)), r"position_ids are torch.float16"),
         (lambda: MixedRotary(16, 4)(torch.zeros(2, 2, 3, dtype=torch.bfloat16)), r"position_ids are torch.bfloat16"),
+        (lambda: RotaryEmbedding(SPECS["1D"]).shift(X, -0.5), r"delta must be a whole number, or a tensor of the shape of position_ids, got -0.5"),
+        (lambda: LONGER(torch.zeros(1, 2, 3), length=30001.7), r"length must be a whole number or a tensor of integers, got 30001.7"),
+        (lambda: LONGER(torch.zeros(1, 2, 3), length=torch.tensor(3.0)), r"length must be a whole number or a tensor of integers"),
         (lambda: rotate(X, HALF, HALF, pairing="block_half"), r"pairing 'block_half' of 8 pairs needs blocks=, .* got None"),
         (lambda: rotate(X, HALF, HALF, pairing="block_half", blocks=3), r"needs blocks=, .* got 3"),
     ],
@@ -673,6 +717,23 @@ def test_the_kernel_is_reached_with_what_it_needs(scaling, pairing, inplace):
         weights = normal(5, 20, dtype=torch.float32).to(DEVICE), normal(6, 20, dtype=torch.float32).to(DEVICE)
         wanted = rope.norm_rotate(q, k, *weights, ids, backend="torch", **length)
         torch.testing.assert_close(rope.norm_rotate(q, k, *weights, ids, backend="triton", **length), wanted, atol=1e-5, rtol=0)
+
+
+def test_positions_that_need_a_gradient_take_the_definition():
+    rope = RotaryEmbedding(SPECS["1D"])
+    q = normal(0, 1, 2, 3, 16, dtype=torch.float32).to(DEVICE)
+    ids = torch.tensor([[[0.5, 1.5, 2.25]]], device=DEVICE, requires_grad=True)
+    rope.rotate(q, q, ids)[0].square().mul(torch.arange(16.0, device=DEVICE)).sum().backward()
+    assert ids.grad.abs().min() > 0
+    weight = torch.ones(16, device=DEVICE)
+    for call in (
+        lambda: rope.rotate(q, q, ids, backend="triton"),
+        lambda: rope.norm_rotate(q, q, weight, weight, ids, backend="triton"),
+    ):
+        with pytest.raises(ValueError, match="cannot be had: it gives position_ids no gradient, and they require one"):
+            call()
+    with torch.no_grad():
+        rope.rotate(q, q, ids, backend="triton")
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

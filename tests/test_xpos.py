@@ -53,6 +53,18 @@ def test_factors_are_right_at_any_position_without_float64(position, center, who
     np.testing.assert_allclose(made[fits], wanted[fits], rtol=1e-6)
 
 
+def test_fractional_positions_have_the_gradient_of_rotation_and_factor():
+    xpos, q = XPos(8, scale_base=4), torch.randn(1, 1, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[[0.5, 3.25, 7.75]]], dtype=torch.float64, requires_grad=True)
+    total = lambda ids: (xpos.rotate(q, q, ids)[0] * torch.arange(8.0)).sum()  # noqa: E731
+    [mine] = torch.autograd.grad(total(ids), ids)
+    step = torch.zeros_like(ids)
+    for n in range(3):
+        step.zero_()[0, 0, n] = 1e-3
+        slope = (total(ids + step) - total(ids - step)) / 2e-3
+        torch.testing.assert_close(mine[0, 0, n], slope, rtol=1e-3, atol=1e-3)
+
+
 def test_scores_fade_with_distance_and_norms_are_not_kept():
     """Pair by pair: zeta^(distance / 512) times the rotation's score."""
     xpos = XPos(64)

@@ -68,7 +68,8 @@ def rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int 
         )
     heads, pairs = unsqueeze_dim - 4, cos.shape[-1] // 2
     cos, sin = cos[..., :pairs], sin[..., :pairs]  # [B, S, P]
-    if not q.is_cuda or q.dtype == torch.float64:  # which the kernel does not have
+    learned = torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad)
+    if not q.is_cuda or q.dtype == torch.float64 or learned:  # which the kernel does not have
         return apply_rotary(q, k, cos, sin, heads=heads)
     from mmrope.encodings.kernel import rotate_by_tables
 

@@ -41,7 +41,7 @@ def rotate_whole(x: Tensor, cos: Tensor, sin: Tensor, distance: int, plain: bool
         rotated = pairs.roll(distance, -1).mul_(sin).addcmul_(pairs, cos)
     else:
         partners = pairs.unflatten(-1, (-1, 2, distance)).roll(1, -2).flatten(-3)  # [..., P / d, 2, d] -> [..., 2 P]
-        rotated = partners.mul_(sin).addcmul_(pairs, cos) if plain else pairs * cos + partners * sin
+        rotated = partners.mul_(sin).addcmul_(pairs, cos) if plain else (pairs * cos + partners * sin).to(pairs.dtype)
     rotated = rotated if narrow is None else narrow(rotated)
     return rotated if channels == x.shape[-1] else torch.cat((rotated, x[..., channels:]), dim=-1)
 

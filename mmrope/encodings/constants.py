@@ -6,23 +6,27 @@ module: they are arrays, and each device gets its copies where they are first ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class Constants:
-    """Arrays, and their copies on each device.
+class Constants(nn.Module):
+    """Arrays, and their copies on each device. It has no parameters and no buffers; a module of its own, it learns of moves.
 
-    A copy is made at the first call on its device, which waits for it; later calls wait for nothing. Deep copies and pickles
-    carry the arrays alone.
+    A copy is made where the module is made or moved to, and else at the first call on its device, which waits for it; later
+    calls wait for nothing. Deep copies and pickles carry the arrays alone.
     """
 
     def __init__(self, *arrays: np.ndarray) -> None:
+        super().__init__()
         self._arrays = arrays
         self._copies: dict[torch.device, tuple[Tensor, ...]] = {}
+        self._copy(torch.device("cpu"))
+        self._follow(torch.get_default_device())
 
     def beside(self, x: Tensor) -> tuple[Tensor, ...]:
         """The arrays as tensors on the device of x."""
@@ -35,6 +39,15 @@ class Constants:
         if copies is None or type(x) is not Tensor:  # a tensor of a trace gets copies of its trace
             copies = self._copy(x.device, keep=type(x) is Tensor)
         return copies
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Constants:
+        self._follow(fn(torch.empty(0, device="cpu")).device)
+        return self
+
+    def _follow(self, device: torch.device) -> None:
+        """To a device that the module is made on or moved to: compiled code finds the copies of all its layers there."""
+        if device.type != "meta" and device not in self._copies:
+            self._copy(torch.empty(0, device=device).device)  # "cuda" is one of them by number
 
     def _fill(self, device: torch.device) -> bool:
         for copy in self._copies.get(device) or self._copy(device):

@@ -1,4 +1,4 @@
-"""Whether tensors may be written in place: what no two of their elements share."""
+"""Whether tensors may be written in place: whether any two of their elements lie in the same place."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmrope.encodings.constants import transformed
+
 Dims = list[tuple[int, int]]  # (stride, size)
-_OF_SEVERAL = ("SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0", "ChunkBackward0")  # autograd's names
 
 
 def check_writable(*tensors: Tensor) -> None:
-    """That each element of the tensors lies in a place of its own.
+    """That each element of the tensors lies in a place of its own, and that autograd lets them be written.
 
     Raises:
-        ValueError: tensors whose elements overlap, two that share elements, or a leaf that requires a gradient.
+        ValueError: tensors whose elements overlap, two that share elements, a leaf that requires a gradient or a view of one, a
+            view that chunk, split or unbind made with others, a tensor of inference mode outside it.
     """
     for x in tensors:
         if overlaps(x):
@@ -22,27 +24,38 @@ def check_writable(*tensors: Tensor) -> None:
                 f"inplace=True: elements of a tensor {list(x.shape)} with strides {list(x.stride())} lie in the same place (an "
                 "expanded view, for one) and would be rotated more than once: rotate x.contiguous(), or leave inplace out"
             )
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            continue
-        if x.is_leaf:
-            raise ValueError("inplace=True: a leaf that requires a gradient cannot be written to: leave inplace out")
-        if type(x.grad_fn).__name__ in _OF_SEVERAL:
-            raise ValueError(
-                "inplace=True: autograd lets no view be written that chunk, split or unbind made along with others: slice the "
-                "tensor instead (qkv[..., :n]), or leave inplace out"
-            )
     for n, x in enumerate(tensors):
         if any(share(x, y) for y in tensors[:n]):
             raise ValueError(
                 "inplace=True: q and k share elements, which would be rotated twice: pass views that do not overlap, or leave "
                 "inplace out"
             )
+    if not torch.compiler.is_compiling():
+        for x in tensors:
+            if x.requires_grad or x.is_inference():
+                _ask_autograd(x)
+
+
+def _ask_autograd(x: Tensor) -> None:
+    """By writing to none of its elements: autograd itself says no only after a function has written."""
+    try:
+        x.narrow(-1, 0, 0).mul_(1)
+    except RuntimeError as error:
+        raise ValueError(
+            f"inplace=True: autograd does not let this tensor be written: {error} Pass slices (qkv[..., :n]) in place of "
+            "chunk, split or unbind, no leaf and no view of one, or leave inplace out"
+        ) from error
 
 
 def overlaps(x: Tensor) -> bool:
     """Whether two elements of x lie in the same place."""
-    if torch.compiler.is_compiling():  # of shapes that are symbols, the usual case alone: expanded dimensions
-        return any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
+    if torch.compiler.is_compiling():  # where sizes may be symbols: whether there are fewer places than elements
+        reach = 1
+        for stride, size in zip(x.stride(), x.shape, strict=True):
+            if stride == 0 and size > 1:
+                return True
+            reach += stride * (size - 1)
+        return x.numel() > reach
     if not x.numel():
         return False
     reach = 0
@@ -57,12 +70,13 @@ def overlaps(x: Tensor) -> bool:
 
 
 def share(x: Tensor, y: Tensor) -> bool:
-    """Whether x and y have an element in the same place. Of shapes that are symbols only one tensor passed twice is seen."""
+    """Whether x and y have an element in the same place. What traces or transforms has no places; there only one tensor that is
+    passed twice is seen."""
     if x is y:
         return True
-    if torch.compiler.is_compiling() or not (x.numel() and y.numel()):
+    if torch.compiler.is_compiling() or transformed() or not (type(x) is type(y) is Tensor) or not (x.numel() and y.numel()):
         return False
-    if x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr():
+    if x.untyped_storage()._cdata != y.untyped_storage()._cdata:
         return False
     a, b, start, other = _dims(x), _dims(y), x.storage_offset(), y.storage_offset()
     while True:

@@ -128,10 +128,14 @@ class RotaryEmbedding(nn.Module):
             return inv_freq, turns, whole
         if length is None:
             raise ValueError(f"{scaling} depends on the length of the sequence: pass length=, which is never read from the ids")
+        if isinstance(length, float) or (isinstance(length, Tensor) and length.dtype not in INTEGERS):
+            raise ValueError(f"length must be a whole number or a tensor of integers, got {length!r}")
         if not isinstance(length, Tensor):
             # filled on the device: a number that is copied there would wait for it
             length = torch.full((), length, dtype=torch.int64, device=position_ids.device)
-        if length.ndim and length.shape != position_ids.shape[1:2]:
+        length = length.to(torch.int64)
+        rows = position_ids.shape[1:2]
+        if length.ndim and length.shape != rows and not (length.ndim == 1 and position_ids.ndim == 3 and rows == (1,)):
             raise ValueError(
                 "length must be a number, a tensor of no dimensions, or one for each row [B] (packed: for each token [T]), got "
                 f"{list(length.shape)} for position_ids {list(position_ids.shape)}"
@@ -175,7 +179,7 @@ class RotaryEmbedding(nn.Module):
         Raises:
             ValueError: shapes that do not belong together, memory that cannot be written in place, a backend that is not there.
         """
-        if self.backend_for(q, backend) == "triton":
+        if self._backend(q, position_ids, backend) == "triton":
             rotated = self._by_kernel(q, k, position_ids, length, heads, inplace)
         else:
             cos, sin = self(position_ids, length=length)
@@ -224,7 +228,7 @@ class RotaryEmbedding(nn.Module):
                 raise ValueError(
                     f"{name} must be [{x.shape[-1]}] floating-point numbers, got {list(weight.shape)} {weight.dtype}"
                 )
-        if self.backend_for(q, backend) == "triton" and self.spec.temperature is None:
+        if self._backend(q, position_ids, backend) == "triton" and self.spec.temperature is None:
             return self._by_kernel(q, k, position_ids, length, heads, inplace=False, norm=(q_weight, k_weight, eps))
         working = torch.float64 if q.dtype == torch.float64 else torch.float32
         normed_q, normed_k = (
@@ -261,6 +265,8 @@ class RotaryEmbedding(nn.Module):
             >>> cached = rope.shift(torch.randn(1, 8, 100, 64), -28)
         """
         if not isinstance(delta, Tensor):
+            if not isinstance(delta, int):
+                raise ValueError(f"delta must be a whole number, or a tensor of the shape of position_ids, got {delta!r}")
             tokens = [n for i, n in enumerate(k.shape[:-1]) if i != k.ndim + heads]  # [B, S], or [T]
             delta = torch.full((), delta, dtype=torch.int64, device=k.device).expand(len(self.spec.axes), *tokens)
         cos, sin = self(delta, length=length, fold=False)
@@ -272,8 +278,9 @@ class RotaryEmbedding(nn.Module):
         stated = self.spec.temperature
         if stated is None:
             raise ValueError(f"{self.spec!r} has no temperature: RotarySpec(..., temperature=Temperature(...))")
-        steps = ((position_ids[0] + stated.offset) // stated.floor).to(torch.float32)
-        return steps.log1p() * stated.scale + 1
+        ids = position_ids[0] if position_ids.is_floating_point() else position_ids[0].to(torch.int64)
+        steps = ((ids + stated.offset) // stated.floor).clamp(min=0)  # in front of position 0 as there
+        return steps.to(torch.float32).log1p() * stated.scale + 1
 
     def backend_for(self, q: Tensor, backend: Backend = "auto") -> Literal["torch", "triton"]:
         """What `rotate` takes: "auto" is the kernel for half, bfloat16 and float32 tensors on a GPU, wherever triton is there.
@@ -299,6 +306,14 @@ class RotaryEmbedding(nn.Module):
         if backend == "triton" and missing:
             raise ValueError(f"backend='triton' cannot be had: {missing}")
         return "triton" if missing is None else "torch"
+
+    def _backend(self, q: Tensor, position_ids: Tensor, backend: Backend) -> Literal["torch", "triton"]:
+        """`backend_for`; the kernel gives positions no gradient, so that those which need one take the definition."""
+        if position_ids.requires_grad and torch.is_grad_enabled():
+            if backend == "triton":
+                raise ValueError("backend='triton' cannot be had: it gives position_ids no gradient, and they require one")
+            return "torch"
+        return self.backend_for(q, backend)
 
     def _by_kernel(
         self,
@@ -524,12 +539,12 @@ def _check_kernel(q: Tensor, k: Tensor, places: tuple[int, ...], channels: int, 
 # --- angles -----------------------------------------------------------------------------------------------------------
 
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_ids_dtype(ids: Tensor, name: str) -> None:
     """That the ids are of a type that holds ids."""
-    if ids.dtype not in _INTEGERS and ids.dtype not in (torch.float32, torch.float64):
+    if ids.dtype not in INTEGERS and ids.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"{name} are {ids.dtype}: they must be integers, or float32 or float64 where they are fractional (bfloat16 is off "
             "by up to 2 at 1000). Keep them from casts of the model"

@@ -97,6 +97,7 @@ class RotarySpec:
         if inv_freq.ndim != 1 or not np.isfinite(inv_freq).all():
             raise ValueError(f"inv_freq must be one finite number per pair, [P], got shape {inv_freq.shape}")
         axis = _axis_indices(self.axis, self.axes)
+        axis = axis[0] if axis.ndim == 2 and len(axis) == 1 else axis  # one KV head is all
         if axis.ndim not in (1, 2) or axis.shape[-1:] != inv_freq.shape:
             raise ValueError(
                 f"axis has {axis.shape[-1]} entries for {len(inv_freq)} pairs of inv_freq: one each is needed, [P] or [K, P]"
@@ -332,7 +333,7 @@ class RotarySpec:
         if scaling is not None and not (scaling.in_json or self.needs_length):
             scaling = spectra = None  # one of the user's own: its numbers, inv_freq and factors, say all
         return {
-            "head_dim": self.head_dim,
+            "head_dim": int(self.head_dim),
             "axes": self.axes,
             "axis": self.axis_letters.split(" "),
             "inv_freq": [float(f) for f in self.inv_freq],
@@ -357,24 +358,33 @@ class RotarySpec:
         if set(stated) != keys:
             missing, unknown = sorted(keys - set(stated)), sorted(set(stated) - keys)
             raise ValueError(f"a rotary embedding as JSON has the keys {sorted(keys)}: missing {missing}, unknown {unknown}")
-        heads = [_axis_indices(row, stated["axes"]) for row in stated["axis"]]
-        scaling, spectra, temperature = stated["scaling"], stated["spectra"], stated["temperature"]
-        made = cls(
-            stated["head_dim"],
-            np.array(stated["inv_freq"], dtype=np.float32),
-            heads[0] if len(heads) == 1 else np.stack(heads),
-            stated["axes"],
-            stated["pairing"],
-            scaling=scaling and Scaling.from_dict(scaling),
-            spectra=spectra and Spectra.from_dict(spectra),
-            attention_factor=stated["attention_factor"],
-            score_factor=stated["score_factor"],
-            temperature=temperature and Temperature(**temperature),
-        )
+        try:
+            heads = [_axis_indices(row, stated["axes"]) for row in stated["axis"]]
+            scaling, spectra, temperature = stated["scaling"], stated["spectra"], stated["temperature"]
+            made = cls(
+                stated["head_dim"],
+                np.array(stated["inv_freq"], dtype=np.float32),
+                heads[0] if len(heads) == 1 else np.stack(heads),
+                stated["axes"],
+                stated["pairing"],
+                scaling=scaling and Scaling.from_dict(scaling),
+                spectra=spectra and Spectra.from_dict(spectra),
+                attention_factor=stated["attention_factor"],
+                score_factor=stated["score_factor"],
+                temperature=temperature and Temperature(**temperature),
+            )
+        except (TypeError, KeyError, AttributeError) as error:  # of a value that is no such thing at all
+            raise ValueError(f"a rotary embedding as JSON cannot be read: {type(error).__name__}: {error}") from error
         if made.blocks != stated["blocks"]:
             raise ValueError(
                 f"pairing {made.pairing!r} over the axes {made.axis_letters!r} has {made.blocks} blocks, not {stated['blocks']}"
             )
+        if made.spectra is not None:
+            length = made.scaling.original_max_position if isinstance(made.scaling, (DynamicNTK, LongRoPE)) else None
+            if not np.allclose(made.inv_freq, made.spectra.frequencies(made.scaling, length=length), rtol=1e-6, atol=0):
+                raise ValueError(f"inv_freq is not what the spectra and {made.scaling} make: correct it, or set both to null")
+        if made.scaling is not None and made.scaling.attention_factor != made.attention_factor:
+            raise ValueError(f"attention_factor {made.attention_factor} is not that of {made.scaling}")
         if made.needs_length and made.spectra is None:
             raise ValueError(f"{made.scaling} starts from spectra, and the JSON has none")
         return made
@@ -383,7 +393,7 @@ class RotarySpec:
         """What it computes: two specs are equal if their numbers are, however they were made."""
         axis = (self.axis.shape, self.axis.tobytes())
         factors = (self.attention_factor, self.score_factor, self.temperature)
-        by_length = self.scaling if self.needs_length else None
+        by_length = (self.scaling, self.spectra and repr(self.spectra.to_dict())) if self.needs_length else None
         return (self.head_dim, self.inv_freq.tobytes(), *axis, self.axes, self.pairing, *factors, by_length)
 
     def __eq__(self, other: object) -> bool:

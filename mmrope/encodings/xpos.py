@@ -38,7 +38,8 @@ class XPos(nn.Module):
         self.scale_base, self.center = scale_base, center
         zeta = (np.arange(0, head_dim, 2) / head_dim + 0.4) / 1.4  # [P]
         steps = np.log2(zeta) / scale_base * _ONE
-        self._constants = Constants(np.round(steps).astype(np.int64), np.round(steps * center).astype(np.int64))
+        fade = np.log(zeta).astype(np.float32) / np.float32(scale_base)
+        self._constants = Constants(np.round(steps).astype(np.int64), np.round(steps * center).astype(np.int64), fade)
 
     def rotate(
         self, q: Tensor, k: Tensor, position_ids: Tensor, *, key_position_ids: Tensor | None = None, heads: int = -3
@@ -49,7 +50,7 @@ class XPos(nn.Module):
 
     def _rotated(self, x: Tensor, position_ids: Tensor, heads: int, sign: int) -> Tensor:
         cos, sin = self.rope(position_ids)
-        steps, at_center = self._constants.beside(position_ids)
+        steps, at_center, fade = self._constants.beside(position_ids)
         ids = position_ids[0, ..., None]  # [B, S, 1]
         if ids.dtype.is_floating_point:
             fixed = (ids * 2.0**32).to(torch.int64)
@@ -60,4 +61,6 @@ class XPos(nn.Module):
         # whole doublings and the rest apart: float32 has too few digits for both
         whole, rest = doublings >> 40, (doublings & (_ONE - 1)).to(torch.float32) / _ONE
         scale = rest.exp2() * whole.clamp(-200, 200).to(torch.float32).exp2()
+        if ids.dtype.is_floating_point:
+            scale = scale + scale * (ids - ids.detach()).to(torch.float32) * fade * sign  # nothing but a gradient
         return rotate(x, cos * scale, sin * scale, pairing=self.rope.spec.pairing, heads=heads)
