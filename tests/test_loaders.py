@@ -800,7 +800,8 @@ class Called(nn.Module):
 def by_vmap(called: Called, calls: list[tuple[Any, ...]]) -> Any:
     dims = tensors(calls, lambda x: 0 if x.ndim else None, None)
     both = torch.func.vmap(called, in_dims=(dims,))(tensors(calls, lambda x: torch.stack((x, x)) if x.ndim else x))
-    assert all(torch.equal(x[0], x[1]) for x in tree_leaves(both))
+    for x in tree_leaves(both):  # exp2 of torch differs in the last bit between vectors and what is left of them
+        torch.testing.assert_close(x[0], x[1], atol=1e-6, rtol=1e-6)
     return tensors(both, lambda x: x[0])
 
 

@@ -61,7 +61,11 @@ class Constants(nn.Module):
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise ValueError("the first call on a device cannot be captured in a CUDA graph: call it once before, as a warm-up")
         with torch.inference_mode(False):  # so that training may use what inference was the first to need
-            copies = tuple(torch.tensor(array, device=device) for array in self._arrays)
+            # from_numpy is not among the constructors that trainers patch; a trace needs one that it knows
+            if keep:
+                copies = tuple(torch.from_numpy(array.copy()).to(device) for array in self._arrays)
+            else:
+                copies = tuple(torch.tensor(array, device=device) for array in self._arrays)
         if keep and all(type(copy) is Tensor for copy in copies) and not transformed():
             self._copies[device] = copies
         return copies
