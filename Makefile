@@ -12,6 +12,7 @@ ifeq ($(UV),no)
 PIP = $(BIN)/python -m pip install
 else
 PIP = $(BIN)/uv pip install --python $(BIN)/python
+COMPILE = --compile-bytecode
 endif
 INSTALL = $(PIP) --constraint constraints.txt
 
@@ -24,7 +25,7 @@ demo: .venv/demo  ## ids, pictures and a small model on real photographs and a v
 	$(BIN)/python scripts/demo.py --device $(DEVICE)
 
 test: .venv/dev .venv/kernels check  ## every test, after `make check`, a process a core
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/dev  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -71,5 +72,5 @@ endif
 
 .venv/dev: .venv/base pyproject.toml
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the tests compare with transformers 5.23, which needs Python 3.11 or newer: make clean, then make PYTHON=python3.12 test")'
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) $(COMPILE) -e '.[dev]'  # tests start Python a hundred times: with all of torch to compile, 4 s later each
 	@touch $@ .venv/demo

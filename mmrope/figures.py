@@ -11,7 +11,7 @@ import numpy as np
 
 from mmrope.encodings.scaling import NTK, PI, Llama3, Scaling, YaRN, ntk_by_parts
 from mmrope.encodings.spec import RotarySpec
-from mmrope.pictures import pyplot
+from mmrope.pictures import new_figure
 
 COLORS = ("#d1495b", "#2e86ab", "#3a9d5d", "#8a5fbf", "#e08e45", "#666666")
 
@@ -110,7 +110,7 @@ def plot_alibi(slopes: Sequence[float], *, most: int = 512, title: str | None = 
 
 
 def _axes(ax: Any) -> Any:
-    return ax if ax is not None else pyplot().subplots(figsize=(8, 4), layout="constrained")[1]
+    return ax if ax is not None else new_figure(8, 4).subplots()
 
 
 def _finish(ax: Any, title: str) -> Any:

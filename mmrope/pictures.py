@@ -32,7 +32,7 @@ def plot_ids(
     Returns:
         The matplotlib axes.
     """
-    ax = ax if ax is not None else pyplot().subplots(figsize=(11, 4.2), layout="constrained")[1]
+    ax = ax if ax is not None else new_figure(11, 4.2).subplots()
     items = placed(positions, row)
     ids = positions.ids[:, row]
     tokens = range(positions.start, positions.start + ids.shape[1])
@@ -65,9 +65,8 @@ def plot_rules(rules: Sequence[Positions], *, title: str | None = None) -> Any:
     Returns:
         The matplotlib figure.
     """
-    figure, axes = pyplot().subplots(
-        len(rules), 1, figsize=(11, 3.1 * len(rules)), sharex=True, sharey=True, layout="constrained", squeeze=False
-    )
+    figure = new_figure(11, 3.1 * len(rules))
+    axes = figure.subplots(len(rules), 1, sharex=True, sharey=True, squeeze=False)
     for positions, ax in zip(rules, axes[:, 0], strict=True):
         plot_ids(positions, ax=ax)
         shared = overlapping_text(positions)
@@ -121,10 +120,8 @@ def plot_looks(pixels: np.ndarray, weights: np.ndarray, *, title: str = "", most
     down = 1 if frames == 1 else 1 + layers
     shape = pixels.shape[1] / pixels.shape[2]
     size = 2.6 if frames == 1 else 1.0
-    figure, axes = pyplot().subplots(
-        down, across, figsize=(size * across, size * shape * down + 0.5), layout="constrained", squeeze=False
-    )
-    panels = axes.reshape(1 + layers, frames)
+    figure = new_figure(size * across, size * shape * down + 0.5)
+    panels = figure.subplots(down, across, squeeze=False).reshape(1 + layers, frames)
     extent = (0, weights.shape[4], weights.shape[3], 0)
     for frame in range(frames):
         for layer, ax in enumerate(panels[:, frame], start=-1):
@@ -152,7 +149,8 @@ def plot_training(log: Sequence[Mapping[str, Any]]) -> Any:
     Returns:
         The matplotlib figure.
     """
-    figure, (loss, exact) = pyplot().subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = new_figure(11, 4)
+    loss, exact = figure.subplots(1, 2)
     loss.plot([entry["step"] for entry in log], [entry["loss"] for entry in log], color="black")
     loss.set(xlabel="step", ylabel="loss", yscale="log")
     for kind in dict.fromkeys(kind for entry in log for kind in entry["exact"]):
@@ -166,9 +164,7 @@ def plot_training(log: Sequence[Mapping[str, Any]]) -> Any:
 def save(figure_or_axes: Any, path: str | Path) -> None:
     """Writes a figure to a file, by its ending (png, svg, pdf), in a folder that is made if need be."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure = getattr(figure_or_axes, "figure", figure_or_axes)
-    figure.savefig(path, dpi=130)
-    pyplot().close(figure)
+    getattr(figure_or_axes, "figure", figure_or_axes).savefig(path, dpi=130)
 
 
 def _names(items: Sequence[Placed]) -> list[str]:
@@ -182,13 +178,10 @@ def _names(items: Sequence[Placed]) -> list[str]:
     return names
 
 
-def pyplot() -> Any:
-    """matplotlib, drawing into files."""
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of this size in inches. It is not pyplot's, which would keep every figure of a process."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("figures need matplotlib: pip install mmrope[viz]") from None
-    matplotlib.use("agg")  # files only: works without a screen
-    import matplotlib.pyplot as plt
-
-    return plt
+    return Figure(figsize=(width, height), layout="constrained")

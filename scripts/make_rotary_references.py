@@ -5,7 +5,7 @@
     python scripts/make_rotary_references.py croco|rope_vit|vggt CHECKOUT
 
 FOLDER holds what is not among the test dependencies: `pip install --target FOLDER diffusers==0.42.1`, and for moonvit
-`pip install --no-deps --target FOLDER sglang==0.5.23`, which has Kimi-VL's code, of which only the rotary is run. CHECKOUT is
+`pip install --no-deps --target FOLDER sglang==0.5.23`, whose Kimi-VL code is imported; only its rotary is run. CHECKOUT is
 one of github.com/naver/croco at d7de070, naver-ai/rope-vit at ce85c2e, or facebookresearch/vggt at 40eb1c5.
 """
 

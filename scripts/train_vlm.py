@@ -19,7 +19,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from mmrope import VLM
-from mmrope.pictures import plot_training, pyplot, save
+from mmrope.pictures import new_figure, plot_training, save
 from mmrope.vlm.data import small_config, task_processor
 from mmrope.vlm.train import LOG_NAME, Training, last_checkpoint, train
 
@@ -41,7 +41,7 @@ def main() -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if threads:
         torch.set_num_threads(threads)
-    pyplot()  # says what is missing before the training, not after it
+    new_figure(1, 1)  # says what is missing before the training, not after it
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")

@@ -275,7 +275,7 @@ class TestInModels:
     def test_tables_that_turn_no_pairs_are_refused(self):
         rope = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 2, 2, 2]}
         model = small("HunYuanVLTextModel", "HunYuanVLTextConfig", **TEXT, rope_parameters=rope)
-        said = "rotary_emb turns channels p and p . D / 2 by different angles"
+        said = "rotary_emb rotates channels p and p . D / 2 by different angles"
         with pytest.raises(ValueError, match=said), rotary_kernel(model):
             pass
 

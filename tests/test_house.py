@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import os
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, pytest_runtest_teardown
 
 import mmrope
 
@@ -126,3 +128,11 @@ def test_pins_are_names_and_versions_alone():
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert "==" in line
         assert "/" not in line
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="needs Linux's scheduler")
+def test_no_worker_keeps_the_priority_that_the_encoder_of_av1_takes():
+    with contextlib.suppress(PermissionError):  # of others than root, to whom the encoder's attempt is refused, too
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    pytest_runtest_teardown()
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

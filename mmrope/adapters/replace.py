@@ -54,7 +54,7 @@ def rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int 
 
     Args:
         q, k: [B, N, S, D] and [B, K, S, D]; with unsqueeze_dim=2 [B, S, N, D] and [B, S, K, D].
-        cos, sin: [B, S, D] or [1, S, D], of which the first P = D / 2 channels are read: those behind are the same.
+        cos, sin: [B, S, D] or [1, S, D], whose halves along D are alike: the first P = D / 2 channels are read.
 
     Raises:
         ValueError: other shapes.
@@ -171,10 +171,12 @@ def _check_tables(model: nn.Module) -> None:
         for shaped, layer in product((ids[0], *(ids[:axes] for axes in range(1, 5))), layers):
             try:
                 tables = module(torch.zeros(1, device=device), shaped, *layer)
-            except Exception:
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
                 continue  # it has other axes, or other types of layer
             checked += 1
             if any(not torch.equal(*table.chunk(2, dim=-1)) for table in tables):
-                raise ValueError(f"{name} turns channels p and p + D / 2 by different angles: mmrope rotates pairs by one")
+                raise ValueError(
+                    f"{name} rotates channels p and p + D / 2 by different angles, mmrope by one: leave rotary_kernel out"
+                )
     if not checked:
         raise ValueError(f"{type(model).__name__} has no module rotary_emb whose cos and sin could be checked")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmrope.encodings.angles import check_ids_dtype, exact_angle, turns
 from mmrope.encodings.constants import Constants
-from mmrope.encodings.rotary import check_ids_dtype, exact_angle, turns
 
 Columns = Literal["interleaved", "concat"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmrope.encodings.rotary import check_ids_dtype
+from mmrope.encodings.angles import check_ids_dtype
 
 
 def alibi_slopes(heads: int) -> Tensor:

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmrope.encodings.rotary import apply_rotary, check_ids_dtype
+from mmrope.encodings.angles import check_ids_dtype
+from mmrope.encodings.rotary import apply_rotary
 from mmrope.positions.rules import Pairing
 
 

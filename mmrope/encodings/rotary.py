@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from fractions import Fraction
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -11,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _disable_current_modes
 
 from mmrope.encodings import blocks as cpu
+from mmrope.encodings.angles import INTEGERS, check_ids_dtype, exact_angle, torch_powers, turns, turns_on_device
 from mmrope.encodings.constants import Constants, transformed
 from mmrope.encodings.overlap import check_writable
 from mmrope.encodings.scaling import DynamicNTK, LongRoPE
@@ -70,7 +69,7 @@ class RotaryEmbedding(nn.Module):
             length = spec.scaling.original_max_position
         if self.angles == "exact" or spec.spectra is None:
             return spec.inv_freq if length is None else spec.at_length(length)
-        return spec.spectra.frequencies(spec.scaling, length=length, powers=_torch_powers)
+        return spec.spectra.frequencies(spec.scaling, length=length, powers=torch_powers)
 
     @property
     def inv_freq(self) -> np.ndarray:
@@ -140,7 +139,7 @@ class RotaryEmbedding(nn.Module):
                 "length must be a number, a tensor of no dimensions, or one for each row [B] (packed: for each token [T]), got "
                 f"{list(length.shape)} for position_ids {list(position_ids.shape)}"
             )
-        # to the dimensions of the ids by pair, all of which it broadcasts to
+        # [B] -> [B, 1, 1]: the length of a row is that of all its tokens and pairs
         behind = position_ids.ndim - 1 - length.ndim + self.spec.axis.ndim
         length = length.reshape(*length.shape, *[1] * behind) if length.ndim else length
         assert isinstance(scaling, (DynamicNTK, LongRoPE))
@@ -154,7 +153,7 @@ class RotaryEmbedding(nn.Module):
         excess = (length - scaling.original_max_position).clamp(min=0).to(torch.float32)
         growth = (excess * (scaling.factor / scaling.original_max_position)).log1p()
         inv_freq = torch.where(past, inv_freq * (-rest[0] * growth).exp(), inv_freq)
-        return inv_freq, torch.where(past, _turns_on_device(inv_freq), turns), whole
+        return inv_freq, torch.where(past, turns_on_device(inv_freq), turns), whole
 
     def rotate(
         self,
@@ -536,65 +535,5 @@ def _check_kernel(q: Tensor, k: Tensor, places: tuple[int, ...], channels: int, 
         _check_tokens(x.shape, places, heads, "position_ids are")
 
 
-# --- angles -----------------------------------------------------------------------------------------------------------
-
-
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-def check_ids_dtype(ids: Tensor, name: str) -> None:
-    """That the ids are of a type that holds ids."""
-    if ids.dtype not in INTEGERS and ids.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"{name} are {ids.dtype}: they must be integers, or float32 or float64 where they are fractional (bfloat16 is off "
-            "by up to 2 at 1000). Keep them from casts of the model"
-        )
-
-
-def exact_angle(ids: Tensor, turns: Tensor, whole: Tensor, inv_freq: Tensor) -> Tensor:
-    """ids times `turns`, without whole turns: float32, -pi .. pi. Past 2^31 fractional ids give nan. Their gradient is that of
-    ids times inv_freq."""
-    if not ids.dtype.is_floating_point:
-        # whole turns fall off the top of the int64 product; its upper half is the angle, in 2^32 steps
-        return ((ids.to(torch.int64) * turns) >> 32).to(torch.float32) * (2 * np.pi / 2**32)
-    fixed = (ids * 2.0**32).to(torch.int64)  # exact of float32: a shift of the exponent
-    part = fixed & 0xFFFFFFFF  # of an id, in steps of 2^-32; a part of a whole turn is no whole turn
-    product = (fixed >> 32) * turns + part * (turns >> 32) + (part * whole << 32)
-    angle = (product >> 32).to(torch.float32) * (2 * np.pi / 2**32)
-    angle = angle.where((ids >= -(2.0**31)) & (ids < 2.0**31), torch.nan)
-    return angle + (ids - ids.detach()).to(torch.float32) * inv_freq  # nothing but a gradient
-
-
-def _turns_on_device(inv_freq: Tensor) -> Tensor:
-    """`turns` of float32 frequencies of less than half a turn an id, by integers alone."""
-    bits = inv_freq.view(torch.int32).to(torch.int64)
-    mantissa, exponent = (bits & 0x7FFFFF) | 0x800000, (bits >> 23) & 0xFF
-    high, low = divmod(round(2**64 / (2 * _PI)), 2**32)
-    scaled = (mantissa * high << 8) + (mantissa * low >> 24)  # mantissa * 2^64 / 2 pi / 2^24
-    places = 126 - exponent
-    return torch.where(places < 0, scaled << (-places).clamp(min=0), scaled >> places.clamp(min=0, max=63))
-
-
-def _torch_powers(dim: int, theta: float, over: int | None = None) -> np.ndarray:
-    """theta^(2i / over), as transformers computes it on the CPU; whatever the default device and dtype are."""
-    with _disable_current_modes():  # also where tensors that are made are fakes
-        exponent = torch.from_numpy(np.arange(0, dim, 2, dtype=np.float32)) / (over or dim or 1)
-        return torch.pow(theta, exponent).numpy()
-
-
 def _is_exporting() -> bool:
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
-
-
-_PI = Fraction("3.14159265358979323846264338327950288419716939937510582097494459")
-
-
-def turns(inv_freq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """inv_freq / 2 pi in multiples of 2^-64 turns, from -1/2 to 1/2, and the whole turns besides: 2 * [P] int64.
-
-    At whole ids the second do not matter.
-    """
-    exact: list[Any] = [round(Fraction(float(f)) * 2**64 / (2 * _PI)) for f in inv_freq]
-    whole = [(steps + 2**63) >> 64 for steps in exact]
-    rest = [steps - (n << 64) for steps, n in zip(exact, whole, strict=True)]
-    return np.array(rest, dtype=np.int64), np.array(whole, dtype=np.int64)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmrope.figures import COLORS
 from mmrope.lab.harness import Experiment, spread
-from mmrope.pictures import pyplot
+from mmrope.pictures import new_figure
 
 
 def groups_of(experiment: Experiment, results: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -56,7 +56,8 @@ def plot(experiment: Experiment, results: Mapping[str, Any]) -> Any:
     groups = groups_of(experiment, results)
     rows, columns = math.ceil(len(groups) / 2), min(2, len(groups))
     size = (9, 5) if columns == 1 else (12, 3.8 * rows + 1)
-    figure, panels = pyplot().subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure = new_figure(*size)
+    panels = figure.subplots(rows, columns, squeeze=False)
     for ax, (what, metrics) in zip(panels.flat, groups.items(), strict=False):
         known = {
             variant: {where: found for where, metric in metrics.items() if (found := spread(results, variant, metric))}
