@@ -34,7 +34,7 @@ check: .venv/dev  ## format, lint, types
 
 gpu: .venv/dev  ## scripts/gpu.py, which needs no .venv: the kernel's tests and bench on a GPU; then the models' tests on it
 	PYTHONPATH=. $(BIN)/python scripts/gpu.py
-	MMROPE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu --ignore tests/test_gpu.py
+	MMROPE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu --ignore tests/encodings/test_gpu.py
 
 references: .venv/dev  ## make tests/references anew from the installed upstreams
 	$(BIN)/python scripts/make_references.py
@@ -61,16 +61,16 @@ endif
 	@touch $@
 
 .venv/demo: .venv/base pyproject.toml
-	$(INSTALL) -e '.[viz]'
+	$(INSTALL) -e '.[cli,viz,vlm,decord]' -e small
 	@touch $@
 
-# beside the environment, for tests/test_adapter_kernels.py alone: a transformers and a kernels that it takes
-.venv/kernels: tests/overlay.txt | .venv/dev
+# beside the environment, for tests/adapters/test_replace.py alone: a transformers and a kernels that it takes
+.venv/kernels: tests/adapters/overlay.txt | .venv/dev
 	rm -rf .venv/overlay
-	$(PIP) --target .venv/overlay --no-deps --requirement tests/overlay.txt
+	$(PIP) --target .venv/overlay --no-deps --requirement tests/adapters/overlay.txt
 	@touch $@
 
 .venv/dev: .venv/base pyproject.toml
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the tests compare with transformers 5.23, which needs Python 3.11 or newer: make clean, then make PYTHON=python3.12 test")'
-	$(INSTALL) $(COMPILE) -e '.[dev]'  # tests start Python a hundred times: with all of torch to compile, 4 s later each
+	$(INSTALL) $(COMPILE) -e '.[dev]' -e small  # tests start Python a hundred times: with all of torch to compile, 4 s later each
 	@touch $@ .venv/demo

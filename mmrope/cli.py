@@ -86,7 +86,8 @@ def ids(
         positions = position_ids([part.segment for part in made], family_name)
         labels = [part.label for part in made]
         if figure is not None:
-            from mmrope.pictures import plot_ids, save
+            from mmrope.view.figure import save
+            from mmrope.view.ids import plot_ids
 
             save(plot_ids(positions), figure)
     except (ValueError, OSError) as error:
@@ -138,7 +139,8 @@ def ask(
                 typer.echo(piece, nl=False)
             typer.echo()
         if figure is not None and chat.messages:
-            from mmrope.pictures import plot_looks, save
+            from mmrope.view.figure import save
+            from mmrope.view.model import plot_looks
             from mmrope.vlm.attention import looked_at
 
             *asked, answer = chat.messages
@@ -195,10 +197,10 @@ def show(
     """Draw what an encoding does: the wavelengths of its pairs by axis, how scores fall with distance, what scalings leave of
     the frequencies, how ALiBi fades."""
     try:
-        from mmrope import figures
         from mmrope.encodings.presets import preset
         from mmrope.encodings.spec import RotarySpec
-        from mmrope.pictures import save
+        from mmrope.view import encodings as figures
+        from mmrope.view.figure import save
 
         spec = preset(preset_name) if preset_name else RotarySpec.from_family(family_name)
         title = preset_name or family_name
@@ -283,7 +285,7 @@ def lab_run(
     from mmrope.lab import experiments
     from mmrope.lab.harness import run
     from mmrope.lab.report import plot, table
-    from mmrope.pictures import save
+    from mmrope.view.figure import save
 
     try:
         known = {experiment.name: experiment for experiment in experiments()}

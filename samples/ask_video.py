@@ -15,7 +15,7 @@ assistant = Assistant.from_pretrained(device=parser.parse_args().device)
 path = Path(__file__).parent / "digits.mp4"
 
 # The file's frames are shown at uneven times. The model looks twice a second, and a look's time is its t id.
-video = mmrope.open_video(path)
+video = mmrope.preprocess.open_video(path)
 print("frames at", *(f"{t:.2f}" for t in video.seconds))
 film = {"type": "video", "video": path}
 parts = assistant.processor.conversation([{"role": "user", "content": [film]}])

@@ -29,7 +29,7 @@ with torch.no_grad():
 
     # The same from scratch: the whole row, with the answer as text after the prompt.
     rows = mmrope.segments_from_inputs(inputs, processor.family)
-    longer = mmrope.position_ids([mmrope.append(row, [mmrope.Segment.text(steps)]) for row in rows], processor.family)
+    longer = mmrope.position_ids([mmrope.positions.append(row, [mmrope.Segment.text(steps)]) for row in rows], processor.family)
     whole = {
         **{key: value for key, value in prompt.items() if key not in ("position_ids", "mm_token_type_ids")},
         "input_ids": torch.cat([prompt["input_ids"], answer], dim=1),

@@ -62,7 +62,7 @@ def ring_attention(q, k, v, sequence, place):
 
 def shard(packed, rank):
     """The tokens that a rank holds."""
-    return mmrope.shard_index(packed.cu_seqlens_padded, size=RANKS, rank=rank, scheme="zigzag_per_sequence")
+    return mmrope.positions.shard_index(packed.cu_seqlens_padded, size=RANKS, rank=rank, scheme="zigzag_per_sequence")
 
 
 def work(rank, rendezvous, device):

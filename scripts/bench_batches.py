@@ -19,20 +19,8 @@ import bench_positions as bench  # first: it sets one thread
 import numpy as np
 import torch
 
-from mmrope import (
-    Row,
-    Segment,
-    check,
-    collate,
-    family,
-    fingerprint,
-    hf_position_ids,
-    keep,
-    pack,
-    position_ids,
-    segments_from_inputs,
-    shard_index,
-)
+from mmrope import Segment, check, collate, family, hf_position_ids, pack, position_ids, segments_from_inputs
+from mmrope.positions import Row, fingerprint, keep, shard_index
 
 FAMILY = "qwen2_5_vl"
 

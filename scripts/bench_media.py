@@ -31,7 +31,8 @@ from reports import cpu, row
 from skimage import data
 from transformers import Glm4vImageProcessor, Qwen2VLImageProcessor
 
-from mmrope import Processor, load_image, open_video
+from mmrope import Processor
+from mmrope.preprocess import load_image, open_video
 from mmrope.preprocess.patches import PRESETS, image_patches, image_size, normalize
 from mmrope.preprocess.readers import _frames
 

@@ -28,12 +28,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
 from reports import cpu, row  # noqa: E402
-from upstream_ids import TRANSFORMERS, as_inputs, get_rope_index  # noqa: E402
 
 from mmrope import Segment, family, position_ids, segments_from_inputs  # noqa: E402
+from tests.support.upstream_ids import TRANSFORMERS, as_inputs, get_rope_index  # noqa: E402
 
 Rows = list[list[Segment]]
 

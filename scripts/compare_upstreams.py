@@ -26,11 +26,24 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-import upstream as hugging_face  # noqa: E402
 from reports import replace_marked  # noqa: E402
-from upstream_ids import (  # noqa: E402
+
+from mmrope import (  # noqa: E402
+    FAMILIES,
+    Family,
+    RotaryEmbedding,
+    RotarySpec,
+    Segment,
+    family,
+    position_ids,
+    segments_from_inputs,
+)
+from mmrope.positions import rope_deltas  # noqa: E402
+from mmrope.preprocess.text import IMAGE_PAD, VIDEO_PAD, VISION_START  # noqa: E402
+from tests.support import upstream as hugging_face  # noqa: E402
+from tests.support.upstream_ids import (  # noqa: E402
     IN_TRANSFORMERS,
     TOKENS,
     TRANSFORMERS,
@@ -43,19 +56,6 @@ from upstream_ids import (  # noqa: E402
     vllm_ids,
     with_tokens,
 )
-
-from mmrope import (  # noqa: E402
-    FAMILIES,
-    Family,
-    RotaryEmbedding,
-    RotarySpec,
-    Segment,
-    family,
-    position_ids,
-    rope_deltas,
-    segments_from_inputs,
-)
-from mmrope.preprocess.text import IMAGE_PAD, VIDEO_PAD, VISION_START  # noqa: E402
 
 PAGE, RESULTS = ROOT / "docs" / "differences.md", ROOT / "scripts" / "results"
 TITLES = {"transformers-4.57": "transformers 4.57.1", "transformers-5.23": "transformers 5.23.0", "vllm-0.33": "vLLM 0.33.0"}

@@ -15,8 +15,10 @@ from reports import device_name
 from tqdm import tqdm
 
 import mmrope
-from mmrope.pictures import overlapping_text, plot_ids, plot_looks, plot_rules, save
 from mmrope.positions.compare import placed
+from mmrope.view.figure import save
+from mmrope.view.ids import overlapping_text, plot_ids, plot_rules
+from mmrope.view.model import plot_looks
 from mmrope.vlm.assistant import Assistant
 from mmrope.vlm.attention import looked_at
 

@@ -16,13 +16,13 @@ from reports import device_name, replace_marked
 from tqdm import tqdm
 
 from mmrope import VLM, Processor
-from mmrope.vlm import SMALL
+from mmrope.vlm.assistant import small_model
 from mmrope.vlm.evaluate import examine, exams, table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=SMALL)
+    parser.add_argument("--model", type=Path, default=small_model())
     parser.add_argument("--count", type=int, default=1000, help="questions of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -3,8 +3,9 @@
     python scripts/fuzz_media.py [--images 200000] [--videos 3000] [--seed 0] [--keep FOLDER]
     python scripts/fuzz_media.py --images 1000000 --videos 20000
 
-The second is the full run. The law and the mutations are those of tests/mutants.py; a process that crashes, hangs or takes too
-much memory is ended, and the mutant that did it is named. What breaks the law is printed, and saved to --keep with the reason.
+The second is the full run. The law and the mutations are those of tests/support/mutants.py; a process that crashes, hangs or
+takes too much memory is ended, and the mutant that did it is named. What breaks the law is printed, and saved to --keep with
+the reason.
 The table of what came of how many is written to scripts/results. The same seed makes the same mutants.
 """
 
@@ -22,9 +23,9 @@ import av
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-from mutants import MEGABYTES, Findings, Kind, image_seeds, mutants, tried, video_seeds  # noqa: E402
+from tests.support.mutants import MEGABYTES, Findings, Kind, image_seeds, mutants, tried, video_seeds  # noqa: E402
 
 
 def main() -> None:

@@ -24,23 +24,24 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-import test_batches  # noqa: E402
-import test_build  # noqa: E402
-import test_compare  # noqa: E402
-import test_edits  # noqa: E402
-import test_inputs  # noqa: E402
-import test_layouts  # noqa: E402
-import test_segments  # noqa: E402
-import test_shards  # noqa: E402
-import test_spans  # noqa: E402
-import test_workers  # noqa: E402
-from authors import AUTHORS, authors_ids  # noqa: E402
-from strategies import STRIDES, crowded_rows, upstream_rows  # noqa: E402
-from upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, VLLM, vllm_ids  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from mmrope import family, position_ids  # noqa: E402
+from tests.positions import (  # noqa: E402
+    test_batches,
+    test_build,
+    test_compare,
+    test_edits,
+    test_inputs,
+    test_layouts,
+    test_segments,
+    test_shards,
+    test_spans,
+    test_workers,
+)
+from tests.support.authors import AUTHORS, authors_ids  # noqa: E402
+from tests.support.strategies import STRIDES, crowded_rows, upstream_rows  # noqa: E402
+from tests.support.upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, VLLM, vllm_ids  # noqa: E402
 
 LAWS = (
     *(test_build, test_inputs, test_segments, test_spans),

@@ -76,7 +76,7 @@ def tests(asked: argparse.Namespace, found: dict[str, Any], save: Callable[[], N
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "MMROPE_REQUIRE_GPU": "" if asked.dry else "1"}
     if not asked.dry:
         variables.pop("TRITON_INTERPRET", None)
-    files = ["tests/test_kernels.py"] if asked.dry else ["tests/test_kernels.py", "tests/test_gpu.py"]
+    files = ["tests/encodings/test_kernel.py", *([] if asked.dry else ["tests/encodings/test_gpu.py"])]
     chosen = ["-k", DRY_TESTS] if asked.dry else []
     command = [
         sys.executable,
@@ -141,14 +141,14 @@ def model(asked: argparse.Namespace, found: dict[str, Any], save: Callable[[], N
     import torch
 
     from mmrope.preprocess.processor import Processor
-    from mmrope.vlm import SMALL
+    from mmrope.vlm.assistant import small_model
     from mmrope.vlm.evaluate import examine, exams
     from mmrope.vlm.model import VLM
 
-    processor, exam = Processor.from_pretrained(SMALL, padding_side="left"), exams()[0]  # grids: images alone
+    processor, exam = Processor.from_pretrained(small_model(), padding_side="left"), exams()[0]  # grids: images alone
     answers = {}
     for device in ("cpu", "cpu" if asked.dry else "cuda"):
-        vlm = VLM.from_pretrained(SMALL, device=device, dtype=torch.float32)
+        vlm = VLM.from_pretrained(small_model(), device=device, dtype=torch.float32)
         begun = time.time()
         right = examine(vlm, processor, exam, count=4 if asked.dry else 40)
         answers.setdefault(f"{device}, float32", {"right": right, "seconds": round(time.time() - begun, 2)})

@@ -3,7 +3,7 @@
     python scripts/make_media.py FOLDER
 
 For looking at them, and for trying other readers on them. The table, outcomes.md, says in short what is seen when a file is
-opened, or with which message it is refused; tests/crafted.py says it in full.
+opened, or with which message it is refused; tests/support/crafted.py says it in full.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-from crafted import CRAFTED, Crafted, Film, Picture, long_film  # noqa: E402
+from tests.support.crafted import CRAFTED, Crafted, Film, Picture, long_film  # noqa: E402
 
 
 def main() -> None:

@@ -23,13 +23,12 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from authors import AUTHORS, authors_ids  # noqa: E402
-from reference_format import segment  # noqa: E402
-from upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, VLLM, as_inputs, transformers_ids, vllm_ids, with_tokens  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from mmrope import FAMILIES, Family, Segment  # noqa: E402
+from tests.support.authors import AUTHORS, authors_ids  # noqa: E402
+from tests.support.reference_format import segment  # noqa: E402
+from tests.support.upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, VLLM, as_inputs, transformers_ids, vllm_ids, with_tokens  # noqa: E402
 
 INSTALLED = f"transformers {version('transformers')}, torch {version('torch')}"
 Rows = list[list[Segment]]

@@ -4,7 +4,7 @@
 
 The folders are the unpacked source distribution of vLLM and the unpacked wheel of SGLang. Each function is taken from its file
 by itself: the packages need a GPU, or much else, to be imported. Rows are those of tests/references (as README.md there has
-them) and a few drawn here; tests/test_serving.py makes a request of each, here and when it compares.
+them) and a few drawn here; tests/adapters/test_serving.py makes a request of each, here and when it compares.
 
 vllm.json: `cases` with a family, a row, `ids` [3][tokens] and `delta`; `after`, what follows a prompt. sglang.json: `cases`
 with a family, rows of one length, `ids` [3][rows][tokens], `deltas` [rows][1] and the `dtypes` of both; `decode`, what a
@@ -29,14 +29,13 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from reference_format import as_json, segment  # noqa: E402
-from test_serving import config_of, rule_of, sglang_request, vllm_request  # noqa: E402
-from upstream_ids import AUDIO_END, TOKENS, VLLM, function_of  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from mmrope import FAMILIES, Family, Segment  # noqa: E402
 from mmrope.positions.placements import qwen3_omni_audio_tokens  # noqa: E402
+from tests.adapters.test_serving import config_of, rule_of, sglang_request, vllm_request  # noqa: E402
+from tests.support.reference_format import as_json, segment  # noqa: E402
+from tests.support.upstream_ids import AUDIO_END, TOKENS, VLLM, function_of  # noqa: E402
 
 # --- what there is to run ---------------------------------------------------------------------------------------------
 

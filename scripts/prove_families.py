@@ -19,12 +19,13 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-import tiny_models  # noqa: E402
-from proof import proven  # noqa: E402
 from reports import replace_marked  # noqa: E402
-from upstream_ids import TRANSFORMERS  # noqa: E402
+
+from tests.support import tiny_models  # noqa: E402
+from tests.support.proof import proven  # noqa: E402
+from tests.support.upstream_ids import TRANSFORMERS  # noqa: E402
 
 PAGE, RESULTS = ROOT / "docs" / "adapters.md", ROOT / "scripts" / "results"
 COLUMNS = ("ids", "rotary", "logits", "generate", "packed")

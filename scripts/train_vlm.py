@@ -1,4 +1,4 @@
-"""Trains the small model that is shipped in mmrope/vlm/small: digits, pictures, films and sums.
+"""Trains the small model of small/mmrope_small: digits, pictures, films and sums.
 
 python scripts/train_vlm.py [--steps 7000] [--device cpu] [--out out/vlm]
 torchrun --nproc-per-node 2 scripts/train_vlm.py ...      several processes, each with its batches
@@ -19,7 +19,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from mmrope import VLM
-from mmrope.pictures import new_figure, plot_training, save
+from mmrope.view.figure import new_figure, save
+from mmrope.view.model import plot_training
 from mmrope.vlm.data import small_config, task_processor
 from mmrope.vlm.train import LOG_NAME, Training, last_checkpoint, train
 

@@ -17,7 +17,7 @@ from reports import replace_marked
 from mmrope.lab import experiments
 from mmrope.lab.harness import Experiment
 from mmrope.lab.report import plot, table
-from mmrope.pictures import save
+from mmrope.view.figure import save
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "lab.md", ROOT / "scripts" / "results" / "lab"

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.support import ROOT
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are first imported: they run on the CPU then
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,7 +25,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core, each with a thread
     torch.set_num_threads(1)
 
 NO_GPU = "needs a CUDA GPU, and this machine has none"
-ROOT = Path(__file__).parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

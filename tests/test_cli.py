@@ -8,13 +8,13 @@ import sys
 
 import numpy as np
 import pytest
-import upstream
-from films import film, trimmed
 from PIL import Image
 from safetensors.numpy import save_file
-from upstream_ids import as_inputs
 
 from mmrope import FAMILIES, Segment, family, position_ids
+from tests.support import upstream
+from tests.support.films import film, trimmed
+from tests.support.upstream_ids import as_inputs
 
 MMROPE = [sys.executable, "-c", "from mmrope.cli import app; app(prog_name='mmrope')"]
 

@@ -8,11 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-import upstream
-from conftest import ROOT
-from upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, with_tokens
 
 from mmrope import FAMILIES, Segment, position_ids
+from tests.support import ROOT, upstream
+from tests.support.upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, with_tokens
 
 sys.path.insert(0, str(ROOT / "scripts"))
 

@@ -11,12 +11,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-import upstream
-from conftest import ROOT
 from PIL import Image
 
 import mmrope
 from mmrope import Segment
+from tests.support import ROOT, upstream
 
 GUIDE = (ROOT / "docs" / "sequences.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, re.DOTALL)
@@ -256,7 +255,7 @@ def test_the_guide_to_the_doors_runs_from_top_to_bottom():
         "conversations": [[{"role": "user", "content": content}] for content in contents],
     }
     for code in re.findall(r"```python\n(.*?)```", ADAPTERS, re.DOTALL):
-        if "rotary_kernel" not in code:  # which needs the package kernels: test_adapter_kernels.py
+        if "rotary_kernel" not in code:  # which needs the package kernels: tests/adapters/test_replace.py
             exec(code, names)
     inputs, batch = names["inputs"], names["batch"]
     assert batch["position_ids"].shape == (4, *inputs["input_ids"].shape)

@@ -9,11 +9,10 @@ import sys
 
 import pytest
 import torch
-import upstream
-from conftest import ROOT
 from PIL import Image
 
 import mmrope
+from tests.support import ROOT, upstream
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 from mmrope.preprocess.image import load_image
 from mmrope.preprocess.video import open_video
+from tests.support import ROOT
 
 SHORTER = {"extend_context.py": ("--steps", "20")}
 """How a script that trains for a while is made a quick one."""

@@ -60,7 +60,7 @@ class Spectra:
 
 @dataclass(frozen=True, eq=False)
 class RotarySpec:
-    """A rotary embedding as a value: made by hand, by `rope`, `axial`, `mrope`, or from a checkpoint by `from_config`.
+    """A rotary embedding as a value: made by hand, by `rope`, `axial`, `mrope`, or from a checkpoint by `rotary_from_config`.
 
     R = 2 P channels are rotated, P = len(inv_freq) pairs; the other head_dim - R channels pass through.
     """
@@ -259,13 +259,6 @@ class RotarySpec:
         still = np.isin(spec.axis, [family.axes.index(axis) for axis in family.still])
         spectra = replace(spec.spectra, which=np.where(still, -1, spec.spectra.which))
         return cls._of(spec.head_dim, spectra, spec.axis, spec.axes, spec.pairing)
-
-    @classmethod
-    def from_config(cls, config: Any, *, layer_type: str | None = None, revision: str | None = None) -> RotarySpec | None:
-        """The rotary embedding that a checkpoint's config states, its scaling included: `configs.rotary_from_config`."""
-        from mmrope.encodings.configs import rotary_from_config
-
-        return rotary_from_config(config, layer_type=layer_type, revision=revision)
 
     # --- scaled -----------------------------------------------------------------------------------------------------------
 

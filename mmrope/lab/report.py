@@ -1,4 +1,4 @@
-"""Results of experiments as tables and figures. Figures need matplotlib: pip install mmrope[viz].
+"""Results of experiments as tables and figures. Figures need matplotlib: pip install 'mmrope[viz]'.
 
 A metric is named "256", or "passkey at 256": what stands before " at " is one table and one panel of the figure.
 """
@@ -10,9 +10,8 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmrope.figures import COLORS
 from mmrope.lab.harness import Experiment, spread
-from mmrope.pictures import new_figure
+from mmrope.view.figure import COLORS, new_figure
 
 
 def groups_of(experiment: Experiment, results: Mapping[str, Any]) -> dict[str, dict[str, str]]:

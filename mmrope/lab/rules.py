@@ -12,7 +12,7 @@ from torch import Tensor
 from mmrope.lab.harness import Cell, Experiment, Metrics, fit
 from mmrope.positions.families import family
 from mmrope.preprocess.processor import Processor
-from mmrope.vlm import SMALL
+from mmrope.vlm.assistant import small_model
 from mmrope.vlm.data import READ, ask_about, task_processor, to_batch
 from mmrope.vlm.evaluate import answers
 from mmrope.vlm.model import VLM, next_token_loss
@@ -69,7 +69,7 @@ def cell(seed: int, cell: Cell) -> dict[str, Metrics]:
 
 def shipped(cell: Cell) -> VLM:
     """Trained with the reference, one film at a time."""
-    return VLM.from_pretrained(SMALL, device=cell.device, dtype=torch.float32)
+    return VLM.from_pretrained(small_model(), device=cell.device, dtype=torch.float32)
 
 
 def trained_by(rule: str, seed: int, cell: Cell) -> VLM:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mmrope.extras import needed_for
 from mmrope.positions.families import family as find_family
 from mmrope.positions.plan import Plan, plan
 from mmrope.positions.rules import Family
@@ -58,7 +59,8 @@ class Positions:
     def torch(self, device: Any = None) -> dict[str, Any]:
         """`position_ids` [A, B, S], `attention_mask` [B, S] and `next_position` [B] as tensors on `device`: int64, and
         float32 where ids are fractional."""
-        import torch
+        with needed_for("Positions.torch"):
+            import torch
 
         dtype = torch.float32 if self.family.fractional else torch.int64
         arrays = {

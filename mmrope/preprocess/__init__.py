@@ -7,3 +7,7 @@ video.py      a film: times, then frames         probe.py       its clock, from 
 processor.py  all of it, for a model             pretrained.py  a checkpoint's settings
 isolation.py, isolation_worker.py                bulk work in processes that can be killed
 """
+
+from mmrope.extras import names_of
+
+__getattr__, __dir__, __all__ = names_of(__name__, __file__)

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
+from mmrope.extras import needed_for
 from mmrope.preprocess.isolation_worker import STATM, said, work
 
 AHEAD = 4  # items read per worker before the first of them is given back: a slow one does not stop the others
@@ -90,7 +91,8 @@ def isolated(
 def _run(
     start: Callable[[], _Worker], items: Iterator[Any], workers: int, quarantine: str | Path | None, bar: dict[str, Any]
 ) -> Generator[Outcome, None, None]:
-    from tqdm import tqdm
+    with needed_for("isolated"):
+        from tqdm import tqdm
 
     pool: list[_Worker] = []
     waiting: dict[int, Outcome] = {}  # for their turn

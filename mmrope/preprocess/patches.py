@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmrope.extras import needed_for
 from mmrope.preprocess.errors import Limits, MediaError
 
 if TYPE_CHECKING:
@@ -149,16 +150,15 @@ _ROWS = 128
 def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A frame [H, W, 3] uint8, resized to (height, width), bicubic with antialiasing: [height, width, 3] uint8."""
     import torch
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2 import functional as tv  # seconds to import, so only once there are pixels
+    from torch.nn.functional import interpolate
 
     if frame.shape[:2] == size:
         return frame
     # the channels stay last, in a view: torch has a kernel for that, and needs twice the time for planes
     frame = np.require(frame, requirements=("C", "W"))
-    x = torch.from_numpy(frame).permute(2, 0, 1)  # [3, H, W]
-    x = tv.resize(x, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)  # [3, height, width]
-    return x.permute(1, 2, 0).numpy()  # [height, width, 3]
+    x = torch.from_numpy(frame)[None].permute(0, 3, 1, 2)  # [1, 3, H, W]
+    x = interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=True)  # [1, 3, height, width]
+    return x[0].permute(1, 2, 0).numpy()  # [height, width, 3]
 
 
 def cut(frames: list[np.ndarray], config: PatchConfig) -> np.ndarray:
@@ -188,7 +188,8 @@ def normalize(patches: torch.Tensor, config: PatchConfig, *, out: torch.Tensor |
     Raises:
         ValueError: patches of another type or width.
     """
-    import torch
+    with needed_for("pixels"):
+        import torch
 
     frames, area = config.temporal_patch_size, config.patch_size**2
     if patches.dtype != torch.uint8 or patches.ndim != 2 or patches.shape[1] not in (config.patch_dim, 3 * area):

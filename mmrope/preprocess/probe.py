@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -61,6 +61,45 @@ class Clock:
     """Seconds from the first frame to the end of the last."""
     irregular: str
     """What makes its keyframes bad places to start decoding from for simpler readers, if anything."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """What is known of a video before a frame of it is decoded."""
+
+    source: Any = field(repr=False)
+    """An absolute path, bytes, an array of frames [T, H, W, 3], or a list of images."""
+    name: str
+    container: str
+    """FFmpeg's name of the container format; "gif", "webp", "png" or "avif" of an animation, "array" or "images"."""
+    codec: str
+    width: int
+    """As shown, after rotation, in pixels."""
+    height: int
+    pts: np.ndarray = field(repr=False)
+    """[n] int64, the presentation time of every frame in ticks, increasing."""
+    time_base: Fraction
+    """Seconds per tick."""
+    duration: Fraction
+    """Seconds from the first frame to the end of the last."""
+    turn: Turn = UPRIGHT
+    """How decoded frames are turned and mirrored to be upright."""
+    keyframes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    """[k] int64, those of pts where decoding can start."""
+    irregular: str = ""
+    """What makes its keyframes bad places to start decoding from for simpler readers, if anything."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """What shows through transparent pixels of an animation, RGB."""
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """[n] float64, the presentation time of every frame, from the first frame on."""
+        return (self.pts - self.pts[0]) * float(self.time_base)
+
+    @property
+    def start(self) -> Fraction:
+        """The first frame's presentation time in the file, in seconds; every other time counts from there."""
+        return int(self.pts[0]) * self.time_base
 
 
 def open_container(source: Any, pixels: int) -> Any:

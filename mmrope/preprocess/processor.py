@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mmrope.extras import needed_for
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import FACTS
 from mmrope.positions.families import family as find_family
@@ -215,8 +216,10 @@ class Processor:
         Raises:
             MediaError: a file that cannot be used.
             ValueError: messages of another form.
+            ImportError: torch is not installed (`parts` works without).
         """
-        import torch
+        with needed_for("a processor's output"):
+            import torch
 
         conversations: list[Any] = [messages] if is_conversation(messages) else list(messages)
         if not conversations:
@@ -437,7 +440,8 @@ class Processor:
         return self._measure_image(item, pixels) if item["type"] == "image" else self._measure_video(item, pixels)
 
     def _measure_image(self, item: Mapping[str, Any], pixels: bool) -> Media:
-        from mmrope.preprocess.image import load_image, source_name  # Pillow is loaded once there is a file
+        with needed_for("an image"):
+            from mmrope.preprocess.image import load_image, source_name  # Pillow is loaded once there is a file
 
         source, config = source_of(item), self._patches
         options = {"background": self.background, "animation": self.animation, "limits": self.limits, "access": self.access}
@@ -448,7 +452,8 @@ class Processor:
         return Media("image", grid, source_name(source), patches=patches)
 
     def _measure_video(self, item: Mapping[str, Any], pixels: bool) -> Media:
-        from mmrope.preprocess.video import has_own_clock, open_video  # and FFmpeg
+        with needed_for("a video"):
+            from mmrope.preprocess.video import has_own_clock, open_video  # and FFmpeg
 
         source, config = source_of(item), self._patches
         clock = None if has_own_clock(source) else item.get("fps")

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av.error
 import numpy as np
 from av.video.frame import PictureType
 
 from mmrope.preprocess.errors import MediaError
-from mmrope.preprocess.probe import UPRIGHT, Turn, open_container, video_stream
-
-if TYPE_CHECKING:
-    from mmrope.preprocess.video import Video
+from mmrope.preprocess.probe import UPRIGHT, Probed, Turn, open_container, video_stream
 
 # --- PyAV -------------------------------------------------------------------------------------------------------------
 
@@ -31,7 +28,7 @@ _READ_IN_ORDER = ("mpeg",)
 """Containers that store the times of some frames alone; what FFmpeg makes of the others depends on where it began to read."""
 
 
-def pyav_frames(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
+def pyav_frames(video: Probed, wanted: np.ndarray) -> Iterator[np.ndarray]:
     """By PyAV: from keyframe to keyframe where that saves decoding, in order where the keyframes cannot be trusted."""
     done = 0
     try:
@@ -46,7 +43,7 @@ class _NoKeyframe(Exception):
     """Where a keyframe should be, there is another frame."""
 
 
-def _frames(video: Video, wanted: np.ndarray, *, by_keyframes: bool) -> Iterator[np.ndarray]:
+def _frames(video: Probed, wanted: np.ndarray, *, by_keyframes: bool) -> Iterator[np.ndarray]:
     pending = [int(pts) for pts in video.pts[wanted]][::-1]
     needed = set(pending)
     position, landing = -1, None  # the last frame that came out, as an index; the keyframe that must come out first
@@ -103,11 +100,11 @@ def _frames(video: Video, wanted: np.ndarray, *, by_keyframes: bool) -> Iterator
         )
 
 
-def _seconds(video: Video, pts: int) -> float:
+def _seconds(video: Probed, pts: int) -> float:
     return float((pts - int(video.pts[0])) * video.time_base)
 
 
-def _keyframe_ahead(video: Video, pts: int, position: int) -> int | None:
+def _keyframe_ahead(video: Probed, pts: int, position: int) -> int | None:
     """The last keyframe up to the frame at `pts`, if it is worth to jump there from frame `position`."""
     key = int(np.searchsorted(video.keyframes, pts, side="right")) - 1
     if key < 1:  # the first keyframe is where decoding starts by itself
@@ -116,7 +113,7 @@ def _keyframe_ahead(video: Video, pts: int, position: int) -> int | None:
     return int(video.keyframes[key]) if ahead > _WORTH_A_SEEK else None
 
 
-def _skipping_is_exact(video: Video, stream: Any) -> bool:
+def _skipping_is_exact(video: Probed, stream: Any) -> bool:
     """Whether frames that say that no other refers to them may be left undecoded."""
     if video.codec == "hevc":  # they mean their own temporal layer, so there must be only one (hvcC, ISO/IEC 14496-15)
         extra = stream.codec_context.extradata or b""
@@ -147,7 +144,7 @@ def _turned(image: np.ndarray, turn: Turn) -> np.ndarray:
     return image[:: b + d, :: a + c]
 
 
-def _image(video: Video, frame: Any) -> np.ndarray:
+def _image(video: Probed, frame: Any) -> np.ndarray:
     image = frame.to_ndarray(format="rgb24")
     if video.turn != UPRIGHT:
         image = np.ascontiguousarray(_turned(image, video.turn))
@@ -169,7 +166,7 @@ _MAX_DISAGREEMENT = 1e-3  # seconds between a reader's time of a frame and the p
 _CHUNK = 16  # frames that are held at once
 
 
-def decord_frames(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
+def decord_frames(video: Probed, wanted: np.ndarray) -> Iterator[np.ndarray]:
     """By decord, if what it says about the video agrees with the packets; raises MediaError with the reason if not."""
     reader = _open_decord(video)
 
@@ -183,7 +180,7 @@ def decord_frames(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
     return chunks()
 
 
-def _open_decord(video: Video) -> Any:
+def _open_decord(video: Probed) -> Any:
     try:
         import decord
     except ImportError as error:
@@ -213,7 +210,7 @@ def _decord_errors() -> tuple[type[Exception], ...]:
     return RuntimeError, decord.DECORDError, decord.DECORDLimitReachedError
 
 
-def torchcodec_frames(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
+def torchcodec_frames(video: Probed, wanted: np.ndarray) -> Iterator[np.ndarray]:
     """By torchcodec, if it works here and agrees with the packets; raises MediaError with the reason if not."""
     try:
         # importing passes without FFmpeg's shared libraries; only making a decoder tells
@@ -239,12 +236,12 @@ def torchcodec_frames(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
     return one_by_one()
 
 
-def _check_frame(video: Video, reader: str, apart: float, size: tuple[int, ...]) -> None:
+def _check_frame(video: Probed, reader: str, apart: float, size: tuple[int, ...]) -> None:
     if abs(apart) > _MAX_DISAGREEMENT:
         raise _distrust(video, reader, f"its frame times are up to {abs(apart):.3f} s off")
     if tuple(size) != (video.height, video.width):
         raise _distrust(video, reader, f"it sees frames of {size[1]} x {size[0]}, not {video.width} x {video.height}")
 
 
-def _distrust(video: Video, reader: str, reason: str) -> MediaError:
+def _distrust(video: Probed, reader: str, reason: str) -> MediaError:
     return MediaError(f"{video.name}: {reader} cannot be trusted with it: {reason}; use backend='auto' or 'pyav'")

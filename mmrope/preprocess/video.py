@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmrope.positions.timing import VideoTiming
+from mmrope.preprocess import readers
 from mmrope.preprocess.access import Access, resolve
 from mmrope.preprocess.errors import Limits, MediaError
 from mmrope.preprocess.image import (
@@ -28,7 +29,7 @@ from mmrope.preprocess.image import (
     source_name,
     to_uint8,
 )
-from mmrope.preprocess.probe import UPRIGHT, Turn, check_duration, check_frame_count, check_frame_size, read_clock
+from mmrope.preprocess.probe import Probed, check_duration, check_frame_count, check_frame_size, read_clock
 
 Backend = Literal["auto", "pyav", "decord", "torchcodec"]
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
@@ -38,43 +39,8 @@ _MILLISECOND = Fraction(1, 1000)
 _SHORTEST, _INSTEAD = 11, 100  # milliseconds: browsers show a frame that states less than the first for the second
 
 
-@dataclass(frozen=True, eq=False)
-class Video:
+class Video(Probed):
     """A video that has been probed: its clock and its size. Frames are decoded when asked for."""
-
-    source: Any = field(repr=False)
-    """An absolute path, bytes, an array of frames [T, H, W, 3], or a list of images."""
-    name: str
-    container: str
-    """FFmpeg's name of the container format; "gif", "webp", "png" or "avif" of an animation, "array" or "images"."""
-    codec: str
-    width: int
-    """As shown, after rotation, in pixels."""
-    height: int
-    pts: np.ndarray = field(repr=False)
-    """[n] int64, the presentation time of every frame in ticks, increasing."""
-    time_base: Fraction
-    """Seconds per tick."""
-    duration: Fraction
-    """Seconds from the first frame to the end of the last."""
-    turn: Turn = UPRIGHT
-    """How decoded frames are turned and mirrored to be upright."""
-    keyframes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
-    """[k] int64, those of pts where decoding can start."""
-    irregular: str = ""
-    """What makes its keyframes bad places to start decoding from for simpler readers, if anything."""
-    background: tuple[int, int, int] = (255, 255, 255)
-    """What shows through transparent pixels of an animation, RGB."""
-
-    @property
-    def seconds(self) -> np.ndarray:
-        """[n] float64, the presentation time of every frame, from the first frame on."""
-        return (self.pts - self.pts[0]) * float(self.time_base)
-
-    @property
-    def start(self) -> Fraction:
-        """The first frame's presentation time in the file, in seconds; every other time counts from there."""
-        return int(self.pts[0]) * self.time_base
 
     def frames_at(self, times: Sequence[Fraction | float]) -> np.ndarray:
         """[len(times)] int64, the index of the frame that is on show at each time (seconds from the first frame)."""
@@ -145,8 +111,6 @@ class Video:
             if backend != "auto":
                 raise MediaError(f"{self.name}: {backend} cannot be trusted with it: it is an animation; use backend='auto'")
             return Frames("pillow", "an animation", _animated(self, wanted))
-        from mmrope.preprocess import readers
-
         if backend == "decord":
             return Frames("decord", "asked for, and agrees with the packets", readers.decord_frames(self, wanted))
         if backend == "torchcodec":

@@ -2,10 +2,10 @@
 
 config, norm, vision, decoder, model: what it is. generate: how it writes; assistant: how it is asked in words; attention:
 where it looks. tasks, data, train, evaluate: what it learns, in batches, by which loop, and how well. variants: it with other
-positions. weights: its files, verified. small: the one that is shipped.
+positions. weights: its files, verified. The package
+mmrope-small holds one that is trained.
 """
 
-from pathlib import Path
+from mmrope.extras import names_of
 
-SMALL = Path(__file__).parent / "small"
-"""The folder of the model that is shipped: it reads digits in pictures and films. Its card, README.md, says how well."""
+__getattr__, __dir__, __all__ = names_of(__name__, __file__)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from mmrope.extras import needed_for
 from mmrope.preprocess.messages import Messages, is_conversation
 from mmrope.preprocess.processor import Processor
-from mmrope.vlm import SMALL
 from mmrope.vlm.model import VLM
 
 _UNFINISHED = "\ufffd"  # what the first bytes of a longer character decode to
@@ -29,6 +29,17 @@ def check_device(device: str) -> None:
         raise ValueError(f"torch {torch.__version__} cannot use the device {device!r}: {error}; try 'cpu'") from error
 
 
+def small_model() -> Path:
+    """The folder of the small model that the package mmrope-small brings: it reads digits in pictures and films.
+
+    Raises:
+        ImportError: mmrope-small is not installed.
+    """
+    with needed_for("the small model"):
+        import mmrope_small
+    return mmrope_small.FOLDER
+
+
 @dataclass(frozen=True, eq=False)
 class Assistant:
     """Answers messages with text, in float32."""
@@ -37,16 +48,18 @@ class Assistant:
     processor: Processor
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path = SMALL, *, device: str = "cpu") -> Assistant:
-        """A model that `save_pretrained` wrote, with its processor beside it; by default the one that is shipped. The device
+    def from_pretrained(cls, folder: str | Path | None = None, *, device: str = "cpu") -> Assistant:
+        """A model that `save_pretrained` wrote, with its processor beside it; by default the small model. The device
         "auto" is a GPU if there is one.
 
         Raises:
+            ImportError: no folder, and mmrope-small is not installed.
             ValueError: as VLM.from_pretrained and Processor.from_pretrained; a device that is not there.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         check_device(device)
+        folder = small_model() if folder is None else folder
         model = VLM.from_pretrained(folder, device=device, dtype=torch.float32)
         return cls(model, Processor.from_pretrained(folder, padding_side="left"))
 

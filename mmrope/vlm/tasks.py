@@ -19,6 +19,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from mmrope.extras import needed_for
+
 Split = Literal["train", "held_out"]
 CELL = 28
 """Pixels along a cell of a grid: one token of the model."""
@@ -86,12 +88,11 @@ def digits(split: Split) -> tuple[np.ndarray, ...]:
     """For each digit 0..9 its images, uint8 [n, 8, 8], ink is 255.
 
     Raises:
-        ValueError: scikit-learn is not installed, or there is no such split.
+        ImportError: scikit-learn is not installed.
+        ValueError: there is no such split.
     """
-    try:
+    with needed_for("the handwriting"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ValueError("the handwriting comes with scikit-learn: pip install 'mmrope[train]'") from error
     if split not in ("train", "held_out"):
         raise ValueError(f"split must be 'train' or 'held_out', got {split!r}")
     data: Any = load_digits()

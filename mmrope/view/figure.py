@@ -1,0 +1,29 @@
+"""What figures share: colours, a place to draw in, and files. Needs matplotlib: pip install 'mmrope[viz]'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmrope.extras import needed_for
+
+COLORS = ("#d1495b", "#2e86ab", "#3a9d5d", "#8a5fbf", "#e08e45", "#666666")
+AXIS_COLORS = {"t": "#d1495b", "h": "#2e86ab", "w": "#3a9d5d", "p": "#d1495b", "i": "#8a5fbf"}
+KIND_COLORS = {
+    **{"text": "#ffffff", "pad": "#dddddd", "custom": "#f0f0f0"},
+    **{"image": "#fdf0d5", "canvas": "#fdf0d5", "frame": "#e8e4f3", "video": "#e8e4f3", "audio_in_video": "#e8e4f3"},
+    **{"audio": "#e2f0e9"},
+}
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of this size in inches. It is not pyplot's, which would keep every figure of a process."""
+    with needed_for("a figure"):
+        from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure_or_axes: Any, path: str | Path) -> None:
+    """Writes a figure to a file, by its ending (png, svg, pdf), in a folder that is made if need be."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    getattr(figure_or_axes, "figure", figure_or_axes).savefig(path, dpi=130)

@@ -1,0 +1,16 @@
+"""Names of this package: see extras.py."""
+
+from mmrope.vlm.assistant import Assistant as Assistant
+from mmrope.vlm.assistant import Chat as Chat
+from mmrope.vlm.attention import Looked as Looked
+from mmrope.vlm.attention import attention_weights as attention_weights
+from mmrope.vlm.attention import looked_at as looked_at
+from mmrope.vlm.config import DecoderConfig as DecoderConfig
+from mmrope.vlm.config import VisionConfig as VisionConfig
+from mmrope.vlm.config import VLMConfig as VLMConfig
+from mmrope.vlm.decoder import KVCache as KVCache
+from mmrope.vlm.model import VLM as VLM
+from mmrope.vlm.model import VLMOutput as VLMOutput
+from mmrope.vlm.model import next_token_loss as next_token_loss
+from mmrope.vlm.train import Training as Training
+from mmrope.vlm.train import train as train

@@ -1,0 +1,441 @@
+"""True times and the right frames, whatever the file: each film's frames say which they are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmrope import MediaError
+from mmrope.preprocess import Limits, readers
+from mmrope.preprocess.video import open_video
+from tests.support.films import film, grey_of, numbers, sound, trimmed, with_matrix
+
+EVEN = [40 * n for n in range(25)]
+UNEVEN = [0, 264, 561, 825, 1790, 3390]
+
+
+def test_brightness_tells_frames_apart():
+    assert len({grey_of(n) for n in range(25)}) == 25
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "options"),
+    [
+        ("even.mp4", EVEN, {}),
+        ("even.mkv", EVEN, {}),
+        ("even.webm", EVEN, {"codec": "libvpx-vp9"}),
+        ("uneven.mp4", UNEVEN, {}),
+        ("uneven.mkv", UNEVEN, {}),
+        ("late start.mkv", [5000 + t for t in EVEN], {}),
+        ("av1.mp4", EVEN, {"codec": "libsvtav1"}),
+        ("one frame.mp4", [0], {}),
+    ],
+)
+def test_times_are_the_files_and_frames_are_theirs(tmp_path, name, times, options):
+    video = open_video(film(tmp_path / name, times, **options))
+    np.testing.assert_allclose(video.seconds, (np.array(times) - times[0]) / 1000, rtol=0, atol=1e-3)
+    assert float(video.start) == pytest.approx(times[0] / 1000, abs=1e-3)
+    assert (video.width, video.height) == (96, 64)
+    last = len(times) - 1
+    wanted = sorted({0, last // 2, last})
+    for asked in ("auto", "pyav", *(["decord"] if "av1" not in name else [])):
+        decoded = video.decode([*wanted, last], backend=asked)  # a frame may be asked for twice
+        assert decoded.backend == ("pyav" if asked == "auto" else asked)
+        assert decoded.reason
+        assert numbers(list(decoded.frames)) == [*wanted, last]
+    timing = video.timing(wanted)
+    assert timing.frame_indices == tuple(wanted)
+    assert timing.timestamps == tuple(video.seconds[wanted])
+
+
+def test_both_backends_give_the_same_pixels(samples):
+    video = open_video(samples / "clip.mp4")
+    every = range(0, 64, 5)
+    for one, other in zip(
+        video.decode(every, backend="decord").frames, video.decode(every, backend="pyav").frames, strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("keyframes", [1, 7, 20, 250])
+@pytest.mark.parametrize(
+    ("ending", "codec", "options"),
+    [
+        ("mp4", "libx264", {}),
+        ("mkv", "libx264", {"max_b_frames": 0}),
+        ("mkv", "libx264", {"options": {"x264-params": "open-gop=1:bframes=3:b-pyramid=normal"}}),
+        ("mp4", "libx264", {"options": {"x264-params": "intra-refresh=1"}}),
+        ("mkv", "libx264", {"options": {"x264-params": "intra-refresh=1"}}),
+        ("mov", "libx265", {}),
+        ("mkv", "libx265", {"options": {"x265-params": "log-level=0:open-gop=1:bframes=4"}}),
+        ("webm", "libvpx-vp9", {}),
+        ("webm", "libvpx", {}),
+        ("mp4", "libsvtav1", {}),
+        ("ts", "libx264", {}),
+        ("ts", "mpeg2video", {"max_b_frames": 2, "tick": Fraction(1, 25)}),
+        ("mp4", "mpeg4", {"max_b_frames": 2}),
+        ("mkv", "mpeg4", {"max_b_frames": 2}),
+        ("avi", "mjpeg", {"pix_fmt": "yuvj420p"}),
+    ],
+)
+def test_frames_from_keyframe_to_keyframe_are_the_frames_in_order(tmp_path, ending, codec, options, keyframes):
+    """Jumps, and leaving out what nobody refers to, change no pixel: whatever the codec, the container and the keyframes, and
+    where frames are refreshed step by step or groups of pictures are open."""
+    options = {"keyframes": keyframes, **options}
+    path = film(tmp_path / f"film.{ending}", [40 * n for n in range(100)], codec=codec, moving=True, **options)
+    video = open_video(path)
+    everything = list(readers._frames(video, np.arange(100), by_keyframes=False))
+    assert len(everything) == 100
+    for wanted in ([0, 13, 14, 40, 41, 77, 99], [99], [50], [3, 3, 98], range(0, 100, 17), range(100)):
+        for one, index in zip(video.decode(wanted).frames, wanted, strict=True):
+            np.testing.assert_array_equal(one, everything[index])
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec", "trusted"),
+    [
+        ("mp4", "libx264", True),
+        ("mkv", "libx264", True),
+        ("webm", "libvpx-vp9", True),
+        ("mov", "libx265", False),
+        # decord 0.6 returns other frames from these, or none, under the right times
+        ("ts", "libx264", False),
+        ("mp4", "mpeg4", False),
+        ("mkv", "mpeg4", False),
+        ("avi", "mjpeg", False),
+    ],
+)
+def test_decord_is_believed_only_where_its_pixels_are_right(tmp_path, ending, codec, trusted):
+    options = {"pix_fmt": "yuvj420p"} if codec == "mjpeg" else {"max_b_frames": 2} if codec == "mpeg4" else {}
+    path = film(tmp_path / f"film.{ending}", [40 * n for n in range(100)], codec=codec, keyframes=20, **options)
+    video = open_video(path)
+    wanted = [0, 13, 14, 40, 41, 77, 99]
+    if not trusted:
+        with pytest.raises(MediaError, match=r"decord cannot be trusted with it: (it is not known|some frames follow)"):
+            video.decode(wanted, backend="decord")
+        return
+    for one, other in zip(video.decode(wanted, backend="decord").frames, video.decode(wanted).frames, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_torchcodec_is_used_where_it_works_and_says_why_where_it_does_not(samples):
+    """Its wheel has no FFmpeg: it works where the system has one."""
+    video = open_video(samples / "clip.mp4")
+    try:
+        decoded = video.decode([0, 30, 63], backend="torchcodec")
+    except MediaError as error:
+        assert re.search(r"torchcodec cannot be trusted with it: it does not work here: \S+", str(error))  # noqa: PT017
+    else:
+        for one, other in zip(decoded.frames, video.decode([0, 30, 63]).frames, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
+def test_sparse_frames_are_not_paid_for_with_all_the_others(tmp_path, monkeypatch, ending):
+    """16 of 1,500 frames: what is decoded is the way from the keyframes to them, and not every frame of it."""
+    path = film(tmp_path / f"long.{ending}", [40 * n for n in range(1500)], size=(96, 64), keyframes=50, moving=True)
+    video, wanted = open_video(path), np.arange(0, 1500, 94)
+    decoded = []
+    real = readers._decoded
+    monkeypatch.setattr(readers, "_decoded", lambda *given: (decoded.append(f) or f for f in real(*given)))
+    assert len(list(video.decode(wanted).frames)) == 16
+    on_the_way = sum(n % 50 for n in wanted) + 16
+    assert len(decoded) < 0.8 * on_the_way, (len(decoded), on_the_way)
+
+
+def test_a_film_that_starts_between_keyframes(tmp_path):
+    """decord shifts every frame of it; PyAV says which one is missing."""
+    whole, cut = film(tmp_path / "whole.mkv", EVEN), tmp_path / "cut.mkv"
+    with av.open(str(whole)) as old, av.open(str(cut), "w") as new:
+        copy = new.add_stream_from_template(old.streams.video[0])
+        for packet in list(old.demux(old.streams.video[0]))[3:]:
+            if packet.dts is not None:
+                packet.stream = copy
+                new.mux(packet)
+    video = open_video(cut)
+    last = [len(video.pts) - 1]
+    assert video.seconds[0] == 0
+    first = round(float(video.start) * 25)
+    assert 0 < first <= 12  # the first that a player shows, at the next keyframe or before
+    assert numbers(list(video.decode(range(25 - first)).frames)) == list(range(first, 25))
+    with pytest.raises(
+        MediaError, match=r"the film starts between keyframes, where it returns other frames; use backend='auto'"
+    ):
+        video.decode(last, backend="decord")
+    assert numbers(list(video.decode(last).frames)) == [24]
+
+
+def test_an_edit_list_hides_frames_and_decord_is_not_believed(tmp_path):
+    """decord counts the hidden frames and repeats others; the packets know which are shown."""
+    whole = film(tmp_path / "whole.mp4", EVEN)
+    video = open_video(trimmed(whole, tmp_path / "trimmed.mp4", 0.32))
+    assert len(video.pts) == 17
+    assert float(video.duration) == pytest.approx(17 * 0.04)
+    assert numbers(list(video.decode(range(17)).frames)) == list(range(8, 25))
+    with pytest.raises(
+        MediaError, match=r"decord cannot be trusted with it: it counts \d+ frames, the packets 17; use backend='auto'"
+    ):
+        video.decode([0], backend="decord")
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
+def test_rotated_films_stand_upright(tmp_path, rotation):
+    video = open_video(film(tmp_path / "turned.mp4", EVEN, rotation=rotation))
+    assert (video.width, video.height) == ((64, 96) if rotation in (90, -90) else (96, 64))
+    corner = {0: (0, 0), 90: (-1, 0), 180: (-1, -1), -90: (0, -1)}[rotation]  # where the white corner goes
+    for backend in ("decord", "pyav"):
+        [frame] = video.decode([3], backend=backend).frames
+        assert frame.shape == (video.height, video.width, 3)
+        white = np.argwhere(frame.mean(axis=2) > 245)
+        assert white.size
+        assert all(
+            (index < size / 2) == (side == 0)
+            for index, size, side in zip(white.mean(axis=0), frame.shape[:2], corner, strict=True)
+        )
+
+
+DURATIONS = [40, 200, 90, 500]
+
+
+@pytest.mark.parametrize(("format", "options"), [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("AVIF", {})])
+def test_animations_are_films_with_the_durations_of_their_frames(tmp_path, format, options):
+    path = tmp_path / f"film.{format.lower()}"
+    first, *rest = [Image.fromarray(np.full((8, 12, 3), grey_of(n), np.uint8)) for n in range(4)]
+    first.save(path, format, save_all=True, append_images=rest, duration=DURATIONS, **options)
+    for source in (path, path.read_bytes()):
+        video = open_video(source)
+        assert video.seconds.tolist() == pytest.approx([0, 0.04, 0.24, 0.33])
+        assert float(video.duration) == pytest.approx(0.83)
+        assert (video.container, video.width, video.height) == (format.lower(), 12, 8)
+        decoded = video.decode([0, 2, 2, 3])
+        assert decoded.backend == "pillow"
+        with pytest.raises(MediaError, match=r"decord cannot be trusted with it: it is an animation; use backend='auto'"):
+            video.decode([0], backend="decord")
+        assert numbers(list(decoded.frames)) == [0, 2, 2, 3]
+        assert video.frames_at([0.0, 0.1, 0.3, 0.4, 0.8]).tolist() == [0, 1, 2, 3, 3]
+
+
+def test_an_animation_without_durations_is_shown_as_browsers_do(tmp_path):
+    path = tmp_path / "film.gif"
+    first, *rest = [Image.fromarray(np.full((8, 8, 3), grey_of(n), np.uint8)) for n in range(3)]
+    first.save(path, save_all=True, append_images=rest, duration=0)
+    assert open_video(path).seconds.tolist() == pytest.approx([0, 0.1, 0.2])
+    with pytest.raises(MediaError, match=r"has over 1e-07 thousand million pixels in its frames together"):
+        open_video(path, limits=Limits(max_animation_pixels=100))
+    with pytest.raises(MediaError, match=r"has more than 2 frames; cut it or raise it with Limits\(max_video_frames"):
+        open_video(path, limits=Limits(max_video_frames=2))
+
+
+def test_lists_of_images_and_tensors():
+    images = [np.full((8, 8, 3), grey_of(n), np.uint8) for n in range(3)]
+    for source in (images, tuple(Image.fromarray(image) for image in images)):
+        video = open_video(source, fps=2)
+        assert video.seconds.tolist() == [0, 0.5, 1]
+        assert numbers(list(video.decode([0, 2]).frames)) == [0, 2]
+    tensor = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    for frames in (tensor, tensor.float() / 255, tensor.bfloat16() / 255):
+        assert numbers(list(open_video(frames, fps=2).decode([1]).frames)) == [1]
+    with pytest.raises(MediaError, match=r"channels second, \[T, 3, H, W\], got \[3, 8, 8, 3\]"):
+        open_video(torch.zeros(3, 8, 8, 3), fps=2)
+    with pytest.raises(MediaError, match=r"float pixels go from 0 \(black\) to 1"):
+        open_video(np.full((2, 8, 8, 3), 9.0), fps=2)
+    with pytest.raises(MediaError, match=r"frame 1 of a list of images, has 4 x 9 pixels, the first has 8 x 8"):
+        list(open_video([images[0], images[0][:9, :4].repeat(2, axis=0)[:9]], fps=2).decode([0, 1]).frames)
+
+
+TURNS = {  # the display matrix, and where the white corner goes: top or bottom, left or right
+    "mirrored": ((-1, 0, 0, 1), (0, -1)),
+    "upside down": ((1, 0, 0, -1), (-1, 0)),
+    "transposed": ((0, 1, 1, 0), (0, 0)),
+    "transverse": ((0, -1, -1, 0), (-1, -1)),
+    "clockwise": ((0, 1, -1, 0), (0, -1)),
+    "half": ((-1, 0, 0, -1), (-1, -1)),
+    "stretched": ((2, 0, 0, 1), (0, 0)),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_mirrored_films_are_shown_as_they_are_meant(tmp_path, turn):
+    matrix, corner = TURNS[turn]
+    video = open_video(with_matrix(film(tmp_path / "film.mp4", EVEN), matrix))
+    assert (video.width, video.height) == ((64, 96) if matrix[0] == 0 else (96, 64))
+    [frame] = video.decode([3]).frames
+    white = np.argwhere(frame.mean(axis=2) > 245).mean(axis=0)
+    assert [(index < size / 2) == (side == 0) for index, size, side in zip(white, frame.shape, corner, strict=False)] == [
+        True
+    ] * 2
+    with pytest.raises(MediaError, match=r"is rotated by -?45 degrees; only quarter turns are known: re-encode it upright"):
+        open_video(with_matrix(film(tmp_path / "film.mp4", EVEN), (0.7, 0.7, -0.7, 0.7)))
+
+
+def test_a_cut_between_keyframes_begins_where_players_begin(tmp_path):
+    """Open groups of pictures: what follows the first keyframe but is shown before it needs frames that are gone."""
+    options = {"codec": "libx265", "options": {"x265-params": "log-level=0:open-gop=1:bframes=4:b-adapt=0"}, "keyframes": 10}
+    whole = film(tmp_path / "whole.mkv", [40 * n for n in range(60)], moving=True, **options)
+    everything = list(open_video(whole).decode(range(60)).frames)
+    with av.open(str(whole)) as old:
+        packets = [packet for packet in old.demux(old.streams.video[0]) if packet.dts is not None]
+        begin = [n for n, packet in enumerate(packets) if packet.is_keyframe][2]
+        first = round(packets[begin].pts * packets[begin].time_base * 25)
+        for name in ("cut.mkv", "cut.mp4"):
+            with av.open(str(tmp_path / name), "w") as new:
+                copy = new.add_stream_from_template(old.streams.video[0])
+                for packet in packets[begin:]:
+                    clone = av.Packet(bytes(packet))
+                    for key in ("pts", "dts", "time_base", "is_keyframe", "duration"):
+                        setattr(clone, key, getattr(packet, key))
+                    clone.stream = copy
+                    new.mux(clone)
+            video = open_video(tmp_path / name)
+            assert len(video.pts) == 60 - first
+            for one, other in zip(video.decode(range(60 - first)).frames, everything[first:], strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_what_may_be_left_out_is_only_left_out_where_that_is_exact(tmp_path, monkeypatch):
+    """A decoder that takes frames away that others need: the second attempt decodes everything."""
+    path = film(tmp_path / "film.mp4", [40 * n for n in range(100)], keyframes=20, moving=True)
+    video = open_video(path)
+    expected = list(video.decode([5, 50]).frames)
+    real = readers._decoded
+
+    def greedy(container, stream, landing, needed):
+        if needed is not None:
+            raise readers._NoKeyframe
+        return real(container, stream, landing, needed)
+
+    monkeypatch.setattr(readers, "_decoded", greedy)
+    for one, other in zip(video.decode([5, 50]).frames, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_bytes_files_and_arrays(tmp_path):
+    path = film(tmp_path / "film.mp4", EVEN)
+    with open(path, "rb") as file:
+        for source in (path, str(path), path.read_bytes(), file):
+            video = open_video(source)
+            assert numbers(list(video.decode([0, 7, 24]).frames)) == [0, 7, 24]
+    frames = np.stack([np.full((8, 8, 3), grey_of(n), np.uint8) for n in range(10)])
+    video = open_video(frames, fps=5)
+    assert video.seconds.tolist() == pytest.approx([n / 5 for n in range(10)])
+    assert video.duration == 2
+    assert numbers(list(video.decode([1, 9]).frames)) == [1, 9]
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def test_frames_are_those_on_show(tmp_path):
+    """Every half second of an uneven film: the frame that a viewer sees then."""
+    video = open_video(film(tmp_path / "uneven.mp4", UNEVEN))
+    times = video.sample(fps=2, min_frames=1, max_frames=100)
+    assert [float(t) for t in times] == [0, 0.5, 1, 1.5, 2, 2.5, 3]
+    assert video.frames_at(times).tolist() == [0, 1, 3, 3, 4, 4, 4]
+
+
+def test_stamps_that_the_container_rounded(tmp_path):
+    """At 30 frames a second, Matroska stamps frame 20 with 667 ms; at 2/3 s it is on show."""
+    video = open_video(film(tmp_path / "thirds.mkv", [round(1000 * n / 30) for n in range(25)]))
+    assert video.frames_at([Fraction(n, 30) for n in range(25)]).tolist() == list(range(25))
+
+
+@given(st.integers(1, 400), st.sampled_from((8, 10, 24, 25, 30, 60)), st.sampled_from((0.5, 1, 2, 2.5, 3, 29.97)))
+def test_even_films_are_sampled_at_whole_steps(count, rate, fps):
+    """Of a film with frames at n / rate, the frame at time t is number floor(t * rate), to half a millisecond."""
+    frames = np.zeros((count, 1, 1, 3), np.uint8)
+    exact = open_video(frames, fps=rate)
+    times = exact.sample(fps=fps, min_frames=1, max_frames=10**6)
+    assert all(t == k / Fraction(str(fps)) for k, t in enumerate(times))
+    assert times[-1] < exact.duration <= times[-1] + 1 / Fraction(str(fps))
+    half_a_millisecond = Fraction(1, 2000)  # how late a stamp may be
+    assert exact.frames_at(times).tolist() == [min(count - 1, math.floor((t + half_a_millisecond) * rate)) for t in times]
+
+
+@given(st.integers(2, 50), st.integers(1, 10), st.integers(10, 20))
+def test_counts_are_within_bounds_and_evenly_spread(count, least, most):
+    video = open_video(np.zeros((count, 1, 1, 3), np.uint8), fps=4)
+    times = video.sample(fps=2, min_frames=least, max_frames=most)
+    assert least <= len(times) <= most
+    steps = {b - a for a, b in itertools.pairwise(times)}
+    assert len(steps) <= 1
+    assert times[0] == 0
+    assert times[-1] < video.duration
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def still(path):
+    Image.new("RGB", (8, 8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: d / "missing.mp4", r"missing.mp4: no such file"),
+        (lambda d: "https://localhost/film.mp4", r"https://localhost/film.mp4 is a URL, and URLs are off"),
+        (lambda d: b"", r"0 bytes cannot be read as a video"),
+        (lambda d: b"not a film" * 100, r"1000 bytes cannot be read as a video"),
+        (lambda d: sound(d / "sound.mp4"), r"sound.mp4 has no video stream \(only audio\)"),
+        (lambda d: film(d / "cut.mp4", EVEN).read_bytes()[:2000], r"2000 bytes cannot be read as a video"),
+        (lambda d: np.zeros((2, 8, 8)), r"an array of frames must be \[T, H, W, 3\], got float64 \[2, 8, 8\]"),
+        (lambda d: np.zeros((2, 8, 8, 3), np.uint8), r"has no clock: say its frames a second, fps="),
+        (lambda d: [], r"a list of images has no clock"),
+        (lambda d: d, r"is a folder, not a file"),
+        (lambda d: still(d / "still.png"), r"still.png is a still image \(PNG\), not a film: give it as an image"),
+        (lambda d: still(d / "still.jpg"), r"still.jpg cannot be read as a video \(known formats: mp4, mov"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(make, message, tmp_path):
+    with pytest.raises(MediaError, match=message):
+        open_video(make(tmp_path))
+
+
+def test_limits(samples):
+    with pytest.raises(MediaError, match=r"clip.mp4 lasts 8 s, the limit is 5; .*Limits\(max_video_seconds"):
+        open_video(samples / "clip.mp4", limits=Limits(max_video_seconds=5))
+    with pytest.raises(MediaError, match=r"frames of 224 x 168 = 0.0 million pixels, the limit is 0.001 million"):
+        open_video(samples / "clip.mp4", limits=Limits(max_image_pixels=1000))
+
+
+def test_options_are_checked(samples):
+    video = open_video(samples / "clip.mp4")
+    with pytest.raises(ValueError, match=r"fps=25 is for arrays of frames; a file has its own clock"):
+        open_video(samples / "clip.mp4", fps=25)
+    with pytest.raises(ValueError, match=r"backend must be one of auto, pyav, decord, torchcodec, got 'opencv'"):
+        video.decode([0], backend="opencv")
+    with pytest.raises(ValueError, match=r"fps must be positive and 1 <= min_frames <= max_frames, got fps=0"):
+        video.sample(fps=0, min_frames=1, max_frames=4)
+    with pytest.raises(ValueError, match=r"say fps or num_frames, one of them, got fps=1, num_frames=2"):
+        video.sample(fps=1, num_frames=2)
+    with pytest.raises(ValueError, match=r"num_frames must be a whole number, at least 1, got 0"):
+        video.sample(num_frames=0)
+    for indices in ([-1], [64], [3, 2], [[0]], [0.9, 1.7]):
+        with pytest.raises(ValueError, match=r"indices must be of the 64 frames of .* and not decrease, got"):
+            video.decode(indices)
+
+
+def test_a_film_that_breaks_off_says_where(tmp_path):
+    """Packets are there, but the decoder cannot make frames of the last of them."""
+    path = film(tmp_path / "film.mkv", EVEN)
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(container.streams.video[0]) if p.size]
+    spoiled = [p for p in packets if p.pts >= 480]
+    for packet in spoiled:
+        data[packet.pos + 10 : packet.pos + packet.size] = bytes(packet.size - 10)
+    video = open_video(bytes(data))
+    assert numbers(list(video.decode([0, 5], backend="pyav").frames)) == [0, 5]
+    with pytest.raises(MediaError, match=r"is damaged|cannot be decoded \(1 of 1 frames are missing\)"):
+        list(video.decode([20], backend="pyav").frames)

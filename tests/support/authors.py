@@ -1,0 +1,103 @@
+"""The authors' own position code, run from its source: what the reference rules are held against.
+
+A folder holds the repositories at the commits that the table of families names, as owner/name/path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import MethodType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmrope.positions import Family, Segment
+from tests.support.upstream_ids import TOKENS, as_inputs, function_of
+
+_QWEN = "QwenLM/Qwen3-VL/qwen-vl-finetune/qwenvl/data/rope2d.py"
+AUTHORS = {  # family -> (file, function, class)
+    "qwen2_vl": (_QWEN, "get_rope_index_2", None),
+    "qwen2_5_vl": (_QWEN, "get_rope_index_25", None),
+    "qwen3_vl": (_QWEN, "get_rope_index_3", None),
+    "qwen3_vl_moe": (_QWEN, "get_rope_index_3", None),
+    "videorope": (
+        "Wiselnn570/VideoRoPE/videorope-transformer/modeling_videorope.py",
+        "get_t_scale_rope_index",
+        "Qwen2VLForConditionalGeneration",
+    ),
+    "hope": ("hrlics/HoPE/modeling_hope.py", "get_dynamic_rope_index", "Qwen2VLForConditionalGeneration"),
+    "mrope_i": ("JJJYmmm/Multimodal-RoPEs/multimodal_ropes/pos_design/mrope_i.py", "get_mrope_interleave_index", None),
+    "v2pe": ("OpenGVLab/V2PE/internvl/model/internvl_chat/modeling_internvl_chat.py", "get_rope_pos_id", None),
+    "vrope": ("johncaged/VRoPE/vrope.py", "VRoPE", None),
+    "circle_rope": (
+        "lose4578/CircleRoPE/code/modular_qwen2_5_vl_circle_rope.py",
+        "get_rope_index",
+        "Qwen2_5_VLForConditionalGeneration_CircleRoPE",
+    ),
+}
+
+
+def authors_ids(folder: Path, family: Family, row: Sequence[Segment]) -> np.ndarray:
+    """ids [A, S] of a row without padding, by the family's authors."""
+    file, name, cls = AUTHORS[family.name]
+    if name == "VRoPE":
+        return _vrope(folder / file, row)
+    function = function_of(folder / file, name, cls, random=__import__("random"))
+    inputs = {key: torch.as_tensor(value) for key, value in as_inputs([row], family, types=False).items()}
+    if name == "get_rope_pos_id":
+        return _v2pe(function, family, inputs)
+    if file == _QWEN:
+        ids = inputs["input_ids"]
+        for ours, theirs in ((TOKENS.image, 151655), (TOKENS.video, 151656), (TOKENS.vision_start, 151652)):
+            ids[ids == ours] = theirs
+        return np.asarray(function(family.spatial_merge, **inputs)[0][:, 0])
+    model = SimpleNamespace(
+        config=SimpleNamespace(
+            vision_config=SimpleNamespace(spatial_merge_size=family.spatial_merge, tokens_per_second=2),
+            image_token_id=TOKENS.image,
+            video_token_id=TOKENS.video,
+            vision_start_token_id=TOKENS.vision_start,
+            circle_rope={"alpha": 0.5, "radius": 10, "method": "circle", "move_to_origin": True},
+        )
+    )
+    options: dict[str, Any] = {
+        "videorope": {"scale_factor": float(family.stride or 0)},
+        "hope": {"scale_factors": [float(family.stride or 0)]},
+        "mrope_i": {"extra_config": SimpleNamespace(spatial_reset=True, temporal_stride=1)},
+    }.get(family.name, {})
+    if family.name == "circle_rope":
+        scope: dict[str, Any] = {}
+        exec((folder / file).with_name("circle_rope.py").read_text(encoding="utf-8"), scope)
+        circle = function_of(folder / file, "_get_circle_index", cls, get_circle_rope_index=scope["get_circle_rope_index"])
+        model._get_circle_index = MethodType(circle, model)
+    ids, _ = function(model, **inputs, **options)
+    return np.asarray(ids[:, 0])
+
+
+def _vrope(path: Path, row: Sequence[Segment]) -> np.ndarray:
+    scope: dict[str, Any] = {}
+    exec(path.read_text(encoding="utf-8"), scope)
+    rope = scope["VRoPE"](half_head_dim=4, half_time_dim=0)
+    for s in row:
+        t, h, w = s.grid
+        rope.add_shape(scope["VRoPETextShape"](w) if s.kind == "text" else scope["VRoPEVideoShape"](t, h, w))
+    return np.asarray(rope()).T
+
+
+def _v2pe(function: Any, family: Family, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+    """Its images are tiles of 256 tokens, and its stride counts in tiles."""
+    tiles = [int(grid.prod()) // family.spatial_merge**2 // 256 for grid in inputs.get("image_grid_thw", [])]
+    ids = inputs["input_ids"]
+    markers = {"<img>": TOKENS.vision_start, "</img>": 203}
+    tokenizer = SimpleNamespace(convert_tokens_to_ids=markers.__getitem__)
+    found = function(
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+        tiles,
+        torch.float32,
+        rope_pos_id_version="v2pe_fix",
+        rope_pos_id_stride=256 * (family.stride or 0),
+        tokenizer=tokenizer,
+    )
+    return np.asarray(found)[None]
