@@ -16,7 +16,7 @@ COMPILE = --compile-bytecode
 endif
 INSTALL = $(PIP) --constraint constraints.txt
 
-.PHONY: help demo test check gpu references samples constraints clean
+.PHONY: help demo test proof check gpu references samples constraints clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -26,6 +26,10 @@ demo: .venv/demo  ## ids, pictures and a small model on real photographs and a v
 
 test: .venv/dev .venv/kernels check  ## every test, after `make check`, a process a core
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+proof: .venv/dev .venv/kernels  ## every long proof whole, in the background: about a day; out/proof has what is done
+	mkdir -p out/proof
+	nohup nice $(BIN)/python scripts/proof.py > out/proof/output 2>&1 &
 
 check: .venv/dev  ## format, lint, types
 	$(BIN)/ruff format --check .

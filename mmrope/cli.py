@@ -1,417 +1,199 @@
-"""The command line: `mmrope ids`, `ask`, `families`, `show`, `check`, `diff`, `lab`."""
+"""The command line: `mmrope ids`, `ask`, `families`, `show`, `check`, `diff`, `lab`.
+
+What a command needs is imported inside it: help, --version and shell completion load neither numpy nor torch.
+"""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import numpy as np
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperGroup
 
-import mmrope.positions as places
-from mmrope.positions import FAMILIES, Positions, explain, family, position_ids
-from mmrope.positions.compare import placed
-from mmrope.positions.families import departures
-from mmrope.positions.inputs import INPUTS
-from mmrope.preprocess.patches import PRESETS
-
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="The position layer of multimodal transformers.",
+from mmrope import __version__
+from mmrope.arguments import (
+    DUMPS,
+    TEXT,
+    InOrder,
+    between,
+    drawable,
+    family_names,
+    folder,
+    item_of,
+    known_device,
+    must_be_there,
+    read_config,
+    short,
 )
+from mmrope.extras import BROUGHT_BY, needed_for
 
-lab = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Experiments that compare encodings.")
-app.add_typer(lab, name="lab")
+if TYPE_CHECKING:
+    from mmrope.positions import Positions
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif"}
-VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"}
+# --- errors: one line on stderr, exit code 2 --------------------------------------------------------------------------
+
+_UsageError: Any = typer.BadParameter.__base__  # of the click inside typer, which has no public name
 
 
-class _InOrder(TyperCommand):
-    """Keeps --image and --video in their places among the texts and files, by making them positional with a mark that no
-    argument of a shell can contain."""
+class _Commands(TyperGroup):
+    """Commands whose errors are said in one line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(self._marked(args)))
+        with _errors_in_one_line(ctx):
+            return super().parse_args(ctx, args)
 
-    @staticmethod
-    def _marked(args: list[str]) -> Iterator[str]:
-        rest = iter(args)
-        for arg in rest:
-            option, _, value = arg.partition("=")
-            if option not in ("--image", "--video"):
-                yield arg
-            elif value or (value := next(rest, "")):
-                yield f"\0{option[2:]} {value}"
-            else:
-                yield arg  # without a value: the parser says so
+    def invoke(self, ctx: Any) -> Any:
+        with _errors_in_one_line(ctx):
+            return super().invoke(ctx)
 
 
-@app.command(cls=_InOrder)
+@contextmanager
+def _errors_in_one_line(ctx: Any) -> Iterator[None]:
+    """What a user can put right: other exceptions are bugs, and keep their traceback."""
+    try:
+        with needed_for("it"):
+            yield
+    except BrokenPipeError:  # `mmrope families | head`: typer ends without a word
+        raise
+    except _UsageError as error:
+        if error.format_message().startswith("Usage:"):  # the help of a command without arguments
+            raise
+        _fail(error.ctx or ctx, error.format_message())
+    except OSError as error:
+        _fail(ctx, f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
+    except (ValueError, ImportError) as error:
+        _fail(ctx, error)
+
+
+def _fail(ctx: Any, error: object, code: int = 2) -> NoReturn:
+    command = " ".join(filter(None, [ctx.command_path, ctx.invoked_subcommand]))
+    typer.echo(f"{command}: {' '.join(str(error).split())}", err=True)
+    raise typer.Exit(code) from None
+
+
+def _need(*modules: str) -> None:
+    """That these modules are there: whoever lacks several is told so once."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        extras = " ".join(f"'{extra}'" for extra in dict.fromkeys(BROUGHT_BY[module] for module in missing))
+        raise ImportError(f"it needs {', '.join(missing)}: pip install {extras}")
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+lab = typer.Typer(cls=_Commands, no_args_is_help=True, rich_markup_mode=None, help="Experiments that compare encodings.")
+app.add_typer(lab, name="lab")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mmrope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def mmrope(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """The position layer of multimodal transformers."""
+
+
+@app.command(cls=InOrder, no_args_is_help=True)
 def ids(
     parts: Annotated[list[str], typer.Argument(help="Texts, image files and video files, in their order.", show_default=False)],
+    text: Annotated[list[str] | None, TEXT] = None,
     image: Annotated[
         list[str] | None,
         typer.Option(metavar="HxW", help="An image of H x W tokens, without a file; in its place among the parts."),
     ] = None,
     video: Annotated[
         list[str] | None,
-        typer.Option(metavar="TxHxW@FPSfps", help="A video of T x H x W tokens, sampled at FPS frames a second."),
+        typer.Option(metavar="TxHxW@FPS", help="A video of T x H x W tokens, sampled at FPS frames a second."),
     ] = None,
     family_name: Annotated[
-        str, typer.Option("--family", help="A family, or a family and revision such as qwen2_5_vl@transformers-5.23.")
+        str,
+        typer.Option(
+            "--family",
+            help="A family, or a family and revision such as qwen2_5_vl@transformers-5.23. `mmrope families` lists them.",
+            autocompletion=family_names,
+        ),
     ] = "qwen2_5_vl",
-    fps: Annotated[float, typer.Option(help="Frames a second to sample video files at.")] = 2.0,
+    stride: Annotated[
+        float | None, typer.Option(help="The stride of hope and v2pe, which their users choose.", show_default=False)
+    ] = None,
+    fps: Annotated[float, typer.Option(help="Frames a second to sample video files at.", callback=between(0.001, 1000))] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the ids of every token.")] = False,
     figure: Annotated[
-        Path | None, typer.Option(help="Draw every token's ids into this file (png, svg, pdf).", show_default=False)
+        Path | None,
+        typer.Option(help="Also draw every token's ids into this file (png, svg, pdf, jpg).", callback=drawable),
     ] = None,
 ) -> None:
-    """Show where each token of a mixed input sits: t, h and w ids, segment by segment.
+    """Show where each token of a mixed input sits: its t, h and w ids, segment by segment.
 
-    Sizes are in tokens of the language model (patches after the merge); text counts one token a byte.
+    \b
+    mmrope ids "Describe" photo.jpg "then" clip.mp4 "and compare."
+    mmrope ids "text" --image 16x24 --video 8x16x24@2
+
+    A part is a file if there is a file of that name. It is also taken for a file, and an error if there is none, if it ends
+    like an image or a video (.jpg, .mp4), or if it is one word with a slash or with an ending of 2 to 5 characters
+    (photos/cat, notes.txt). Everything else is a text. A text that looks like a file goes after --text.
+
+    A text counts one token a byte: no model's tokenizer is used. Sizes are in tokens of the language model (patches after the
+    merge).
     """
-    try:
-        content = [_content(part) for part in parts]
-        made = _parts(content, family_name, fps)
-        positions = position_ids([part.segment for part in made], family_name)
-        labels = [part.label for part in made]
-        if figure is not None:
-            from mmrope.view.figure import save
-            from mmrope.view.ids import plot_ids
+    from mmrope.positions import explain, family, position_ids
+    from mmrope.preprocess.patches import FAMILY_PATCHES
+    from mmrope.preprocess.processor import Processor
 
-            save(plot_ids(positions), figure)
-    except (ValueError, OSError) as error:
-        _fail("ids", error, 2)
+    rule = family(family_name) if stride is None else family(family_name, stride=stride)
+    content = [item_of(part) for part in parts]
+    media = [item for item in content if item["type"] != "text"]
+    has_files = any("grid" not in item for item in media)
+    if any(item["type"] == "video" for item in media) and not {"video", "frame"} & set(rule.media):
+        raise ValueError(f"{rule.name} places {' and '.join(rule.media)}, and no videos")
+    if has_files and rule.name not in FAMILY_PATCHES:
+        raise ValueError(
+            f"how {rule.name} cuts files into patches is not known here (known: {', '.join(FAMILY_PATCHES)}); "
+            "state sizes instead: --image 16x24, --video 8x16x24@2"
+        )
+    made = Processor(family=rule, fps=fps).parts(content)
+    positions = position_ids([part.segment for part in made], rule)
+    labels = [part.label for part in made]
+    if figure is not None:
+        from mmrope.view.figure import save
+        from mmrope.view.ids import plot_ids
+
+        save(plot_ids(positions), figure)
     if as_json:
         typer.echo(json.dumps(_as_dict(positions, labels)))
     else:
-        typer.echo(explain(positions, labels=[[_short(label) for label in labels]]))
-        typer.echo(f"\ntext counts a token a byte{_cut_note(made, family_name)}")
+        side = FAMILY_PATCHES[rule.name].patch_size if has_files else 0
+        cut = f"; files are cut into {side} x {side} pixel patches, as by {rule.name}'s processor" if has_files else ""
+        typer.echo(explain(positions, labels=[[short(label) for label in labels]]))
+        typer.echo(f"\ntext counts a token a byte{cut}")
     if figure is not None:
         typer.echo(f"wrote {figure}", err=True)
 
 
-@app.command()
-def ask(
-    parts: Annotated[
-        list[str],
-        typer.Argument(help="Image and video files, then the question; without one, a conversation.", show_default=False),
-    ],
-    model: Annotated[
-        Path | None, typer.Option(help="The folder of a saved model; by default the one that is shipped.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
-    temperature: Annotated[float, typer.Option(help="0 for the likeliest answer.")] = 0.0,
-    figure: Annotated[
-        Path | None, typer.Option(help="Draw where the decoder looked in the last image.", show_default=False)
-    ] = None,
-) -> None:
-    """Ask a small model about images and videos. The one that is shipped reads handwritten digits; see its card.
-
-    mmrope ask samples/grid.png "What is at row 2, column 3?"
-    """
-    try:
-        media = [_content(part) for part in parts]
-        given = [media.pop()["text"]] if media[-1]["type"] == "text" else None
-        if any(item["type"] == "text" for item in media):
-            raise ValueError("files come first, then one question; put it in quotes, and check that the files are there")
-        from mmrope.vlm.assistant import Assistant, Chat
-        from mmrope.vlm.tasks import QUESTIONS, is_known
-
-        assistant = (
-            Assistant.from_pretrained(device=device) if model is None else Assistant.from_pretrained(model, device=device)
-        )
-        chat = Chat(assistant, media)
-        for question in given or _typed():
-            if model is None and not is_known(question):
-                typer.echo(f"the shipped model has learned these questions alone: {'  '.join(QUESTIONS)}", err=True)
-            for piece in chat.stream(question, temperature=temperature):
-                typer.echo(piece, nl=False)
-            typer.echo()
-        if figure is not None and chat.messages:
-            from mmrope.view.figure import save
-            from mmrope.view.model import plot_looks
-            from mmrope.vlm.attention import looked_at
-
-            *asked, answer = chat.messages
-            looks = looked_at(assistant.model, assistant.processor, asked)
-            if not looks:
-                raise ValueError("--figure draws where the decoder looked in a file: give one")
-            title = f"{asked[-1]['content'][-1]['text']} {answer['content']}"
-            save(plot_looks(looks[-1].pixels, looks[-1].weights, title=title), figure)
-            typer.echo(f"wrote {figure}", err=True)
-    except (ValueError, OSError) as error:
-        _fail("ask", error, 2)
-
-
-def _typed() -> Iterator[str]:
-    """Questions from the terminal, until an empty line or its end."""
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        if not line:
-            return
-        yield line
-
-
-@app.command()
-def families() -> None:
-    """List every family with the source of its rule, and what upstreams compute instead, by revision."""
-    for key, row in FAMILIES.items():
-        if not row.revision:
-            facts = f"axes {row.axes}; {', '.join(row.media)}".replace("_", " ")
-            typer.echo(f"{key:<22}{facts}\n{'':<22}{row.source}")
-        else:
-            typer.echo(f"  @{row.revision:<19}{'; '.join(departures(row)) or 'the same ids'}\n{'':<22}{row.source}")
-
-
-class Figure(str, Enum):
-    """What `mmrope show` draws."""
-
-    frequencies = "frequencies"
-    decay = "decay"
-    scaling = "scaling"
-    alibi = "alibi"
-
-
-@app.command()
-def show(
-    what: Annotated[Figure, typer.Argument(help="frequencies of each pair, decay with distance, scaling, or alibi.")],
-    figure: Annotated[Path, typer.Option(help="The file to draw into (png, svg, pdf).")] = Path("encoding.png"),
-    family_name: Annotated[str, typer.Option("--family", help="Whose rotary embedding.")] = "qwen2_vl",
-    preset_name: Annotated[str, typer.Option("--preset", help="Or a preset, such as wan.", show_default=False)] = "",
-    heads: Annotated[int, typer.Option(help="Heads, for alibi.")] = 8,
-) -> None:
-    """Draw what an encoding does: the wavelengths of its pairs by axis, how scores fall with distance, what scalings leave of
-    the frequencies, how ALiBi fades."""
-    try:
-        from mmrope.encodings.presets import preset
-        from mmrope.encodings.spec import RotarySpec
-        from mmrope.view import encodings as figures
-        from mmrope.view.figure import save
-
-        spec = preset(preset_name) if preset_name else RotarySpec.from_family(family_name)
-        title = preset_name or family_name
-        if what is Figure.frequencies:
-            drawn = figures.plot_frequencies(spec, title=f"{title}: {spec!r}")
-        elif what is Figure.decay:
-            drawn = figures.plot_decay(spec, title=f"{title}: the score of equal vectors, some distance apart")
-        elif what is Figure.scaling:
-            drawn = figures.plot_scalings(spec, title=f"{title}: what scalings by 8 leave of each frequency")
-        else:
-            from mmrope.encodings.alibi import alibi_slopes
-
-            drawn = figures.plot_alibi(alibi_slopes(heads).tolist())
-        save(drawn, figure)
-    except (ValueError, OSError) as error:
-        _fail("show", error, 2)
-    typer.echo(f"wrote {figure}", err=True)
-
-
-@app.command()
-def check(
-    dump: Annotated[Path, typer.Argument(help="A .json, .npz or .safetensors file with a batch and its position_ids.")],
-    family_name: Annotated[str, typer.Option("--family", help="A family, or a family and revision.")] = "",
-    config: Annotated[
-        Path | None, typer.Option(help="A checkpoint's config.json instead, for its own facts.", show_default=False)
-    ] = None,
-) -> None:
-    """Say whether position_ids are those of a processor's batch (input_ids, mm_token_type_ids, image_grid_thw, ...; cu_seqlens
-    of a packed one), and what they are if not. Ends with 0 if they are, with 1 if they are others, else with 2."""
-    try:
-        if bool(family_name) == (config is not None):
-            raise ValueError("name the family (--family qwen2_5_vl) or the checkpoint's config (--config config.json)")
-        rule = family(family_name) if config is None else places.family_from_config(config)
-        batch = _dump(dump)
-        rows = places.segments_from_inputs(batch, rule)
-        places.check(batch["position_ids"], rows, rule, cu_seqlens=batch.get("cu_seqlens"))
-    except places.WrongPositions as error:
-        _fail("check", error, 1)
-    except (ValueError, OSError) as error:
-        _fail("check", error, 2)
-    typer.echo(f"{dump}: the ids of {rule}")
-
-
-@app.command()
-def diff(
-    a: Annotated[Path, typer.Argument(help="A .json, .npz or .safetensors file with position_ids.")],
-    b: Annotated[Path, typer.Argument(help="Another.")],
-) -> None:
-    """Show the first difference between two tables of position_ids. Tokens count where the files' attention_mask says so, and
-    all if there is none. Ends with 0 if they are equal, with 1 if they differ, with 2 if they cannot be compared."""
-    try:
-        one, other = _dump(a), _dump(b)
-        masks = [batch["attention_mask"] for batch in (one, other) if "attention_mask" in batch]
-        found = places.diff(one["position_ids"], other["position_ids"], mask=masks[0] if masks else None)
-        if len(masks) == 2 and not np.array_equal(masks[0], masks[1]):
-            raise ValueError(f"{a} and {b} have different attention masks: they are not of the same tokens")
-    except (ValueError, OSError) as error:
-        _fail("diff", error, 2)
-    typer.echo(str(found) if found else "no difference")
-    raise typer.Exit(1 if found else 0)
-
-
-@lab.command("list")
-def lab_list() -> None:
-    """The experiments, and what each asks."""
-    from mmrope.lab import experiments
-
-    for experiment in experiments():
-        typer.echo(f"{experiment.name:12}{experiment.question}")
-
-
-@lab.command("run")
-def lab_run(
-    name: Annotated[str, typer.Argument(help="One of `mmrope lab list`.")],
-    quick: Annotated[bool, typer.Option(help="In seconds, to see that it works: its numbers mean nothing.")] = False,
-    seeds: Annotated[int, typer.Option(help="Seeds of each variant, from 0 on.")] = 3,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    variant: Annotated[list[str] | None, typer.Option(help="Some of the variants; all by default.")] = None,
-    out: Annotated[Path, typer.Option(help="A folder for the results, the table and the figure.")] = Path("out/lab"),
-) -> None:
-    """Trains and measures what is missing in OUT, and writes a table and a figure. Killed, it goes on where it was."""
-    from mmrope.lab import experiments
-    from mmrope.lab.harness import run
-    from mmrope.lab.report import plot, table
-    from mmrope.view.figure import save
-
-    try:
-        known = {experiment.name: experiment for experiment in experiments()}
-        if name not in known:
-            raise ValueError(f"there is no experiment {name!r}; there are {', '.join(known)}")
-        path = out / f"{name}{'-quick' if quick else ''}.json"
-        results = run(
-            known[name],
-            path,
-            quick=quick,
-            seeds=seeds,
-            device=device,
-            variants=tuple(variant or ()),
-            say=lambda line: typer.echo(line, err=True),
-        )
-        typer.echo("\n".join(table(known[name], results)))
-        save(plot(known[name], results), path.with_suffix(".png"))
-        typer.echo(f"wrote {path} and {path.with_suffix('.png')}", err=True)
-    except (ValueError, OSError) as error:
-        _fail("lab", error, 2)
-
-
-def _fail(command: str, error: Exception, code: int) -> NoReturn:
-    typer.echo(f"mmrope {command}: {error}", err=True)
-    raise typer.Exit(code) from None
-
-
-_KEYS = {"position_ids", "cu_seqlens", *INPUTS}
-
-
-def _dump(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name, with position_ids among them."""
-    readers = {".json": _read_json, ".npz": _read_npz, ".safetensors": _read_safetensors}
-    if path.suffix not in readers:
-        raise ValueError(f"{path} is no {', '.join(readers)} file")
-    try:
-        arrays = readers[path.suffix](path)
-    except (ValueError, BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if "position_ids" not in arrays:
-        raise ValueError(f"{path} has no position_ids; of what is read it has {', '.join(arrays) or 'nothing'}")
-    return arrays
-
-
-def _read_json(path: Path) -> dict[str, np.ndarray]:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError('it must hold an object, such as {"input_ids": [[...]], "position_ids": [[[...]]]}')
-    return {key: np.array(values[key]) for key in _KEYS & set(values) if values[key] is not None}
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in _KEYS & set(file)}
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in _KEYS & set(file.keys())}
-    except (SafetensorError, TypeError) as error:  # TypeError: of a dtype that numpy has not
-        raise ValueError(error) from None
-
-
-def _content(part: str) -> dict[str, Any]:
-    """A part of the command line as an item of a message."""
-    if part.startswith("\0"):
-        kind, _, size = part[1:].partition(" ")
-        return _size(kind, size)
-    path = Path(part)
-    suffix = path.suffix.lower()
-    kind = "image" if suffix in IMAGES else "video" if suffix in VIDEOS else None
-    there = _is_there(path)
-    if kind is None and there:
-        raise ValueError(f"{part} is a file, but not of a known kind ({' '.join(sorted(IMAGES | VIDEOS))})")
-    if kind is None or (" " in part and not there):  # "Look at photo.jpg" is a sentence
-        return {"type": "text", "text": part}
-    if kind == "image" and there:
-        from mmrope.preprocess.image import is_animation  # Pillow is loaded once there is a file
-
-        kind = "video" if is_animation(path) else kind
-    return {"type": kind, kind: part}
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # too long for a name: a text
-        return False
-
-
-def _size(kind: str, size: str) -> dict[str, Any]:
-    if kind == "image":
-        match = re.fullmatch(r"(\d+)x(\d+)", size)
-        if not match:
-            raise ValueError(f"--image takes the size in tokens, as in 16x24, got {size!r}")
-        return {"type": "image", "grid": tuple(map(int, match.groups()))}
-    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)@(\d+(?:\.\d+)?)fps", size)
-    if not match:
-        raise ValueError(f"--video takes the size in tokens and the sampled frames a second, as in 8x16x24@2fps, got {size!r}")
-    t, h, w, fps = match.groups()
-    return {"type": "video", "grid": (int(t), int(h), int(w)), "fps": float(fps)}
-
-
-def _parts(content: Iterable[dict[str, Any]], family_name: str, fps: float) -> list[Any]:
-    from mmrope.preprocess.processor import Processor
-
-    return Processor(family=family_name, fps=fps).parts(content)
-
-
-def _cut_note(parts: Iterable[Any], family_name: str) -> str:
-    if not any(part.media and part.media.name for part in parts):
-        return ""
-    name = family(family_name).name
-    side = PRESETS[name].patch_size
-    return f"; files are cut into {side} x {side} pixel patches, as by {name}'s processor"
-
-
-def _short(text: str, most: int = 44) -> str:
-    text = text.replace("\n", "⏎")
-    return text if len(text) <= most else f"{text[: most - 12]} … {text[-9:]}"
-
-
 def _as_dict(positions: Positions, labels: list[str]) -> dict[str, Any]:
+    from mmrope.positions.compare import placed
+
     items = placed(positions)
     return {
         "family": str(positions.family),
@@ -434,3 +216,267 @@ def _as_dict(positions: Positions, labels: list[str]) -> dict[str, Any]:
         ],
         "position_ids": positions.ids[:, 0].tolist(),
     }
+
+
+@app.command(cls=InOrder, no_args_is_help=True)
+def ask(
+    parts: Annotated[
+        list[str],
+        typer.Argument(help="Image and video files, then the question; without one, a conversation.", show_default=False),
+    ],
+    text: Annotated[list[str] | None, TEXT] = None,
+    model: Annotated[Path | None, typer.Option(help="The folder of a saved model; by default the one that is shipped.")] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, ..., or auto: a GPU if there is one.", callback=known_device)
+    ] = "auto",
+    temperature: Annotated[float, typer.Option(help="0 for the likeliest answer.", callback=between(0, 100))] = 0.0,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Draw where the decoder looked in the last file (png, svg, pdf, jpg).", callback=drawable),
+    ] = None,
+) -> None:
+    """Ask a small model about images and videos.
+
+    \b
+    mmrope ask samples/grid.png "What is at row 2, column 3?"
+
+    The model that is shipped reads handwritten digits, and adds. It knows ten questions, and nothing else of the world.
+    """
+    media = [item_of(part) for part in parts]
+    given = [media.pop()["text"]] if media[-1]["type"] == "text" else None
+    if any(item["type"] == "text" for item in media):
+        raise ValueError("files come first, then one question, in quotes")
+    if given and not given[0].strip():
+        raise ValueError("the question is empty")
+    if figure is not None and not media:
+        raise ValueError("--figure draws where the decoder looked in a file: give one")
+    _need("torch", "einops", "safetensors", *(["mmrope_small"] if model is None else []))
+    from mmrope.vlm.assistant import Assistant, Chat
+
+    assistant = Assistant.from_pretrained(model, device=device)
+    chat, noted = Chat(assistant, media), set[str]()
+    for question in given or _typed():
+        if model is None and (note := _doubt(assistant, media, question)) and note not in noted:
+            typer.echo(note, err=True)
+            noted.add(note)
+        for piece in chat.stream(question, temperature=temperature):
+            typer.echo(piece, nl=False)
+        typer.echo()
+    if figure is not None and chat.messages:
+        from mmrope.view.figure import save
+        from mmrope.view.model import plot_looks
+        from mmrope.vlm.attention import looked_at
+
+        *asked, answer = chat.messages
+        look = looked_at(assistant.model, assistant.processor, asked)[-1]
+        save(plot_looks(look.pixels, look.weights, title=f"{asked[-1]['content'][-1]['text']} {answer['content']}"), figure)
+        typer.echo(f"wrote {figure}", err=True)
+
+
+def _typed() -> Iterator[str]:
+    """Questions from the terminal, until an empty line or its end."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        yield line
+
+
+def _doubt(assistant: Any, media: Sequence[dict[str, Any]], question: str) -> str:
+    """Why an answer of the shipped model would be a guess; empty where none is known."""
+    from mmrope.vlm.tasks import FILM_KINDS, IMAGE_KINDS, QUESTIONS, is_like_handwriting, kind_of
+
+    if (kind := kind_of(question)) is None:
+        return f"the shipped model has learned these questions alone: {'  '.join(QUESTIONS)}"
+    for medium, kinds in (("image", IMAGE_KINDS), ("video", FILM_KINDS)):
+        if kind in kinds and all(item["type"] != medium for item in media):
+            return f"the answer is a guess: no {medium} is given, and the question is about one"
+    if media and not is_like_handwriting(assistant.processor([{"role": "user", "content": media}])):
+        return "the answer is a guess: the shipped model has learned handwritten digits alone, dark on light paper"
+    return ""
+
+
+@app.command()
+def families() -> None:
+    """List every family with its source, and what upstreams compute instead, by revision."""
+    from mmrope.positions import FAMILIES
+    from mmrope.positions.families import departures
+
+    for key, row in FAMILIES.items():
+        if not row.revision:
+            facts = f"axes {row.axes}; {', '.join(row.media)}".replace("_", " ")
+            typer.echo(f"{key:<22}{facts}\n{'':<22}{row.source}")
+        else:
+            typer.echo(f"  @{row.revision:<19}{'; '.join(departures(row)) or 'the same ids'}\n{'':<22}{row.source}")
+
+
+class Shown(str, Enum):
+    """What `mmrope show` shows."""
+
+    frequencies = "frequencies"
+    decay = "decay"
+    scaling = "scaling"
+    alibi = "alibi"
+
+
+@app.command(no_args_is_help=True)
+def show(
+    what: Annotated[
+        Shown,
+        typer.Argument(
+            metavar="WHAT",
+            help="frequencies: the wavelength of each pair of channels, and its axis; decay: how scores fall with distance; "
+            "scaling: what PI, NTK, YaRN, ... leave of the frequencies; alibi: how its heads fade.",
+        ),
+    ],
+    family_name: Annotated[
+        str, typer.Option("--family", help="Whose rotary embedding.", show_default="qwen2_vl", autocompletion=family_names)
+    ] = "",
+    preset_name: Annotated[str, typer.Option("--preset", help="A preset instead, such as wan.", show_default=False)] = "",
+    heads: Annotated[int, typer.Option(help="Heads, for alibi.", callback=between(1, 1024))] = 8,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw it into this file instead (png, svg, pdf, jpg).", callback=drawable)
+    ] = None,
+) -> None:
+    """Show what an encoding does, as a table or as a figure.
+
+    \b
+    mmrope show frequencies --family qwen3_vl
+    mmrope show decay --figure out/decay.png
+    """
+    from mmrope.view import encodings, tables
+
+    shown: Any
+    if what is Shown.alibi:
+        from mmrope.encodings.alibi import alibi_slopes
+
+        name, shown = f"ALiBi, {heads} heads", alibi_slopes(heads).tolist()
+    else:
+        from mmrope.encodings.presets import preset
+        from mmrope.encodings.spec import RotarySpec
+
+        if family_name and preset_name:
+            raise ValueError("give --family or --preset, not both")
+        name = preset_name or family_name or "qwen2_vl"
+        shown = preset(name) if preset_name else RotarySpec.from_family(name)
+        if what is Shown.scaling and shown.spectra is None:
+            raise ValueError(f"{name} states its frequencies one by one: scalings are of those that a base gives")
+    about, table, plot = {
+        Shown.frequencies: ("the pairs of channels", tables.frequencies_table, encodings.plot_frequencies),
+        Shown.decay: ("the score of equal vectors, some distance apart", tables.decay_table, encodings.plot_decay),
+        Shown.scaling: ("what scalings by 8 leave of each frequency", tables.scalings_table, encodings.plot_scalings),
+        Shown.alibi: ("the factor of attention weights at a distance", tables.alibi_table, encodings.plot_alibi),
+    }[what]
+    if figure is None:
+        typer.echo(f"{name}: {about}\n\n{table(shown)}")
+    else:
+        from mmrope.view.figure import save
+
+        save(plot(shown, title=f"{name}: {about}"), figure)
+        typer.echo(f"wrote {figure}", err=True)
+
+
+@app.command(no_args_is_help=True)
+def check(
+    context: typer.Context,
+    dump: Annotated[Path, typer.Argument(help="A .json, .npz or .safetensors file with a batch and its position_ids.")],
+    family_name: Annotated[
+        str, typer.Option("--family", help="A family, or a family and revision.", autocompletion=family_names)
+    ] = "",
+    config: Annotated[Path | None, typer.Option(help="A checkpoint's config.json instead, for its own facts.")] = None,
+) -> None:
+    """Say whether position_ids are those of a processor's batch, and what they are if not.
+
+    The file has input_ids, mm_token_type_ids, image_grid_thw, ... as the processor returned them, of a packed batch also
+    cu_seqlens, and with generated tokens prompt_lengths. The exit code is 0 if the ids are right, 1 if they are others, 2 if
+    they cannot be checked.
+    """
+    from mmrope import positions
+    from mmrope.positions.checks import WrongPositions
+
+    if bool(family_name) == (config is not None):
+        raise ValueError("name the family (--family qwen2_5_vl) or the checkpoint's config (--config config.json)")
+    rule = positions.family(family_name) if config is None else positions.family_from_config(read_config(config))
+    batch = _dump(dump)
+    rows = positions.segments_from_inputs(batch, rule, prompt_lengths=batch.get("prompt_lengths"))
+    try:
+        positions.check(batch["position_ids"], rows, rule, cu_seqlens=batch.get("cu_seqlens"))
+    except WrongPositions as error:
+        _fail(context, error, 1)
+    typer.echo(f"{dump}: " + (f"the ids of {rule}" if batch["position_ids"].size else "no tokens, so nothing is wrong"))
+
+
+@app.command(no_args_is_help=True)
+def diff(
+    a: Annotated[Path, typer.Argument(help="A .json, .npz or .safetensors file with position_ids.")],
+    b: Annotated[Path, typer.Argument(help="Another.")],
+) -> None:
+    """Show the first difference between two tables of position_ids.
+
+    Tokens count where the files' attention_mask says so, and all if there is none. The exit code is 0 if the tables are equal,
+    1 if they differ, 2 if they cannot be compared.
+    """
+    from mmrope import positions
+
+    one, other = _dump(a), _dump(b)
+    masks = [batch["attention_mask"] for batch in (one, other) if "attention_mask" in batch]
+    found = positions.diff(one["position_ids"], other["position_ids"], mask=masks[0] if masks else None)
+    if len(masks) == 2 and masks[0].tolist() != masks[1].tolist():
+        raise ValueError(f"{a} and {b} have different attention masks: they are not of the same tokens")
+    nothing = "no difference" if one["position_ids"].size else "no difference: both are without tokens"
+    typer.echo(str(found) if found else nothing)
+    raise typer.Exit(1 if found else 0)
+
+
+def _dump(path: Path) -> dict[str, Any]:
+    from mmrope.dumps import read_dump
+
+    must_be_there(path, DUMPS)
+    return read_dump(path)
+
+
+@lab.command("list")
+def lab_list() -> None:
+    """The experiments, and what each asks."""
+    _need("torch", "einops", "safetensors")
+    from mmrope.lab import experiments
+
+    for experiment in experiments():
+        typer.echo(f"{experiment.name:12}{experiment.question}")
+
+
+@lab.command("run", no_args_is_help=True)
+def lab_run(
+    name: Annotated[str, typer.Argument(help="One of `mmrope lab list`.")],
+    quick: Annotated[bool, typer.Option(help="In seconds, to see that it works: its numbers mean nothing.")] = False,
+    seeds: Annotated[int, typer.Option(help="Seeds of each variant, from 0 on.", callback=between(1, 1000))] = 3,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...", callback=known_device)] = "cpu",
+    variant: Annotated[list[str] | None, typer.Option(help="Some of the variants; all by default.")] = None,
+    out: Annotated[Path, typer.Option(help="A folder for the results and the figure.", callback=folder)] = Path("out/lab"),
+) -> None:
+    """Train and measure what is missing in OUT, and write a table and a figure. If it is stopped, it continues there."""
+    _need("torch", "einops", "safetensors", "matplotlib")
+    from mmrope.lab import experiments
+    from mmrope.lab.harness import run
+    from mmrope.lab.report import plot, table
+    from mmrope.view.figure import save
+
+    known = {experiment.name: experiment for experiment in experiments()}
+    if name not in known:
+        raise ValueError(f"there is no experiment {name!r}; there are {', '.join(known)}")
+    path = out / f"{name}{'-quick' if quick else ''}.json"
+    results = run(
+        known[name],
+        path,
+        quick=quick,
+        seeds=seeds,
+        device=device,
+        variants=tuple(variant or ()),
+        say=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo("\n".join(table(known[name], results)))
+    save(plot(known[name], results), path.with_suffix(".png"))
+    typer.echo(f"wrote {path} and {path.with_suffix('.png')}", err=True)

@@ -23,7 +23,18 @@ ANSWER_CUE = "The answer is"
 
 @dataclass(frozen=True)
 class Example:
-    """A question with its reasoning and its answer, to show a model how."""
+    """A question with its reasoning and its answer, to show a model how.
+
+    Example:
+        >>> from mmrope.prompting import Example, chain_of_thought
+        >>> shown = Example("What is 2 + 3?", "Two and three make five.", "5")
+        >>> print(chain_of_thought("What is 4 + 4?", [shown]))
+        Q: What is 2 + 3?
+        A: Two and three make five. The answer is 5.
+        <BLANKLINE>
+        Q: What is 4 + 4?
+        A:
+    """
 
     question: str
     reasoning: str
@@ -40,6 +51,12 @@ def chain_of_thought(
 
     Raises:
         ValueError: an empty question.
+
+    Example:
+        >>> from mmrope.prompting import chain_of_thought
+        >>> print(chain_of_thought("How many digits are in the picture?"))
+        Q: How many digits are in the picture?
+        A: Let's think step by step.
     """
     if not question.strip():
         raise ValueError("a prompt needs a question, got an empty one")
@@ -53,6 +70,13 @@ def extract_answer(text: str, *, cue: str = ANSWER_CUE) -> str | None:
     What follows the last cue, up to the end of its line or sentence; else the last \\boxed{...}; else, if the whole text is
     a number, that. Short answers that are no numbers need another function, such as `str.strip`. Numbers lose their
     thousands separators, a plus sign and zeros that say nothing, so that equal ones vote together.
+
+    Example:
+        >>> from mmrope.prompting import extract_answer
+        >>> extract_answer("Three rows of four. The answer is 12.")
+        '12'
+        >>> extract_answer("I do not know") is None
+        True
     """
     _, *after = re.split(rf"{re.escape(cue)}(?!\w):?[ \t]*", text, flags=re.IGNORECASE)
     said = re.split(r"\.(?:\s|$)|\n", after[-1], maxsplit=1)[0] if after else text
@@ -79,7 +103,14 @@ def _number(text: str) -> str | None:
 
 @dataclass(frozen=True)
 class Vote:
-    """The outcome of a vote."""
+    """The outcome of a vote.
+
+    Example:
+        >>> from mmrope.prompting import majority_vote
+        >>> vote = majority_vote(["4", "4", "5", None])
+        >>> vote.answer, vote.share, vote.unparsed
+        ('4', 0.5, 1)
+    """
 
     answer: str | None
     """The answer with the most votes; of several, the one that was given first. None if no text had an answer."""
@@ -98,7 +129,15 @@ class Vote:
 
 
 def majority_vote(answers: Iterable[str | None]) -> Vote:
-    """The most frequent answer; None stands for a text without one."""
+    """The most frequent answer; None stands for a text without one.
+
+    Example:
+        >>> from mmrope.prompting import majority_vote
+        >>> majority_vote(["4", "5", "4"]).answer
+        '4'
+        >>> majority_vote(["4", "5"]).tied
+        ('4', '5')
+    """
     answers = list(answers)
     counts = Counter(answer for answer in answers if answer is not None)
     ordered = dict(counts.most_common())  # of equals, the first that was given comes first
@@ -124,6 +163,13 @@ def self_consistency(
 
     Raises:
         ValueError: fewer than one sample, or a writer that does not return text.
+
+    Example:
+        >>> from mmrope.prompting import self_consistency
+        >>> answers = iter(["The answer is 12.", "The answer is 7.", "So the answer is 12."])  # a model's, sampled
+        >>> vote = self_consistency(lambda prompt: next(answers), "3 x 4?", samples=3)
+        >>> vote.answer, vote.counts
+        ('12', {'12': 2, '7': 1})
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
@@ -139,6 +185,11 @@ def vote_accuracy(p: float, samples: int) -> float:
 
     Raises:
         ValueError: p is no probability, or fewer than one sample.
+
+    Example:
+        >>> from mmrope.prompting import vote_accuracy
+        >>> [round(vote_accuracy(0.7, samples), 3) for samples in (1, 5, 15)]
+        [0.7, 0.837, 0.95]
     """
     if not 0 <= p <= 1 or samples < 1:
         raise ValueError(f"need 0 <= p <= 1 and samples >= 1, got {p=}, {samples=}")

@@ -26,7 +26,7 @@ cell = Cell(settings={**length.EXPERIMENT.full, "steps": options.steps}, device=
 trained, long, more = cell.length, 4 * cell.length, 80  # bytes: of the training, of the document in the end, written
 torch.manual_seed(0)
 model = length.make("rope", cell)
-length.train(model, 0, cell, steps=cell.steps, length=trained, batch=cell.batch)
+length.trained(model, 0, cell, steps=cell.steps, length=trained, batch=cell.batch)
 
 document = windows(source(test=True), torch.tensor([30_000]), long).to(options.device)  # [1, 512]
 print("\nThe document ends with:", bytes(document[0, more - trained :].tolist()).decode(errors="replace"), sep="\n")

@@ -33,7 +33,7 @@ from transformers import Glm4vImageProcessor, Qwen2VLImageProcessor
 
 from mmrope import Processor
 from mmrope.preprocess import load_image, open_video
-from mmrope.preprocess.patches import PRESETS, image_patches, image_size, normalize
+from mmrope.preprocess.patches import FAMILY_PATCHES, image_patches, image_size, normalize
 from mmrope.preprocess.readers import _frames
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def photographs() -> dict[str, Image.Image]:
 
 def images(name: str, image: Image.Image) -> Calls:
     """From a PIL image to pixel_values."""
-    upstream, config = UPSTREAM[name], PRESETS[name]
+    upstream, config = UPSTREAM[name], FAMILY_PATCHES[name]
 
     def packed() -> torch.Tensor:
         pixels = load_image(image)

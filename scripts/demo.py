@@ -134,8 +134,10 @@ class Demo:
         ids = inputs["position_ids"]
         n = ids.shape[-1]
         flat = torch.arange(n, device=self.device)[None, None]  # [1, 1, S]
-        spec = vlm.config.decoder.rotary
-        rope = mmrope.RotaryEmbedding(mmrope.RotarySpec.rope(spec.head_dim, theta=vlm.config.decoder.theta)).to(self.device)
+        spec = vlm.config.rotary
+        assert spec.spectra is not None
+        theta, _ = spec.spectra.of[0]
+        rope = mmrope.RotaryEmbedding(mmrope.RotarySpec.rope(spec.head_dim, theta=theta)).to(self.device)
         angles = [(a - b).abs().max() for a, b in zip(vlm.decoder.rotary(ids), rope(flat), strict=True)]
         with torch.no_grad():
             logits = vlm(**inputs).logits

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mmrope import VLM, Processor
 from mmrope.vlm.assistant import small_model
-from mmrope.vlm.evaluate import examine, exams, table
+from mmrope.vlm.evaluate import examine, exams, score_table
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     about = (
         f"{options.count} questions a kind, seed {options.seed}, float32, {device}, torch {torch.__version__}, {date.today()}."
     )
-    lines = [*table(results), "", about]
+    lines = [*score_table(results), "", about]
     print("\n".join(lines))
     print(f"{time.perf_counter() - began:.0f} s")
     if options.card:

@@ -9,17 +9,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.support import ROOT
+from tests.support import PROOF, ROOT, cases
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are first imported: they run on the CPU then
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# the same cases at each run; HYPOTHESIS_PROFILE=search looks for new ones, and at more of them
-settings.register_profile("steady", derandomize=True, deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
-settings.register_profile("search", deadline=None, max_examples=5000, suppress_health_check=list(HealthCheck))
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+# the same cases in every `make test`, others in every `make proof`
+settings.register_profile(
+    "mmrope", derandomize=not PROOF, deadline=None, max_examples=cases(100), suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("mmrope")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core, each with a thread
     torch.set_num_threads(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import graphlib
 import inspect
 import os
 import subprocess
@@ -36,7 +37,22 @@ HEAVY = {
     "typer",
 }
 # from top to bottom the way that data takes: a folder imports itself and what stands above it
-ORDER = ["extras", "prompting", "positions", "encodings", "preprocess", "vlm", "adapters", "view", "lab", "cli"]
+ORDER = [
+    "extras",
+    "files",
+    "prompting",
+    "positions",
+    "encodings",
+    "preprocess",
+    "vlm",
+    "adapters",
+    "view",
+    "lab",
+    "dumps",
+    "arguments",
+    "cli",
+    "__main__",
+]
 
 
 def imports(path, *, top_level_only):
@@ -96,6 +112,35 @@ def test_imports_go_upwards(path):
     for module in imports(path, top_level_only=False):
         if module.startswith("mmrope."):
             assert ORDER.index(module.split(".")[1]) <= ORDER.index(room), f"{path.name} imports {module}"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Also for types, and also in functions."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    graph = {}
+    for name, path in modules.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        packages = {package for package in found if any(other.startswith(f"{package}.") for other in found & set(modules))}
+        graph[name] = (found & set(modules)) - packages - {name}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_one_name_means_one_thing():
+    """Functions, classes and constants of all modules; commands are named as what they call, experiments have two parts each."""
+    places = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            names = [getattr(node, "name", "")] + [target.id for target in targets if isinstance(target, ast.Name)]
+            for name in names:
+                if name and not name.startswith("_") and path.name != "cli.py" and name not in ("EXPERIMENT", "cell"):
+                    places.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
 def test_no_file_but_the_table_names_a_family():

@@ -9,7 +9,17 @@ from mmrope.positions.rules import Family
 
 
 def family_of_model(source: Family | Any) -> Family:
-    """A Family as it is; of a name, a config or a model (whose `config` is read) the family with that checkpoint's facts."""
+    """A Family as it is; of a name, a config or a model (whose `config` is read) the family with that checkpoint's facts.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from mmrope.adapters import family_of_model
+        >>> family_of_model("qwen2_vl").key
+        'qwen2_vl'
+        >>> config = {"model_type": "qwen2_vl", "vision_config": {"spatial_merge_size": 2}}
+        >>> family_of_model(SimpleNamespace(config=config)).key  # of a model
+        'qwen2_vl'
+    """
     if isinstance(source, (Family, str)):
         return family(source)
     return family_from_config(getattr(source, "config", source))

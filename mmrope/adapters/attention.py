@@ -36,6 +36,13 @@ def sdpa_mask(packed: Packed, *, dtype: torch.dtype | None = None, device: Any =
     Args:
         dtype: by default bool, True where it attends, which SDPA takes. Of a floating-point type what is added to scores, 0 or
             the type's least number: models of transformers whose attention is "eager" add the mask, and read True as 1.
+
+    Example:
+        >>> from mmrope import Segment, pack
+        >>> from mmrope.adapters.attention import sdpa_mask
+        >>> packed = pack([[Segment.text(1)], [Segment.text(2)]], "qwen2_vl")
+        >>> sdpa_mask(packed)[0, 0].int().tolist()
+        [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
     """
     sequence, order = _tensors(packed, device)
     seen = ((sequence[:, None] == sequence) & (order[:, None] >= order))[None, None]
@@ -46,7 +53,15 @@ def sdpa_mask(packed: Packed, *, dtype: torch.dtype | None = None, device: Any =
 
 def flex_block_mask(packed: Packed, *, device: Any = None) -> BlockMask:
     """The block mask of `flex_attention(q, k, v, block_mask=...)`, with q, k, v [1, heads, T, channels]. Blocks between
-    sequences are left out, not computed and masked."""
+    sequences are left out, not computed and masked.
+
+    Example:
+        >>> from mmrope import Segment, pack
+        >>> from mmrope.adapters.attention import flex_block_mask
+        >>> packed = pack([[Segment.text(200)], [Segment.text(300)]], "qwen2_vl")
+        >>> flex_block_mask(packed).shape
+        (1, 1, 500, 500)
+    """
     sequence, order = _tensors(packed, device)
 
     def same_and_before(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -73,6 +88,14 @@ def varlen(packed: Packed, interface: Interface, *, device: Any = None) -> dict[
 
     Raises:
         ValueError: an unknown interface.
+
+    Example:
+        >>> from mmrope import Segment, pack
+        >>> from mmrope.adapters.attention import varlen
+        >>> packed = pack([[Segment.text(2)], [Segment.text(3)]], "qwen2_vl")
+        >>> options = varlen(packed, "flash_attn")
+        >>> options["cu_seqlens_q"].tolist(), options["max_seqlen_q"], options["causal"]
+        ([0, 2, 5], 3, True)
     """
     if interface not in _VARLEN:
         raise ValueError(f"interface must be one of {tuple(_VARLEN)}, got {interface!r}")

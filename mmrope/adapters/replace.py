@@ -37,6 +37,17 @@ def rotary_kernel(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: `kernels` is missing, or not the version that transformers takes; a model whose rotation transformers does
             not let be replaced, or that is not the one that is put in its place.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.adapters.replace import rotary_kernel
+        >>> def logits(model, inputs):  # of a transformers model
+        ...     with rotary_kernel(model):
+        ...         return model(**inputs).logits
+        >>> logits(torch.nn.Linear(2, 2), {})
+        Traceback (most recent call last):
+            ...
+        ValueError: Linear has no function that rotates: pass a model of transformers
     """
     found = _functions(model)
     for name, function in found.items():
@@ -58,6 +69,15 @@ def rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int 
 
     Raises:
         ValueError: other shapes.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.adapters.replace import rotation
+        >>> q, k, angle = torch.randn(1, 8, 5, 64), torch.randn(1, 2, 5, 64), torch.randn(1, 5, 32)
+        >>> cos, sin = (torch.cat((table, table), dim=-1) for table in (angle.cos(), angle.sin()))  # [B, S, D]
+        >>> q, k = rotation(q, k, cos, sin)
+        >>> tuple(q.shape), tuple(k.shape)
+        ((1, 8, 5, 64), (1, 2, 5, 64))
     """
     q_places, k_places = ([n for i, n in enumerate(x.shape) if i != unsqueeze_dim] for x in (q, k))  # [B, S, D]
     fits = q.ndim == 4 and q_places == k_places and list(cos.shape) in (q_places, [1, *q_places[1:]])

@@ -37,6 +37,22 @@ class RotaryInPlace(nn.Module):
     Raises:
         ValueError: a module that is not of the known form, a config that cannot be read, a module that computes something else,
             a spec that the model's code cannot apply.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.adapters.rotary import RotaryInPlace
+        >>> class Own(torch.nn.Module):  # stands for the rotary_emb of a model
+        ...     rope = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [1, 1, 1]}
+        ...     config = {"model_type": "qwen2_vl_text", "head_dim": 6, "rope_parameters": rope}
+        ...     def __init__(self, config=None):
+        ...         super().__init__()
+        ...         self.register_buffer("inv_freq", 100.0 ** -(torch.arange(3) / 3))
+        ...     def forward(self, x, ids):  # ids [3, B, S], one pair of channels for each axis
+        ...         angle = (ids.movedim(0, -1) * self.inv_freq).repeat(1, 1, 2)  # [B, S, 6]
+        ...         return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        >>> cos, sin = RotaryInPlace(Own())(torch.zeros(1), torch.arange(4).expand(3, 1, 4))
+        >>> tuple(cos.shape)
+        (1, 4, 6)
     """
 
     def __init__(
@@ -160,6 +176,16 @@ def spec_of(own: nn.Module, layer_type: str | None = None) -> RotarySpec:
 
     Raises:
         ValueError: a config that cannot be read, a type of layer that the module does not have.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.adapters.rotary import spec_of
+        >>> own = torch.nn.Module()  # stands for model.model.language_model.rotary_emb
+        >>> own.register_buffer("inv_freq", torch.ones(64))
+        >>> rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+        >>> own.config = {"model_type": "qwen2_vl_text", "head_dim": 128, "rope_parameters": rope}
+        >>> spec_of(own)
+        RotarySpec(head_dim 128, 64 pairs: t 16, h 24, w 24; pairing half)
     """
     if (layer_type or "") not in _layers(own):
         raise ValueError(f"{type(own).__name__} has layers of types {list(_layers(own))}, not {layer_type!r}")

@@ -64,6 +64,14 @@ def get_rope_index(
     Raises:
         ValueError: a model type that is unknown or needs more to be told, an unknown keyword, missing ids a second or seconds,
             tokens and grids that do not belong together.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.adapters.sglang import get_rope_index
+        >>> tokens, grid = torch.tensor([[5, 1, 9, 9, 2]]), torch.tensor([[1, 2, 4]])  # an image of 1 x 2 tokens
+        >>> ids, delta = get_rope_index(2, 9, 8, 1, "qwen2_vl", input_ids=tokens, image_grid_thw=grid)
+        >>> ids[:, 0].tolist(), delta.tolist()
+        ([[0, 1, 2, 2, 4], [0, 1, 2, 2, 4], [0, 1, 2, 3, 4]], [[0]])
     """
     row = family_of(model_type)
     if not _is_found_by_these(row):
@@ -117,6 +125,16 @@ def get_rope_index_glm4v(
 
     Raises:
         ValueError: a config that lacks one of these, an unknown model type, tokens and grids that do not belong together.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> from mmrope.adapters.sglang import get_rope_index_glm4v
+        >>> config = SimpleNamespace(model_type="glm4v", image_token_id=9, video_start_token_id=3, video_end_token_id=4)
+        >>> config.vision_config = SimpleNamespace(spatial_merge_size=2)
+        >>> ids, delta = get_rope_index_glm4v(torch.tensor([[5, 1, 9, 9, 2]]), config, torch.tensor([[1, 2, 4]]), None, None)
+        >>> ids[:, 0].tolist(), delta.tolist()
+        ([[0, 1, 2, 2, 4], [0, 1, 2, 2, 4], [0, 1, 2, 3, 4]], [[0]])
     """
     _refuse(kwargs)
     tokens = {name: _read(hf_config, f"{name}_token_id") for name in ("image", "video_start", "video_end")}
@@ -146,6 +164,16 @@ def get_rope_index_ernie45(
 
     Raises:
         ValueError: a config that lacks one of these, an unknown model type, tokens and grids that do not belong together.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> from mmrope.adapters.sglang import get_rope_index_ernie45
+        >>> config = SimpleNamespace(model_type="ernie4_5_moe_vl", im_patch_id=9, video_start_token_id=3, video_end_token_id=4)
+        >>> config.spatial_conv_size = config.temporal_conv_size = 2
+        >>> ids, delta = get_rope_index_ernie45(torch.tensor([[5, 1, 9, 9, 2]]), config, torch.tensor([[1, 2, 4]]), None)
+        >>> ids[:, 0].tolist(), delta.tolist()
+        ([[0, 1, 2, 2, 4], [0, 1, 2, 2, 4], [0, 1, 2, 3, 4]], [[0]])
     """
     _refuse(kwargs)
     tokens = {name: _read(hf_config, f"{name}_token_id") for name in ("video_start", "video_end")}
@@ -170,6 +198,12 @@ def decode_positions(mrope_position_deltas: Tensor, seq_lens: Tensor) -> Tensor:
 
     Raises:
         ValueError: shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.adapters.sglang import decode_positions
+        >>> decode_positions(torch.tensor([[-12], [0]]), torch.tensor([20, 7])).tolist()  # of two requests
+        [[7, 6], [7, 6], [7, 6]]
     """
     deltas = torch.as_tensor(mrope_position_deltas)
     lengths = torch.as_tensor(seq_lens, device=deltas.device)

@@ -44,6 +44,15 @@ class RopeIndex:
 
     Raises:
         ValueError: a version without this family, inputs that cannot be right.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.adapters.transformers import RopeIndex
+        >>> get_rope_index = RopeIndex("qwen2_vl")  # or of model.config
+        >>> tokens, types, grid = [[5, 1, 9, 9, 2]], [[0, 0, 1, 1, 0]], [[1, 2, 4]]  # an image of 1 x 2 tokens
+        >>> ids, deltas = get_rope_index(torch.tensor(tokens), torch.tensor(types), torch.tensor(grid))
+        >>> ids[:, 0].tolist(), deltas.tolist()
+        ([[0, 1, 2, 2, 4], [0, 1, 2, 2, 4], [0, 1, 2, 3, 4]], [[0]])
     """
 
     family: Family | Any
@@ -175,6 +184,15 @@ def with_positions(
         ValueError: inputs that cannot be right; position_ids that are others (WrongPositions); of packs, without `text_row`, or
             with a tensor [B, S, ...] of which it is not known whether it is by token; a text row for families whose models take
             none (HunYuan).
+
+    Example:
+        >>> import torch
+        >>> from mmrope.adapters.transformers import with_positions
+        >>> batch = {"input_ids": torch.tensor([[5, 6, 7], [5, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+        >>> tuple(with_positions(batch, "qwen2_vl")["position_ids"].shape)  # text positions, t, h, w
+        (4, 2, 3)
+        >>> with_positions(batch, "qwen2_vl", packed=True)["position_ids"][1].tolist()  # t of both sequences
+        [[0, 1, 2, 0, 1]]
     """
     family = family_of_model(family)
     rows = segments_from_inputs(batch, family)
@@ -249,6 +267,15 @@ class PositionCollator:
     """A collator, or any function to a batch, whose batches have position ids: `PositionCollator(collate, family)`.
 
     It holds no model, and works in data-loader workers. The other fields are those of `with_positions`.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.adapters.transformers import PositionCollator
+        >>> def collate(texts):
+        ...     return {"input_ids": torch.tensor(texts)}
+        >>> collator = PositionCollator(collate, "qwen2_vl")
+        >>> tuple(collator([[5, 6, 7], [8, 9, 7]])["position_ids"].shape)  # text positions, t, h, w
+        (4, 2, 3)
     """
 
     collate: Callable[..., Mapping[str, Any]]
@@ -301,6 +328,15 @@ def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = No
         ValueError: transformers 4; a model whose generate does not take ids (GLM-Image) or hands them to two models (Omni, with
             its talker); a pack; padding on the right; a prompt that ends on an image, a video or a sound; a cache that ends
             inside one, or holds sounds or canvases.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.adapters.transformers import generate
+        >>> class Model:  # stands for a model of transformers
+        ...     def generate(self, **inputs):
+        ...         return sorted(inputs)
+        >>> generate(Model(), {"input_ids": torch.tensor([[5, 6, 7]])}, family="qwen2_vl", max_new_tokens=8)
+        ['input_ids', 'max_new_tokens', 'position_ids']
     """
     found = installed_version("transformers")
     if int(found.partition(".")[0]) < 5:

@@ -50,6 +50,13 @@ def get_mrope_input_positions(
     Raises:
         ValueError: as `segments_from_spans` (pruned tokens, missing grids or seconds, media that the family does not place); a
             feature without data; a family with fractional ids, which vLLM's buffers cannot hold.
+
+    Example:
+        >>> from mmrope import Span
+        >>> from mmrope.adapters.vllm import get_mrope_input_positions
+        >>> ids, delta = get_mrope_input_positions([5, 1, 9, 9, 2], [Span(offset=2, length=2, grid=(1, 2, 4))], "qwen2_vl")
+        >>> ids.tolist(), delta
+        ([[0, 1, 2, 2, 4], [0, 1, 2, 2, 4], [0, 1, 2, 3, 4]], 0)
     """
     family = family_of_model(family)
     if family.fractional:
@@ -111,6 +118,11 @@ def get_next_input_positions(mrope_position_delta: int, context_len: int, seq_le
 
     Raises:
         ValueError: numbers that are not whole, lengths out of order, ids below 0.
+
+    Example:
+        >>> from mmrope.adapters.vllm import get_next_input_positions
+        >>> get_next_input_positions(-12, context_len=20, seq_len=22)
+        [[8, 9], [8, 9], [8, 9]]
     """
     first, count = _next(mrope_position_delta, context_len, whole(seq_len, "seq_len") - whole(context_len, "context_len"))
     return [list(range(first, first + count)) for _ in range(3)]
@@ -133,6 +145,14 @@ def get_next_input_positions_tensor(
 
     Raises:
         ValueError: numbers that are not whole, ids below 0 or too large for the dtype of `out`, columns that it has not.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope.adapters.vllm import get_next_input_positions_tensor
+        >>> out = np.zeros((3, 4), dtype=np.int64)
+        >>> get_next_input_positions_tensor(out, 1, mrope_position_delta=-12, context_len=20, num_new_tokens=2)
+        >>> out.tolist()
+        [[0, 8, 9, 0], [0, 8, 9, 0], [0, 8, 9, 0]]
     """
     if not isinstance(out, np.ndarray) or out.ndim != 2 or out.dtype.kind not in "iu":
         what = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__

@@ -23,6 +23,13 @@ class SinusoidalEmbedding(nn.Module):
         layout: "interleaved", sin and cos in turns, as the paper has it; "concat", all sines and then all cosines, as
             tensor2tensor and most code has it. The same columns in another order.
         theta: the base, 10000 in the paper.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.encodings import SinusoidalEmbedding
+        >>> embedding = SinusoidalEmbedding(4)(torch.arange(3))  # [3, 4]: sin, cos, sin, cos
+        >>> [[round(x, 2) for x in token] for token in embedding.tolist()]
+        [[0.0, 1.0, 0.0, 1.0], [0.84, 0.54, 0.01, 1.0], [0.91, -0.42, 0.02, 1.0]]
     """
 
     def __init__(self, dim: int, *, layout: Columns = "interleaved", theta: float = 1e4) -> None:
@@ -49,6 +56,13 @@ class LearnedEmbedding(nn.Module):
     Args:
         max_positions: positions 0 .. max_positions - 1.
         dim: channels.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.encodings import LearnedEmbedding
+        >>> embedding = LearnedEmbedding(max_positions=16, dim=8)
+        >>> tuple(embedding(torch.arange(5)).shape)
+        (5, 8)
     """
 
     def __init__(self, max_positions: int, dim: int) -> None:
@@ -80,6 +94,12 @@ class LearnedEmbedding(nn.Module):
         Args:
             prefix: embeddings before the grid that stay as they are (1 of a class token).
             antialias: as timm resizes; transformers' ViTs do not.
+
+        Example:
+            >>> from mmrope.encodings import LearnedEmbedding
+            >>> embedding = LearnedEmbedding(1 + 4 * 4, dim=8)  # a class token and 4 x 4 patches
+            >>> tuple(embedding.resized((4, 4), (6, 8), prefix=1).weight.shape)  # 1 + 6 * 8
+            (49, 8)
         """
         (h, w), count = grid, len(self.weight)
         if prefix + h * w != count:

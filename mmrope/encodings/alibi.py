@@ -16,6 +16,11 @@ def alibi_slopes(heads: int) -> Tensor:
 
     Of a number that is no power of two: those of the largest power below it, and then every other one of twice that power, as
     in the authors' code (ofirpress/attention_with_linear_biases, get_slopes).
+
+    Example:
+        >>> from mmrope.encodings import alibi_slopes
+        >>> alibi_slopes(4).tolist()
+        [0.25, 0.0625, 0.015625, 0.00390625]
     """
     if heads < 1:
         raise ValueError(f"heads must be at least 1, got {heads}")
@@ -35,6 +40,12 @@ def alibi_bias(slopes: Tensor, q_positions: Tensor, k_positions: Tensor | None =
 
     Returns:
         [N, Q, K] or [B, N, Q, K], of slopes' dtype.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.encodings import alibi_bias
+        >>> alibi_bias(torch.tensor([0.5]), torch.arange(3))[0].tolist()  # of one head
+        [[-0.0, -inf, -inf], [-0.5, -0.0, -inf], [-1.0, -0.5, -0.0]]
     """
     k_positions = q_positions if k_positions is None else k_positions
     if q_positions.ndim not in (1, 2) or q_positions.ndim != k_positions.ndim:
@@ -56,6 +67,14 @@ def alibi_score_mod(slopes: Tensor, q_positions: Tensor, k_positions: Tensor | N
     Args:
         slopes: [N].
         q_positions, k_positions: [Q] and [K], on the device of the attention.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.encodings import alibi_score_mod
+        >>> score_mod = alibi_score_mod(torch.tensor([0.5]), torch.arange(4))
+        >>> query, key = torch.tensor(3), torch.tensor(1)
+        >>> score_mod(torch.tensor(2.0), None, torch.tensor(0), query, key).item()  # 2 - 0.5 * |3 - 1|
+        1.0
     """
     keys = q_positions if k_positions is None else k_positions
     for name, positions in (("q_positions", q_positions), ("k_positions", keys)):

@@ -39,6 +39,13 @@ def rotary_from_config(config: Any, *, layer_type: str | None = None, revision: 
     Raises:
         ValueError: an unknown model or scaling, keys that are missing, unknown, or that the model's code does not read, and
             combinations that upstreams ignore or change silently.
+
+    Example:
+        >>> from mmrope.encodings import rotary_from_config
+        >>> rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+        >>> spec = rotary_from_config({"model_type": "llama", "head_dim": 128, "rope_parameters": rope})
+        >>> spec
+        RotarySpec(head_dim 128, 64 pairs: t 64; pairing half; PI(factor=4.0))
     """
     text = config_dict(config)
     stated = str(text.get("model_type"))

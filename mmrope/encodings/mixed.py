@@ -27,6 +27,15 @@ class MixedRotary(nn.Module):
         generator: for the random angles.
 
     Keep the weight in float32: in bfloat16 the frequencies themselves are rounded, to three digits.
+
+    Example:
+        >>> import torch
+        >>> from mmrope import patch_position_ids
+        >>> from mmrope.encodings import MixedRotary
+        >>> rope = MixedRotary(head_dim=8, heads=2)
+        >>> cos, sin = rope(torch.from_numpy(patch_position_ids([[1, 2, 2]]))[:, None])  # ids [2, 1, 4]
+        >>> tuple(cos.shape), tuple(rope.weight.shape)
+        ((1, 4, 2, 4), (2, 4, 2))
     """
 
     def __init__(
@@ -84,6 +93,15 @@ class MixedRotary(nn.Module):
         return angle.cos(), angle.sin()
 
     def rotate(self, q: Tensor, k: Tensor, position_ids: Tensor, *, heads: int = -3) -> tuple[Tensor, Tensor]:
-        """q and k rotated to their positions; k has as many heads as q."""
+        """q and k rotated to their positions; k has as many heads as q.
+
+        Example:
+            >>> import torch
+            >>> from mmrope.encodings import MixedRotary
+            >>> q, k = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)  # [batch, heads, tokens, channels]
+            >>> rotated, _ = MixedRotary(head_dim=8, heads=2).rotate(q, k, torch.arange(5).expand(2, 1, 5))
+            >>> torch.equal(rotated[:, :, 0], q[:, :, 0]), torch.equal(rotated[:, :, 1], q[:, :, 1])  # position 0 stays
+            (True, False)
+        """
         cos, sin = self(position_ids)
         return apply_rotary(q, k, cos, sin, pairing=self.pairing, heads=heads)

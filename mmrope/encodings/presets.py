@@ -14,7 +14,15 @@ from mmrope.encodings.spec import RotarySpec, Spectra
 
 @dataclass(frozen=True)
 class Preset:
-    """A rotary embedding that released models share."""
+    """A rotary embedding that released models share.
+
+    Example:
+        >>> from mmrope.encodings import PRESETS
+        >>> PRESETS["wan"].spec().axes
+        'thw'
+        >>> PRESETS["wan"].ids
+        't, h, w of the latent patches, from 0'
+    """
 
     spec: Callable[[], RotarySpec]
     ids: str
@@ -172,6 +180,12 @@ def preset(name: str) -> RotarySpec:
 
     Raises:
         ValueError: an unknown name.
+
+    Example:
+        >>> from mmrope.encodings import preset
+        >>> spec = preset("wan")
+        >>> spec.head_dim, spec.axes, spec.pairing
+        (128, 'thw', 'adjacent')
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")

@@ -39,9 +39,14 @@ class RotaryEmbedding(nn.Module):
             "hf" is the plain float32 product of Hugging Face models, with their frequencies to the last bit, on the CPU (but
             for DynamicNTK past the original length); it is off by 2e-3 at position 1e5 and by 3e-2 at 1e6.
 
+    Example:
+        >>> import torch
+        >>> from mmrope import RotaryEmbedding, RotarySpec
         >>> rope = RotaryEmbedding(RotarySpec.mrope(128, theta=1e6, sections=(16, 24, 24)))
-        >>> q, k = torch.randn(1, 28, 5, 128), torch.randn(1, 4, 5, 128)
+        >>> q, k = torch.randn(1, 28, 5, 128), torch.randn(1, 4, 5, 128)  # [batch, heads, tokens, channels]
         >>> q, k = rope.rotate(q, k, torch.arange(5).expand(3, 1, 5))
+        >>> tuple(q.shape), tuple(k.shape)
+        ((1, 28, 5, 128), (1, 4, 5, 128))
     """
 
     def __init__(self, spec: RotarySpec, *, angles: Angles = "exact") -> None:
@@ -91,6 +96,13 @@ class RotaryEmbedding(nn.Module):
 
         Raises:
             ValueError: ids of another shape, in half precision, or a length that is missing or not needed.
+
+        Example:
+            >>> import torch
+            >>> from mmrope import RotaryEmbedding, RotarySpec
+            >>> cos, sin = RotaryEmbedding(RotarySpec.rope(4, theta=100.0))(torch.arange(3)[None, None])  # [1, 3, 2]
+            >>> [[round(x, 3) for x in token] for token in sin[0].tolist()]
+            [[0.0, 0.0], [0.841, 0.1], [0.909, 0.199]]
         """
         self._check_ids(position_ids)
         axis, *constants = self._constants.beside(position_ids)
@@ -177,6 +189,15 @@ class RotaryEmbedding(nn.Module):
 
         Raises:
             ValueError: shapes that do not belong together, memory that cannot be written in place, a backend that is not there.
+
+        Example:
+            >>> import torch
+            >>> from mmrope import RotaryEmbedding, RotarySpec
+            >>> rope = RotaryEmbedding(RotarySpec.rope(64))
+            >>> q, k = torch.randn(2, 1, 1, 1, 64, dtype=torch.float64)
+            >>> (a, b), (c, d) = (rope.rotate(q, k, torch.tensor([[[n]]])) for n in (0, 1000))
+            >>> torch.allclose((a * b).sum(), (c * d).sum(), atol=1e-4)  # scores depend on distances alone
+            True
         """
         if self._backend(q, position_ids, backend) == "triton":
             rotated = self._by_kernel(q, k, position_ids, length, heads, inplace)
@@ -218,9 +239,14 @@ class RotaryEmbedding(nn.Module):
         Raises:
             ValueError: as `rotate`, and weights of another shape.
 
+        Example:
+            >>> import torch
+            >>> from mmrope import RotaryEmbedding, RotarySpec
             >>> rope = RotaryEmbedding(RotarySpec.mrope(128, theta=5e6, sections=(24, 20, 20), layout="interleaved"))
             >>> q, k = torch.randn(1, 32, 5, 128), torch.randn(1, 8, 5, 128)
             >>> q, k = rope.norm_rotate(q, k, torch.ones(128), torch.ones(128), torch.arange(5).expand(3, 1, 5))
+            >>> bool((q.square().mean(dim=-1) - 1).abs().max() < 1e-3)  # normed, and rotated
+            True
         """
         for name, weight, x in (("q_weight", q_weight, q), ("k_weight", k_weight, k)):
             if weight.shape != x.shape[-1:] or not weight.dtype.is_floating_point:
@@ -260,8 +286,14 @@ class RotaryEmbedding(nn.Module):
         Raises:
             ValueError: as `rotate`.
 
-            >>> rope = RotaryEmbedding(RotarySpec.rope(64))
-            >>> cached = rope.shift(torch.randn(1, 8, 100, 64), -28)
+        Example:
+            >>> import torch
+            >>> from mmrope import RotaryEmbedding, RotarySpec
+            >>> rope, k = RotaryEmbedding(RotarySpec.rope(64)), torch.randn(1, 8, 4, 64)
+            >>> _, cached = rope.rotate(k, k, torch.arange(100, 104)[None, None])
+            >>> _, wanted = rope.rotate(k, k, torch.arange(60, 64)[None, None])
+            >>> torch.allclose(rope.shift(cached, -40), wanted, atol=1e-5)
+            True
         """
         if not isinstance(delta, Tensor):
             if not isinstance(delta, int):
@@ -286,6 +318,12 @@ class RotaryEmbedding(nn.Module):
 
         Raises:
             ValueError: a backend that is chosen and cannot be had.
+
+        Example:
+            >>> import torch
+            >>> from mmrope import RotaryEmbedding, RotarySpec
+            >>> RotaryEmbedding(RotarySpec.rope(64)).backend_for(torch.zeros(1, 8, 5, 64))  # on a CPU
+            'torch'
         """
         if backend == "torch" or (backend == "auto" and not q.is_cuda):
             return "torch"
@@ -373,7 +411,16 @@ def apply_rotary(
     heads: int = -3,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Rotates queries and keys, which may have different numbers of heads, by the same tables; see `rotate`."""
+    """Rotates queries and keys, which may have different numbers of heads, by the same tables; see `rotate`.
+
+    Example:
+        >>> import torch
+        >>> from mmrope import RotaryEmbedding, RotarySpec, apply_rotary
+        >>> cos, sin = RotaryEmbedding(RotarySpec.rope(64))(torch.arange(5)[None, None])
+        >>> q, k = apply_rotary(torch.randn(1, 8, 5, 64), torch.randn(1, 2, 5, 64), cos, sin)
+        >>> tuple(q.shape), tuple(k.shape)
+        ((1, 8, 5, 64), (1, 2, 5, 64))
+    """
     q, k = _rotate((q, k), cos, sin, _distance(pairing, cos.shape[-1], blocks), heads, inplace)
     return q, k
 
@@ -405,8 +452,14 @@ def rotate(
     Raises:
         ValueError: tables that are not for x's tokens, an unknown pairing, memory that cannot be written in place.
 
-        >>> cos, sin = RotaryEmbedding(RotarySpec.rope(64))(torch.arange(5)[None, None])
-        >>> x = rotate(torch.randn(2, 8, 5, 64), cos, sin)
+    Example:
+        >>> import torch
+        >>> from mmrope import RotaryEmbedding, RotarySpec
+        >>> from mmrope.encodings import rotate
+        >>> cos, sin = RotaryEmbedding(RotarySpec.rope(2))(torch.tensor([[[0, 1]]]))
+        >>> x = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])  # two tokens of two channels
+        >>> [[round(value, 2) for value in token] for token in rotate(x, cos, sin)[0, 0].tolist()]
+        [[1.0, 0.0], [0.54, 0.84]]
     """
     return _rotate((x,), cos, sin, _distance(pairing, cos.shape[-1], blocks), heads, inplace)[0]
 

@@ -39,7 +39,19 @@ def powers(dim: int, theta: float, *, over: int | None = None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scaling(ABC):
-    """What all scalings have in common."""
+    """What all scalings have in common.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from mmrope import RotarySpec
+        >>> from mmrope.encodings import Scaling
+        >>> @dataclass(frozen=True)
+        ... class Halved(Scaling):  # a scaling of your own
+        ...     def frequencies(self, dim, theta, *, length=None, powers=None):
+        ...         return RotarySpec.rope(dim, theta=theta).inv_freq / 2
+        >>> RotarySpec.rope(4, theta=100.0).scaled(Halved()).inv_freq.astype(float).round(4).tolist()
+        [0.5, 0.05]
+    """
 
     @property
     def needs_length(self) -> bool:
@@ -70,6 +82,11 @@ class Scaling(ABC):
 
         Raises:
             ValueError: a scaling of the user's own.
+
+        Example:
+            >>> from mmrope.encodings import PI
+            >>> PI(4.0).to_dict()
+            {'type': 'PI', 'factor': 4.0}
         """
         name = type(self).__name__
         if not self.in_json:
@@ -82,6 +99,11 @@ class Scaling(ABC):
 
         Raises:
             ValueError: an unknown type or field.
+
+        Example:
+            >>> from mmrope.encodings import Scaling
+            >>> Scaling.from_dict({"type": "PI", "factor": 4.0})
+            PI(factor=4.0)
         """
         known = _BY_NAME.get(str(stated.get("type")))
         if known is None:
@@ -102,7 +124,14 @@ class Scaling(ABC):
 
 @dataclass(frozen=True)
 class PI(Scaling):
-    """Position interpolation (arXiv 2306.15595): every frequency divided by `factor`; "linear" in Hugging Face configs."""
+    """Position interpolation (arXiv 2306.15595): every frequency divided by `factor`; "linear" in Hugging Face configs.
+
+    Example:
+        >>> from mmrope import RotarySpec
+        >>> from mmrope.encodings import PI
+        >>> RotarySpec.rope(4, theta=100.0).scaled(PI(4.0)).inv_freq.astype(float).round(4).tolist()  # 1 and 0.1, divided by 4
+        [0.25, 0.025]
+    """
 
     factor: float
 
@@ -116,7 +145,14 @@ class PI(Scaling):
 @dataclass(frozen=True)
 class NTK(Scaling):
     """NTK-aware scaling (bloc97, 2023; YaRN, arXiv 2309.00071, section 3.1): theta times factor^(dim / (dim - 2)), so that the
-    highest frequency stays and the lowest is divided by `factor`. HunYuan's `alpha` is this factor."""
+    highest frequency stays and the lowest is divided by `factor`. HunYuan's `alpha` is this factor.
+
+    Example:
+        >>> from mmrope import RotarySpec
+        >>> from mmrope.encodings import NTK
+        >>> RotarySpec.rope(6, theta=1000.0).scaled(NTK(4.0)).inv_freq.astype(float).round(4).tolist()  # of 1, 0.1, 0.01
+        [1.0, 0.05, 0.0025]
+    """
 
     factor: float
 
@@ -141,6 +177,13 @@ class DynamicNTK(Scaling):
 
     Keys of a cache must be kept unrotated, or be rotated by the frequencies of one length: with those of another they do not
     fit, and distances are not respected.
+
+    Example:
+        >>> from mmrope import RotarySpec
+        >>> from mmrope.encodings import DynamicNTK
+        >>> spec = RotarySpec.rope(6, theta=1000.0).scaled(DynamicNTK(original_max_position=4096))
+        >>> [spec.at_length(length).astype(float).round(4).tolist() for length in (4096, 16384)]
+        [[1.0, 0.1, 0.01], [1.0, 0.05, 0.0025]]
     """
 
     original_max_position: int
@@ -171,6 +214,13 @@ class YaRN(Scaling):
     The attention factor may be stated, or follow from `mscale` and `mscale_all_dim` (DeepSeek): the quotient of 0.1 m
     ln(factor) + 1. DeepSeek's attention then multiplies its scores by the square of 0.1 mscale_all_dim ln(factor) + 1
     (transformers 5.23, models/deepseek_v3, yarn_apply_mscale): that is `score_factor`, 1.874 for DeepSeek-V3.
+
+    Example:
+        >>> from mmrope import RotarySpec, YaRN
+        >>> before = RotarySpec.rope(128, theta=1e6)
+        >>> after = before.scaled(YaRN(factor=4, original_max_position=32768))
+        >>> (before.inv_freq / after.inv_freq)[[0, 25, 63]].astype(float).round(2).tolist()  # kept, blended, divided by 4
+        [1.0, 1.1, 4.0]
     """
 
     factor: float
@@ -239,7 +289,14 @@ class YaRN(Scaling):
 
 
 def ntk_by_parts(factor: float, original_max_position: int, **options: Any) -> YaRN:
-    """YaRN's frequencies without its attention factor (arXiv 2309.00071, section 3.2)."""
+    """YaRN's frequencies without its attention factor (arXiv 2309.00071, section 3.2).
+
+    Example:
+        >>> from mmrope import RotarySpec
+        >>> from mmrope.encodings import ntk_by_parts
+        >>> RotarySpec.rope(128).scaled(ntk_by_parts(4.0, 4096)).attention_factor
+        1.0
+    """
     return YaRN(factor, original_max_position, stated_attention_factor=1.0, **options)
 
 
@@ -247,7 +304,16 @@ def ntk_by_parts(factor: float, original_max_position: int, **options: Any) -> Y
 class Llama3(Scaling):
     """Llama 3.1's scaling (transformers, "llama3"): wavelengths below L / `high_freq_factor` stay, where L is
     `original_max_position`; those above L / `low_freq_factor` are multiplied by `factor`; those between are blended. With equal
-    factors, as in Llama 4, none are between."""
+    factors, as in Llama 4, none are between.
+
+    Example:
+        >>> from mmrope import RotarySpec
+        >>> from mmrope.encodings import Llama3
+        >>> before = RotarySpec.rope(128, theta=5e5)
+        >>> after = before.scaled(Llama3(factor=8.0, original_max_position=8192))
+        >>> (before.inv_freq / after.inv_freq)[[0, 32, 63]].astype(float).round(2).tolist()  # kept, blended, divided by 8
+        [1.0, 2.69, 8.0]
+    """
 
     factor: float
     original_max_position: int
@@ -282,7 +348,15 @@ class LongRoPE(Scaling):
     sqrt(1 + ln(factor) / ln(original_max_position)), if nothing else is stated. No release leaves the first tokens unscaled, as
     the paper does.
 
-    A sequence that grows past the original length changes lists: its keys must be rotated anew."""
+    A sequence that grows past the original length changes lists: its keys must be rotated anew.
+
+    Example:
+        >>> from mmrope import RotarySpec
+        >>> from mmrope.encodings import LongRoPE
+        >>> spec = RotarySpec.rope(4, theta=100.0).scaled(LongRoPE([1.0, 1.0], [1.0, 4.0], 4096, factor=32.0))
+        >>> [spec.at_length(length).astype(float).round(4).tolist() for length in (4096, 4097)]
+        [[1.0, 0.1], [1.0, 0.025]]
+    """
 
     short_factor: Sequence[float]
     long_factor: Sequence[float]
@@ -325,7 +399,14 @@ class LongRoPE(Scaling):
 class Proportional(Scaling):
     """Proportional RoPE (Gemma 4, transformers "proportional"): the first `fraction` of the pairs turn as they would if all
     did, the others stand still, and all is divided by `factor`. Partial rotary has the same channels turn otherwise: its
-    exponents are over the rotated channels alone."""
+    exponents are over the rotated channels alone.
+
+    Example:
+        >>> from mmrope import RotarySpec
+        >>> from mmrope.encodings import Proportional
+        >>> RotarySpec.rope(8, theta=1e4).scaled(Proportional(fraction=0.5)).inv_freq.astype(float).round(4).tolist()
+        [1.0, 0.1, 0.0, 0.0]
+    """
 
     fraction: float
     factor: float = 1.0
@@ -356,6 +437,14 @@ class Temperature:
     llama_4_scaling_beta, original_max_position)` (transformers 5.23, models/llama4 and models/ministral3).
 
         spec = RotarySpec.nope(128, temperature=Temperature(0.1, 8192, offset=1))
+
+    Example:
+        >>> import torch
+        >>> from mmrope import RotaryEmbedding, RotarySpec
+        >>> from mmrope.encodings import Temperature
+        >>> rope = RotaryEmbedding(RotarySpec.nope(128, temperature=Temperature(0.1, 8192, offset=1)))
+        >>> [round(x, 3) for x in rope.temperature(torch.tensor([[0, 8191, 100_000]])).tolist()]
+        [1.0, 1.069, 1.256]
     """
 
     scale: float

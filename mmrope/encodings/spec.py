@@ -63,6 +63,13 @@ class RotarySpec:
     """A rotary embedding as a value: made by hand, by `rope`, `axial`, `mrope`, or from a checkpoint by `rotary_from_config`.
 
     R = 2 P channels are rotated, P = len(inv_freq) pairs; the other head_dim - R channels pass through.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope import RotarySpec
+        >>> spec = RotarySpec(8, np.array([1.0, 0.1, 0.01]), np.array([0, 1, 1]), "hw")  # by hand
+        >>> spec.rotary_dim, spec.axis_letters
+        (6, 'hww')
     """
 
     head_dim: int
@@ -130,13 +137,27 @@ class RotarySpec:
 
     @classmethod
     def rope(cls, head_dim: int, *, theta: float = 1e4, rotary_dim: int | None = None, pairing: Pairing = "half") -> RotarySpec:
-        """1D RoPE (RoFormer, arXiv 2104.09864): the first `rotary_dim` channels, all of them by default."""
+        """1D RoPE (RoFormer, arXiv 2104.09864): the first `rotary_dim` channels, all of them by default.
+
+        Example:
+            >>> from mmrope import RotarySpec
+            >>> RotarySpec.rope(4, theta=100.0).inv_freq.astype(float).round(4).tolist()
+            [1.0, 0.1]
+            >>> RotarySpec.rope(128, rotary_dim=64).rotary_dim  # partial rotary
+            64
+        """
         spectra = Spectra.one(_rotary_dim(head_dim, rotary_dim), theta)
         return cls._of(head_dim, spectra, np.zeros(len(spectra.which), dtype=np.int64), "t", pairing)
 
     @classmethod
     def nope(cls, head_dim: int, *, axes: str = "t", temperature: Temperature | None = None) -> RotarySpec:
-        """No position encoding at all, as a value: nothing is rotated."""
+        """No position encoding at all, as a value: nothing is rotated.
+
+        Example:
+            >>> from mmrope import RotarySpec
+            >>> RotarySpec.nope(128).rotary_dim
+            0
+        """
         return cls(head_dim, np.zeros(0), np.zeros(0, dtype=np.int64), axes, temperature=temperature)
 
     @classmethod
@@ -157,6 +178,13 @@ class RotarySpec:
             dims: channels of each axis (even; the rest of head_dim passes through); by default equal shares of head_dim.
             spectrum: "per_axis", each axis has the full spectrum theta^(-2i / dims[a]) (Qwen2-VL's vision tower);
                 "shared", one spectrum over all rotated channels is dealt to the axes in turn (Pixtral).
+
+        Example:
+            >>> from mmrope import RotarySpec
+            >>> RotarySpec.axial(16, axes="hw").axis_letters
+            'hhhhwwww'
+            >>> RotarySpec.axial(16, axes="thw", dims=(4, 6, 6)).axis_letters
+            'tthhhwww'
         """
         if dims is None:
             if head_dim % (2 * len(axes)):
@@ -212,6 +240,13 @@ class RotarySpec:
             axis: instead of sections, the letter of each pair's axis: "t" * 16 + "h" * 24 + "w" * 24.
             kv_heads: instead of sections, KV heads per axis, each of which has the whole spectrum (MHRoPE, arXiv 2510.23095).
             rotary_dim: rotated channels, head_dim by default.
+
+        Example:
+            >>> from mmrope import RotarySpec
+            >>> RotarySpec.mrope(32, sections=(4, 6, 6)).axis_letters
+            'tttthhhhhhwwwwww'
+            >>> RotarySpec.mrope(32, sections=(6, 5, 5), layout="interleaved").axis_letters
+            'thwthwthwthwthwt'
         """
         spectra = Spectra.one(_rotary_dim(head_dim, rotary_dim), theta)
         pairs = len(spectra.which)
@@ -243,6 +278,12 @@ class RotarySpec:
 
         Raises:
             ValueError: an unknown family, or one whose upstream does not rotate pairs.
+
+        Example:
+            >>> from mmrope import RotarySpec
+            >>> spec = RotarySpec.from_family("qwen3_vl")
+            >>> spec.head_dim, spec.axis_letters[:12]
+            (128, 'thwthwthwthw')
         """
         family = find_family(family)
         rotary_dim = 2 * sum(family.sections) or 128
@@ -267,6 +308,12 @@ class RotarySpec:
 
         Raises:
             ValueError: a spec that is scaled already, or was made of frequencies by hand, whose spectrum is not known.
+
+        Example:
+            >>> from mmrope import RotarySpec, YaRN
+            >>> spec = RotarySpec.rope(128, theta=1e6).scaled(YaRN(factor=4, original_max_position=32768))
+            >>> round(spec.attention_factor, 4)
+            1.1386
         """
         if self.scaling is not None:
             raise ValueError(f"the spec is scaled already, by {self.scaling}: scale the unscaled one")
@@ -290,7 +337,15 @@ class RotarySpec:
         return self.scaling is not None and self.scaling.needs_length
 
     def at_length(self, length: int) -> np.ndarray:
-        """[P] float32, the frequencies for sequences of this length."""
+        """[P] float32, the frequencies for sequences of this length.
+
+        Example:
+            >>> from mmrope import RotarySpec
+            >>> from mmrope.encodings import DynamicNTK
+            >>> spec = RotarySpec.rope(8).scaled(DynamicNTK(original_max_position=4096))
+            >>> [bool((spec.at_length(length) < spec.inv_freq).any()) for length in (4096, 8192)]
+            [False, True]
+        """
         if not self.needs_length:
             return self.inv_freq
         assert self.spectra is not None
@@ -316,11 +371,14 @@ class RotarySpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, for files and for other languages: docs/encodings.md.
 
-            >>> json.dumps(RotarySpec.rope(4, theta=100.0).to_dict())  # doctest: +ELLIPSIS
-            '{"head_dim": 4, "axes": "t", "axis": ["tt"], "inv_freq": [1.0, 0.1...], "pairing": "half", "blocks": 1, ...
-
         Raises:
             ValueError: a scaling of one's own whose frequencies depend on the length.
+
+        Example:
+            >>> from mmrope import RotarySpec
+            >>> stated = RotarySpec.mrope(8, sections=(2, 1, 1)).to_dict()
+            >>> stated["axis"], stated["axes"], stated["pairing"]
+            (['tthw'], 'thw', 'half')
         """
         scaling, spectra, temperature = self.scaling, self.spectra, self.temperature
         if scaling is not None and not (scaling.in_json or self.needs_length):
@@ -345,6 +403,12 @@ class RotarySpec:
 
         Raises:
             ValueError: keys that are missing or unknown, values that contradict each other.
+
+        Example:
+            >>> from mmrope import RotarySpec
+            >>> spec = RotarySpec.mrope(128, theta=1e6, sections=(16, 24, 24))
+            >>> RotarySpec.from_dict(spec.to_dict()) == spec
+            True
         """
         keys = {"head_dim", "axes", "axis", "inv_freq", "pairing", "blocks", "attention_factor", "score_factor"}
         keys |= {"temperature", "scaling", "spectra"}
@@ -420,7 +484,7 @@ def axis_of_pairs(sections: Sequence[int], layout: Layout, axes: str = "thw") ->
     if layout == "by_channel":
         raise ValueError(
             "layout 'by_channel' gives the two channels of a pair to different axes (what transformers does for HunYuan): that "
-            "is no rotation, and a RotarySpec cannot say it; use the reference's 'contiguous'"
+            "is no rotation; use the reference's 'contiguous'"
         )
     if layout != "interleaved":
         raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")

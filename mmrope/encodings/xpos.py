@@ -26,6 +26,15 @@ class XPos(nn.Module):
         center: the position whose factors are 1, of queries and keys alike, also if a cache holds the keys. Far from it float16
             overflows: choose it in the middle of the positions that are used.
         pairing: which channels form a pair, as in RotarySpec.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.encodings import XPos
+        >>> q = k = torch.ones(1, 1, 65, 64)
+        >>> q, k = XPos(64, scale_base=32).rotate(q, k, torch.arange(65)[None, None])
+        >>> near, far = (q[0, 0, 64] @ k[0, 0, i] for i in (63, 0))
+        >>> bool(near > far > 0)
+        True
     """
 
     def __init__(
@@ -44,7 +53,17 @@ class XPos(nn.Module):
     def rotate(
         self, q: Tensor, k: Tensor, position_ids: Tensor, *, key_position_ids: Tensor | None = None, heads: int = -3
     ) -> tuple[Tensor, Tensor]:
-        """q and k at their positions [1, B, S] (or packed [1, T]); those of the keys are those of the queries by default."""
+        """q and k at their positions [1, B, S] (or packed [1, T]); those of the keys are those of the queries by default.
+
+        Example:
+            >>> import torch
+            >>> from mmrope.encodings import XPos
+            >>> xpos, cached, new = XPos(8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 1, 8)
+            >>> ids, last = torch.arange(6)[None, None], torch.full((1, 1, 1), 5)
+            >>> q, k = xpos.rotate(new, cached, last, key_position_ids=ids)  # one query, six keys
+            >>> tuple(q.shape), tuple(k.shape)
+            ((1, 2, 1, 8), (1, 2, 6, 8))
+        """
         keys = position_ids if key_position_ids is None else key_position_ids
         return self._rotated(q, position_ids, heads, 1), self._rotated(k, keys, heads, -1)
 

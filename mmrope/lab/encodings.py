@@ -15,7 +15,7 @@ from mmrope.encodings.alibi import alibi_bias, alibi_slopes
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
 from mmrope.encodings.spec import RotarySpec
 from mmrope.encodings.xpos import XPos
-from mmrope.vlm.decoder import Turn
+from mmrope.vlm.decoder import Rotate
 
 
 class Encoding(nn.Module):
@@ -24,7 +24,7 @@ class Encoding(nn.Module):
     def added(self, ids: Tensor) -> Tensor | None:
         """[B, S, hidden], what is added to the tokens."""
 
-    def turn(self, ids: Tensor) -> Turn:
+    def turn(self, ids: Tensor) -> Rotate:
         """What is done to queries and keys."""
         return lambda q, k: (q, k)
 
@@ -51,7 +51,7 @@ class Rotary(Encoding):
         super().__init__()
         self.rotary = RotaryEmbedding(spec)
 
-    def turn(self, ids: Tensor) -> Turn:
+    def turn(self, ids: Tensor) -> Rotate:
         """A rotation."""
         length = int(ids.max()) + 1 if self.rotary.spec.needs_length else None
         cos, sin = self.rotary(ids, length=length)  # [B, S, P]
@@ -65,7 +65,7 @@ class Turned(Encoding):
         super().__init__()
         self.module = module
 
-    def turn(self, ids: Tensor) -> Turn:
+    def turn(self, ids: Tensor) -> Rotate:
         """By the module."""
         return partial(self.module.rotate, position_ids=ids)
 

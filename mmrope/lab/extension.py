@@ -32,7 +32,7 @@ KEY, DIGITS = b"# key ", 4
 def cell(seed: int, cell: Cell) -> dict[str, Metrics]:
     """Perplexity and passkeys found, by method and length; and both after more training on longer windows."""
     base = texts.make("rope", cell)
-    texts.train(base, seed, cell, steps=cell.steps, length=cell.length, batch=cell.batch)
+    texts.trained(base, seed, cell, steps=cell.steps, length=cell.length, batch=cell.batch)
     _learn_keys(base, seed, cell, cell.length, cell.key_steps)
     made: dict[str, Metrics] = {}
     for method in METHODS:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from mmrope import __version__
+from mmrope.files import replacing
 from mmrope.vlm.assistant import check_device
-from mmrope.vlm.train import Training, make_optimizers
-from mmrope.vlm.weights import replacing
+from mmrope.vlm.train import Training, learn, make_optimizers
 
 Metrics = dict[str, float]
 """What is measured of a variant, by name."""
@@ -96,7 +96,7 @@ def run(
         raise ValueError(f"{experiment.name} needs at least one seed, got {seeds}: ask for three")
     path, settings = Path(path), dict(experiment.quick if quick else experiment.full)
     if unknown := [name for name in variants if name not in experiment.variants]:
-        raise ValueError(f"{experiment.name} has the variants {', '.join(experiment.variants)}, not {', '.join(unknown)}")
+        raise ValueError(f"{experiment.name} has the variants {'; '.join(experiment.variants)}, not {'; '.join(unknown)}")
     about = {
         "experiment": experiment.name,
         "settings": json.loads(json.dumps(settings)),
@@ -107,7 +107,10 @@ def run(
     }
     results: dict[str, Any] = {**about, "date": str(date.today()), "cells": {}}
     if path.is_file():
-        results = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            results = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} has no results of an experiment: {error}") from None
         if other := [key for key, value in about.items() if results.get(key) != value]:
             raise ValueError(
                 f"{path} has results with {', '.join(f'{key} {results.get(key)}' for key in other)}, now asked for "
@@ -163,15 +166,8 @@ def fit(
     optimizers = make_optimizers(model, training)
     model.train()
     for step in range(steps):
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * training.lr_share(step)
-            optimizer.zero_grad(set_to_none=True)
         value = loss(step)
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), training.clip)
-        for optimizer in optimizers:
-            optimizer.step()
+        learn(model, value, optimizers, training, training.lr_share(step))
         if (step + 1) % 100 == 0:
             say(f"step {step + 1} of {steps}, loss {value.item():.3f}")
     model.eval()

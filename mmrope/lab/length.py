@@ -22,7 +22,7 @@ def make(encoding: str, cell: Cell) -> Reader:
     return Reader(built, sizes(cell.hidden, cell.heads, cell.layers), VOCABULARY).to(cell.device)
 
 
-def train(model: Reader, seed: int, cell: Cell, *, steps: int, length: int, batch: int) -> None:
+def trained(model: Reader, seed: int, cell: Cell, *, steps: int, length: int, batch: int) -> None:
     """On random windows of the library's source."""
     text, random = source(), torch.Generator().manual_seed(seed)
 
@@ -63,7 +63,7 @@ def _losses(model: Reader, rows: Tensor, device: str, most: int = 8192) -> Tenso
 def cell(variant: str, seed: int, cell: Cell) -> Metrics:
     """Perplexity at every length; and of the last 64 tokens alone."""
     model = make(variant, cell)
-    train(model, seed, cell, steps=cell.steps, length=cell.length, batch=cell.batch)
+    trained(model, seed, cell, steps=cell.steps, length=cell.length, batch=cell.batch)
     metrics: Metrics = {}
     for length in cell.lengths:
         if variant == "learned" and length > cell.length:

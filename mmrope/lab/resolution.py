@@ -18,7 +18,7 @@ from mmrope.lab.harness import Cell, Experiment, Metrics, fit
 from mmrope.lab.reader import Reader, sizes
 from mmrope.positions.build import patch_position_ids
 
-COLORS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], dtype=torch.float32)
+DISC_COLORS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], dtype=torch.float32)
 DISCS = 4
 RADIUS, SHAFT, HEAD = 0.07, 0.16, 0.04  # of a disc, an arrow's length and its head's radius, in shares of the image
 CLEAR = 1 / 6  # between the arrow and what it points at: a patch of the training
@@ -84,7 +84,7 @@ def scenes(count: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor,
         fits &= ((away - along).norm(dim=-1) > HEAD + 1.2 * RADIUS).all(dim=1) & (far[:, 0] > SHAFT + HEAD + CLEAR + RADIUS)
         parts.append((tail[fits], direction[fits, 0], discs[fits]))
     tail, towards, discs = (torch.cat(part)[:count] for part in zip(*parts, strict=True))
-    colors = torch.rand(count, len(COLORS), generator=random).argsort(dim=1)[:, :DISCS]
+    colors = torch.rand(count, len(DISC_COLORS), generator=random).argsort(dim=1)[:, :DISCS]
     return tail, towards, discs, colors
 
 
@@ -98,7 +98,7 @@ def draw(tail: Tensor, towards: Tensor, discs: Tensor, color: Tensor, side: int)
         return (0.5 + (radius - distance) * pixels).clamp(0, 1)
 
     disc = inked((place - discs[:, :, None, None]).norm(dim=-1), RADIUS)  # [n, 4, H, W]
-    image = (disc[..., None] * COLORS[color][:, :, None, None]).sum(dim=1)  # [n, H, W, 3]
+    image = (disc[..., None] * DISC_COLORS[color][:, :, None, None]).sum(dim=1)  # [n, H, W, 3]
     from_tail = place - tail[:, None, None]
     along = (from_tail * towards[:, None, None]).sum(dim=-1).clamp(0, SHAFT)  # [n, H, W]
     shaft = inked((from_tail - along[..., None] * towards[:, None, None]).norm(dim=-1), 0.02)
@@ -120,7 +120,7 @@ def cell(variant: str, seed: int, cell: Cell) -> Metrics:
     side = cell.sides[0]
     encoding = ENCODINGS[variant](side, cell.hidden, cell.heads, cell.hidden // cell.heads)
     config = sizes(cell.hidden, cell.heads, cell.layers)
-    model = Reader(encoding, config, len(COLORS), features=3 * PATCH**2, causal=False).to(cell.device)
+    model = Reader(encoding, config, len(DISC_COLORS), features=3 * PATCH**2, causal=False).to(cell.device)
     random = torch.Generator().manual_seed(seed)
 
     def read(count: int, side: int, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ def cell(seed: int, cell: Cell) -> dict[str, Metrics]:
     for trained, model in models.items():
         for rule in RULES:
             own = rule == ("reference" if trained == "shipped" else trained)
-            read[trained if own else f"{trained}, read by the other"] = ask(model, rule, seed, cell)
+            read[trained if own else f"{trained}, read by the other"] = answered(model, rule, seed, cell)
     return read
 
 
@@ -97,7 +97,7 @@ def processor_of(rule: str, **changes: Any) -> Processor:
     return task_processor(family=family(RULES[rule], frames_per_grid=1), threads=1, **changes)
 
 
-def ask(model: VLM, rule: str, seed: int, cell: Cell) -> Metrics:
+def answered(model: VLM, rule: str, seed: int, cell: Cell) -> Metrics:
     """The share of right answers, by kind of question, what it is about, and looks at a film."""
     processor, metrics = processor_of(rule, padding_side="left"), {}
     for kind in Reel.kinds:

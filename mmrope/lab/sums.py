@@ -70,7 +70,7 @@ def result(text: str) -> str | None:
     return extract_answer(text, cue=CUE) if text.endswith(END) else None
 
 
-def rows_of(texts: Sequence[str], device: str, *, right: bool) -> Tensor:
+def sum_rows(texts: Sequence[str], device: str, *, right: bool) -> Tensor:
     """[n, S], questions with new lines before them, so that they end together; answers (`right`) with END behind them."""
     length = max(map(len, texts))
     padded = (text.ljust(length, END) if right else text.rjust(length, "\n") for text in texts)
@@ -98,8 +98,8 @@ def cell(variant: str, seed: int, cell: Cell) -> Metrics:
     def loss(step: int) -> Tensor:
         digits = rng.randint(1, cell.trained)
         sums = [Sum.draw(digits, rng) for _ in range(cell.batch)]
-        asked = rows_of([one.question for one in sums], cell.device, right=False)
-        rows = torch.cat([asked, rows_of([one.answer(how) for one in sums], cell.device, right=True)], dim=1)
+        asked = sum_rows([one.question for one in sums], cell.device, right=False)
+        rows = torch.cat([asked, sum_rows([one.answer(how) for one in sums], cell.device, right=True)], dim=1)
         logits = model(rows[:, :-1], counted(len(rows), rows.shape[1] - 1, cell.device))
         return F.cross_entropy(logits[:, asked.shape[1] - 1 :].flatten(0, 1), rows[:, asked.shape[1] :].flatten())
 
@@ -108,7 +108,7 @@ def cell(variant: str, seed: int, cell: Cell) -> Metrics:
     for digits in cell.tested:
         rng = random.Random(10**6 + digits)
         sums = [Sum.draw(digits, rng) for _ in range(cell.count)]
-        prompts = rows_of([one.question for one in sums], cell.device, right=False)
+        prompts = sum_rows([one.question for one in sums], cell.device, right=False)
         most = max(len(one.answer(how)) for one in sums)
         if encoding == "learned" and prompts.shape[1] + most > longest:
             continue  # there are no embeddings of later places

@@ -29,6 +29,12 @@ def collate(rows: Rows, *, pad_side: Literal["left", "right"] = "right", multipl
 
     Raises:
         ValueError: an unknown side, a multiple below 1.
+
+    Example:
+        >>> from mmrope import Segment, collate, position_ids
+        >>> rows = collate([[Segment.text(2)], [Segment.text(1), Segment.image(h=1, w=3)]], pad_side="left")
+        >>> position_ids(rows, "qwen2_vl").ids[0].tolist()  # t of both rows
+        [[0, 0, 0, 1], [0, 1, 1, 1]]
     """
     batch = batch_of(rows)
     if pad_side not in ("left", "right"):
@@ -56,6 +62,14 @@ class Packed:
     """Sequences one after the other, without padding between their tokens: position IDs, and where each sequence is.
 
     Boundaries are stated, and never to be found in the ids: those of media come back to smaller numbers within a sequence.
+
+    Example:
+        >>> from mmrope import Segment, pack
+        >>> packed = pack([[Segment.text(3)], [Segment.text(1), Segment.image(h=2, w=2)]], "qwen2_vl")
+        >>> packed.ids[0].tolist(), packed.text_ids.tolist()
+        ([0, 1, 2, 0, 1, 1, 1, 1], [0, 1, 2, 0, 1, 2, 3, 4])
+        >>> packed.cu_seqlens.tolist(), packed.max_seqlen
+        ([0, 3, 8], 5)
     """
 
     ids: np.ndarray
@@ -104,6 +118,12 @@ class Packed:
         Args:
             values: [B, S, ...], or for each row [n, ...], of the rows that were packed, padding included.
             fill: what fills sequences up.
+
+        Example:
+            >>> from mmrope import Segment, pack
+            >>> packed = pack([[Segment.text(2), Segment.pad(1)], [Segment.text(3)]], "qwen2_vl", multiple_of=4)
+            >>> packed.take([[11, 12, 0], [21, 22, 23]], fill=-100).tolist()
+            [11, 12, -100, -100, 21, 22, 23, -100]
         """
         parts = [np.asarray(part) for part in values]
         lengths = [len(part) for part in parts]
@@ -136,6 +156,14 @@ def pack(rows: Rows, family: Family | str, *, multiple_of: int = 1, dtype: Any =
 
     Raises:
         ValueError: rows that the family cannot place, a multiple below 1, ids that do not fit the dtype.
+
+    Example:
+        >>> from mmrope import Segment, pack
+        >>> packed = pack([[Segment.text(3)], [Segment.text(2), Segment.image(h=1, w=2)]], "qwen2_vl")
+        >>> packed.ids.tolist()
+        [[0, 1, 2, 0, 1, 2, 2], [0, 1, 2, 0, 1, 2, 2], [0, 1, 2, 0, 1, 2, 3]]
+        >>> packed.cu_seqlens.tolist()
+        [0, 3, 7]
     """
     family = find_family(family)
     batch = batch_of(rows)
@@ -174,6 +202,14 @@ def keep(positions: Positions, mask: Any) -> Packed:
     Raises:
         ValueError: a mask of another shape or kind, or a slice of the rows: what was kept before it is not known. Prune whole
             rows, and slice what remains.
+
+    Example:
+        >>> from mmrope import Segment, position_ids
+        >>> from mmrope.positions import keep
+        >>> positions = position_ids([Segment.text(1), Segment.image(h=2, w=2), Segment.text(1)], "qwen2_vl")
+        >>> kept = keep(positions, [[True, True, False, False, True, True]])
+        >>> kept.ids.tolist(), kept.text_ids.tolist(), kept.next.tolist()
+        ([[0, 1, 1, 3], [0, 1, 2, 3], [0, 1, 2, 3]], [0, 1, 2, 3], [4])
     """
     if positions.start:
         raise ValueError(

@@ -35,7 +35,16 @@ Rows = Row | Sequence[Segment] | Sequence[Row] | Sequence[Sequence[Segment]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Positions:
-    """Position IDs of a batch, or of a slice of it, and what continuing it needs."""
+    """Position IDs of a batch, or of a slice of it, and what continuing it needs.
+
+    Example:
+        >>> from mmrope import Segment, position_ids
+        >>> positions = position_ids([Segment.text(2), Segment.image(h=2, w=2), Segment.text(1)], "qwen2_vl")
+        >>> positions.ids[:, 0].tolist()  # t, h, w of the row
+        [[0, 1, 2, 2, 2, 2, 4], [0, 1, 2, 2, 3, 3, 4], [0, 1, 2, 3, 2, 3, 4]]
+        >>> positions.next.tolist()  # the id that the next text token gets
+        [5]
+    """
 
     ids: np.ndarray
     """[A, B, S], one row of ids per axis of the family (t, h, w)."""
@@ -58,7 +67,14 @@ class Positions:
 
     def torch(self, device: Any = None) -> dict[str, Any]:
         """`position_ids` [A, B, S], `attention_mask` [B, S] and `next_position` [B] as tensors on `device`: int64, and
-        float32 where ids are fractional."""
+        float32 where ids are fractional.
+
+        Example:
+            >>> from mmrope import Segment, position_ids
+            >>> tensors = position_ids([Segment.text(4)], "qwen2_vl").torch()
+            >>> {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            {'position_ids': (3, 1, 4), 'attention_mask': (1, 4), 'next_position': (1,)}
+        """
         with needed_for("Positions.torch"):
             import torch
 
@@ -106,6 +122,14 @@ def position_ids(
     Raises:
         ValueError: rows that the family cannot place, rows of unequal length, a slice out of order, an `out` of another
             shape, ids that do not fit the dtype.
+
+    Example:
+        >>> from mmrope import Segment, position_ids
+        >>> row = [Segment.text(2), Segment.image(h=2, w=2), Segment.text(2)]
+        >>> position_ids(row, "qwen2_vl").ids[:, 0].tolist()
+        [[0, 1, 2, 2, 2, 2, 4, 5], [0, 1, 2, 2, 3, 3, 4, 5], [0, 1, 2, 3, 2, 3, 4, 5]]
+        >>> position_ids(row, "qwen2_vl", start=8, stop=10).ids[:, 0].tolist()  # the next two decode steps
+        [[6, 7], [6, 7], [6, 7]]
     """
     family = find_family(family)
     batch = batch_of(rows)
@@ -382,6 +406,13 @@ def patch_position_ids(
 
     Raises:
         ValueError: unknown axes, order or normalization, or a grid that the merge size does not divide.
+
+    Example:
+        >>> from mmrope import patch_position_ids
+        >>> patch_position_ids([[1, 2, 4]], merge=2).tolist()  # h and w of one image of 2 x 4 patches
+        [[0, 0, 1, 1, 0, 0, 1, 1], [0, 1, 0, 1, 2, 3, 2, 3]]
+        >>> patch_position_ids([[1, 2, 4]], order="raster").tolist()
+        [[0, 0, 0, 0, 1, 1, 1, 1], [0, 1, 2, 3, 0, 1, 2, 3]]
     """
     if axes not in ("hw", "thw") or order not in ("raster", "blocks"):
         raise ValueError(f"axes must be 'hw' or 'thw' and order 'raster' or 'blocks', got axes={axes!r}, order={order!r}")

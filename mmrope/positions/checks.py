@@ -23,7 +23,18 @@ from mmrope.positions.timing import VideoTiming
 
 
 class WrongPositions(ValueError):
-    """The position IDs are not those that were asked for."""
+    """The position IDs are not those that were asked for.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope import Segment, check
+        >>> from mmrope.positions import WrongPositions
+        >>> try:
+        ...     check(np.zeros((3, 1, 3), dtype=int), [Segment.text(3)], "qwen2_vl")
+        ... except WrongPositions as error:
+        ...     print(str(error).partition(":")[0])
+        position_ids are not those of qwen2_vl
+    """
 
 
 def check(
@@ -52,6 +63,15 @@ def check(
     Raises:
         WrongPositions: other ids.
         ValueError: ids that are not of these inputs' shape, and inputs that `segments_from_inputs` refuses.
+
+    Example:
+        >>> from mmrope import Segment, check, position_ids
+        >>> row = [Segment.text(2), Segment.video(t=4, h=1, w=1), Segment.text(1)]
+        >>> check(position_ids(row, "qwen2_vl"), row, "qwen2_vl")
+        >>> check(position_ids(row, "qwen2_vl@transformers-5.23"), row, "qwen2_vl")
+        Traceback (most recent call last):
+            ...
+        mmrope.positions.checks.WrongPositions: position_ids are not those of qwen2_vl: 1 of 7 tokens differ, ...
     """
     family = find_family(family)
     if isinstance(inputs, Mapping):
@@ -130,7 +150,7 @@ def _as_packed(given: np.ndarray, rows: Sequence[Row], expected: Packed) -> tupl
     else:
         raise ValueError(
             f"position_ids are {list(given.shape)}, but the inputs are {asked}, {tokens} of the tokens real: neither the batch "
-            "nor its rows packed one after the other (of sequences that are filled up, pass the Packed itself)"
+            "nor its rows packed one after the other (in Python, of sequences that are filled up, pass the Packed itself)"
         )
     return (given[1:], given[0]) if len(given) > axes else (given, None)
 

@@ -36,7 +36,7 @@ def placed(positions: Positions, row: int = 0) -> list[Placed]:
     family, segments = positions.family, positions.rows[row]
     p = plan([segments], family)
     ids = positions.ids[:, row] if _is_whole(positions, p.lengths[0]) else position_ids(segments, family).ids[:, 0]
-    following = [*p.first[1:].tolist(), p.next[0]]
+    following = [*p.first.tolist(), p.next[0]][1:]  # also of a row without segments
     items = []
     for segment, start, after in zip(segments, p.offset.tolist(), following, strict=True):
         mine = ids[:, start : start + segment.length]
@@ -57,6 +57,15 @@ def explain(positions: Positions, *, labels: Sequence[Sequence[str]] | None = No
     Args:
         positions: what `position_ids` returned.
         labels: for each row what its segments hold, for a last column.
+
+    Example:
+        >>> from mmrope import Segment, explain, position_ids
+        >>> print(explain(position_ids([Segment.text(2), Segment.image(h=2, w=3), Segment.text(1)], "qwen2_vl")))
+        qwen2_vl: 9 tokens, text goes on at 6
+        tokens  kind   grid   t     h     w     next
+        0..1    text   2      0..1  0..1  0..1  2
+        2..7    image  2 x 3  2     2..3  2..4  5
+        8       text   1      5     5     5     6
     """
     if not isinstance(positions, Positions):
         raise ValueError(f"explain takes what position_ids returned, which knows its segments, got {type(positions).__name__}")
@@ -110,7 +119,15 @@ def _number(x: float) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two tables of ids first differ, by row, then by token."""
+    """Where two tables of ids first differ, by row, then by token.
+
+    Example:
+        >>> from mmrope import Segment, diff, position_ids
+        >>> row = [Segment.text(2), Segment.video(t=4, h=1, w=1), Segment.text(1)]
+        >>> found = diff(position_ids(row, "qwen2_vl"), position_ids(row, "qwen2_vl@transformers-5.23"))
+        >>> found.token, found.axis, found.a, found.b
+        (6, 't', 6, 3)
+    """
 
     row: int
     token: int
@@ -143,6 +160,12 @@ def diff(a: Positions | Packed | Any, b: Positions | Packed | Any, *, mask: Any 
 
     Raises:
         ValueError: shapes that cannot be compared.
+
+    Example:
+        >>> from mmrope import Segment, diff, position_ids
+        >>> row = [Segment.text(2), Segment.video(t=4, h=1, w=1), Segment.text(1)]
+        >>> print(diff(position_ids(row, "qwen2_vl"), position_ids(row, "qwen2_vl@transformers-5.23")))
+        1 of 7 tokens differ, first row 0, token 6 (segment 2, Segment.text(1)): t is 6 and 3
     """
     (ids_a, mask_a), (ids_b, mask_b) = _table(a), _table(b)
     if ids_a.shape != ids_b.shape:
@@ -207,6 +230,15 @@ def fingerprint(
 
     It is the first 16 hexadecimal digits of the SHA-256 of: the number of axes as one byte, then axis by axis the ids of the
     real tokens as little-endian float64; fractional ids are rounded to float32 first.
+
+    Example:
+        >>> from mmrope import Segment, position_ids
+        >>> from mmrope.positions import fingerprint
+        >>> short, padded = [Segment.text(3)], [Segment.pad(5), Segment.text(3)]
+        >>> fingerprint(position_ids(short, "qwen2_vl"))
+        ['f93b2e2a62ccef37']
+        >>> fingerprint(position_ids(padded, "qwen2_vl"))
+        ['f93b2e2a62ccef37']
     """
     ids, real = _table(positions)
     cuts = [0, ids.shape[2]]

@@ -20,13 +20,30 @@ def append(row: Row | Iterable[Segment], segments: Row | Iterable[Segment]) -> R
 
     Ids of the tokens that were there do not change, so a cache of keys stays valid: compute the new ones alone, by
     `position_ids(longer, family, start=row.length)`.
+
+    Example:
+        >>> from mmrope import Segment, position_ids
+        >>> from mmrope.positions import Row, append
+        >>> row = Row.of([Segment.text(2), Segment.image(h=2, w=2)])
+        >>> longer = append(row, [Segment.text(3)])
+        >>> position_ids(longer, "qwen2_vl", start=row.length).ids[:, 0].tolist()  # the new tokens alone
+        [[4, 5, 6], [4, 5, 6], [4, 5, 6]]
     """
     return Row.join([Row.of(row), Row.of(segments)])
 
 
 @dataclass(frozen=True, eq=False)
 class Truncated:
-    """A row that was cut to a length, and what remains of it."""
+    """A row that was cut to a length, and what remains of it.
+
+    Example:
+        >>> from mmrope import Segment
+        >>> from mmrope.positions import truncate
+        >>> row = [Segment.text(3), Segment.image(h=2, w=2), Segment.text(4)]
+        >>> cut = truncate(row, 8)
+        >>> cut.row.length, cut.tokens.tolist(), cut.media["image"].tolist()
+        (8, [0, 1, 2, 3, 4, 5, 6, 7], [0])
+    """
 
     row: Row
     tokens: np.ndarray
@@ -63,6 +80,14 @@ def truncate(
 
     Raises:
         ValueError: media do not fit and the policy is "error", unstated markers or frames, markers that are not there.
+
+    Example:
+        >>> from mmrope import Segment
+        >>> from mmrope.positions import truncate
+        >>> row = [Segment.text(3), Segment.image(h=2, w=2), Segment.text(2), Segment.image(h=4, w=4), Segment.text(2)]
+        >>> cut = truncate(row, 12, policy="drop_media", markers=(1, 1))
+        >>> cut.tokens.tolist(), cut.media["image"].tolist()
+        ([0, 1, 2, 3, 4, 5, 6, 7, 26], [0])
     """
     row, length = Row.of(row), whole(length, "length")
     if policy not in get_args(Policy):

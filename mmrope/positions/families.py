@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +380,12 @@ def family(name: str | Family, **facts: Any) -> Family:
 
     Raises:
         ValueError: unknown name, unknown fact, or a fact that this family has no use for.
+
+    Example:
+        >>> import mmrope
+        >>> family = mmrope.family("qwen2_5_vl", ids_per_second=4)
+        >>> family.key, family.axes, family.ids_per_second
+        ('qwen2_5_vl', 'thw', 4)
     """
     if isinstance(name, Family):
         row = name
@@ -396,6 +402,71 @@ def family(name: str | Family, **facts: Any) -> Family:
         if not row.has(fact):
             raise ValueError(f"{row} has no {fact}: it places {', '.join(row.media)} without; leave it out")
     return dataclasses.replace(row, **facts) if facts else row
+
+
+def family_to_dict(row: Family) -> dict[str, Any]:
+    """A family as plain JSON: a row of the table by its name and its checkpoint's facts, a changed rule whole.
+
+    Raises:
+        ValueError: a rule with a function that no row of the table has: a file holds no code.
+    """
+    known = FAMILIES.get(row.key)
+    if known is not None:
+        facts = {fact: getattr(row, fact) for fact in FACTS if row.has(fact)}
+        if dataclasses.replace(known, **facts) == row:
+            changed = {fact: value for fact, value in facts.items() if value != getattr(known, fact)}
+            return {"name": row.key, "facts": {fact: _plain(value) for fact, value in changed.items()}}
+    return {"rule": {field.name: _plain(getattr(row, field.name), field.name) for field in dataclasses.fields(row)}}
+
+
+def family_from_dict(stated: Mapping[str, Any]) -> Family:
+    """What `family_to_dict` made, equal to it.
+
+    Raises:
+        ValueError: keys that are missing or unknown, a family or a function that is not in the table.
+    """
+    if set(stated) == {"name", "facts"}:
+        return family(stated["name"], **{fact: _unplain(value, fact) for fact, value in stated["facts"].items()})
+    known = {field.name for field in dataclasses.fields(Family)}
+    if set(stated) != {"rule"} or set(stated["rule"]) != known:
+        raise ValueError(f"a family as JSON has the keys name and facts, or rule with {sorted(known)}, got {stated}")
+    return Family(**{name: _unplain(value, name) for name, value in stated["rule"].items()})
+
+
+def _plain(value: Any, name: str = "") -> Any:
+    """A field's value as JSON has it; functions by the name of a row that has them in the same place."""
+    if isinstance(value, TokenIds):
+        return dataclasses.asdict(value)
+    if name == "place":
+        return {kind: _row_with(function, lambda row, kind=kind: row.place.get(kind)) for kind, function in value.items()}
+    if name == "audio_tokens" and value is not None:
+        return _row_with(value, lambda row: row.audio_tokens)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _unplain(value: Any, name: str) -> Any:
+    if name == "token_ids":
+        return TokenIds(**value)
+    if name == "place":
+        return {kind: _row(key).place[kind] for kind, key in value.items()}
+    if name == "audio_tokens" and value is not None:
+        return _row(value).audio_tokens
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _row_with(function: Any, of: Callable[[Family], Any]) -> str:
+    for key, row in FAMILIES.items():
+        if of(row) is function:
+            return key
+    raise ValueError(
+        f"{function!r} is a function that no family of the table has, and a file holds no code: it cannot be saved"
+    )
+
+
+def _row(key: str) -> Family:
+    if key not in FAMILIES:
+        raise ValueError(_unknown(key))
+    return FAMILIES[key]
 
 
 def _unknown(key: str) -> str:
@@ -464,6 +535,13 @@ def family_from_config(config: Any, revision: str | None = None) -> Family:
 
     Raises:
         ValueError: the model type is not in the table, or the config lacks a fact that the family needs.
+
+    Example:
+        >>> import mmrope
+        >>> config = {"model_type": "qwen2_5_vl", "vision_config": {"spatial_merge_size": 2, "tokens_per_second": 4}}
+        >>> family = mmrope.family_from_config(config)
+        >>> family.key, family.ids_per_second
+        ('qwen2_5_vl', 4)
     """
     config = config_dict(config)
     row = family_of(config.get("model_type"), revision, whole=True)
@@ -496,7 +574,7 @@ def _stated(config: Mapping[str, Any], paths: str, row: Family) -> Any:
         return None
     raise ValueError(
         f"{row}: config has no {' and no '.join(paths.split('|'))}. Class defaults differ between versions of transformers, "
-        "so mmrope does not guess: add it, or use mmrope.family() and state it"
+        "so mmrope does not guess: add it to the config, or in Python use mmrope.family() and state it"
     )
 
 

@@ -14,7 +14,7 @@ from mmrope.positions.runs import (
     T_AUDIO,
     T_IMAGE,
     T_VIDEO,
-    Media,
+    RunMedia,
     Runs,
     rows_of,
     with_end_markers_apart,
@@ -64,6 +64,15 @@ def segments_from_inputs(
     Raises:
         ValueError: tokens and grids that do not belong together, missing or impossible grids or times, GPU tensors without
             `sync`. The message names the row, the item and its tokens.
+
+    Example:
+        >>> from mmrope import position_ids, segments_from_inputs
+        >>> inputs = {"input_ids": [[5, 6, 9, 9, 7]], "mm_token_type_ids": [[0, 0, 1, 1, 0]], "image_grid_thw": [[1, 2, 4]]}
+        >>> [row] = segments_from_inputs(inputs, "qwen2_vl")
+        >>> [(segment.kind, segment.length) for segment in row]
+        [('text', 2), ('image', 2), ('text', 1)]
+        >>> position_ids(row, "qwen2_vl").ids[2, 0].tolist()  # w
+        [0, 1, 2, 3, 4]
     """
     family = find_family(family)
     if not isinstance(inputs, Mapping):
@@ -154,7 +163,7 @@ def _token_types(
             raise ValueError(
                 f"inputs have {', '.join(given)} but no mm_token_type_ids, which say where the media are. Processors of "
                 "transformers 5 return them (return_mm_token_type_ids=True); for those of transformers 4 take the family from "
-                "family_from_config(model.config), which knows the token ids of the media"
+                "family_from_config(model.config) (on the command line --config), which knows the token ids of the media"
             )
         types = np.zeros(ids.shape, dtype=np.int8)
     if types.dtype.kind not in "iu":
@@ -202,7 +211,8 @@ def _sound_in_video_by_ids(ids: np.ndarray, family: Family) -> Callable[[int], b
         if known.vision_start is None or known.audio_start is None:
             raise ValueError(
                 f"row {token // ids.shape[1]}: video and audio tokens touch from {token % ids.shape[1]} on. Whether that is "
-                "sound in video is seen by the ids of the markers, which family_from_config(model.config) reads"
+                "sound in video is seen by the ids of the markers, which family_from_config(model.config) reads (on the "
+                "command line --config)"
             )
         return bool(flat[token - 2] == known.vision_start and flat[token - 1] == known.audio_start)
 
@@ -232,7 +242,7 @@ def _media(
     inputs: Mapping[str, Any],
     family: Family,
     timings: Sequence[VideoTiming] | None,
-) -> Media:
+) -> RunMedia:
     key, pixels = _GRIDS[kind], "pixel_values" if kind == T_IMAGE else "pixel_values_videos"
     if key not in host:
         if inputs.get(pixels) is not None:
@@ -242,15 +252,15 @@ def _media(
         stated = [name for name in _SECONDS if name in host and host[name].size]
         if kind == T_VIDEO and stated:
             raise ValueError(f"inputs have {stated[0]} but no {key}: the sizes of the videos are needed")
-        return Media.of(key)
+        return RunMedia.of(key)
     grid = family.token_grids(host[key], f"{key} row", video=kind == T_VIDEO)
     if kind == T_VIDEO:
         seconds, times = _video_times(host, whole_grids(host[key], key), family, timings)
-        return Media.of(key, grid, seconds=seconds, times=times, split=family.split_frames)
+        return RunMedia.of(key, grid, seconds=seconds, times=times, split=family.split_frames)
     if grid[:, 0].max(initial=1) > 1:
         i = int(np.argmax(grid[:, 0] != 1))
         raise ValueError(f"{key} row {i} has {grid[i, 0]} temporal grids; an image has one, a video belongs in video_grid_thw")
-    return Media.of(key, grid)
+    return RunMedia.of(key, grid)
 
 
 def _video_times(
@@ -309,15 +319,15 @@ def _seconds(values: np.ndarray, key: str, videos: int) -> np.ndarray:
     return seconds
 
 
-def _sounds(host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family, runs: Runs) -> Media:
+def _sounds(host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family, runs: Runs) -> RunMedia:
     """The sounds as grids (1, 1, tokens). Where a family counts their tokens like text, a sound is what its run is."""
     key = next((key for key in _SOUNDS if key in host), None)
     if "audio" in family.media and family.audio_tokens is None:
-        return Media.sounds("audio tokens", runs.counts(T_AUDIO)[1])
+        return RunMedia.sounds("audio tokens", runs.counts(T_AUDIO)[1])
     if key is None:
         if "audio" in family.media and inputs.get("input_features") is not None:
             raise ValueError("inputs have input_features but no feature_attention_mask: the lengths of the sounds are needed")
-        return Media.of("feature_attention_mask")
+        return RunMedia.of("feature_attention_mask")
     if family.audio_tokens is None:
         raise ValueError(f"inputs have {key}, but {family} places {', '.join(family.media)} and no audio")
     lengths = _sound_lengths(host[key], key)
@@ -328,7 +338,7 @@ def _sounds(host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: F
     if (tokens < 1).any():
         i = int(np.argmax(tokens < 1))
         raise ValueError(f"{key}: sound {i} has {lengths[i]} frames, which make no token")
-    return Media.sounds(key, tokens)
+    return RunMedia.sounds(key, tokens)
 
 
 def _sound_lengths(values: np.ndarray, key: str) -> np.ndarray:
@@ -341,7 +351,7 @@ def _sound_lengths(values: np.ndarray, key: str) -> np.ndarray:
     return (values.sum(axis=1) if key == "feature_attention_mask" else values.reshape(-1)).astype(np.int64)
 
 
-def _without_targets(runs: Runs, media: Media, per_sample: np.ndarray, batch: int) -> Media:
+def _without_targets(runs: Runs, media: RunMedia, per_sample: np.ndarray, batch: int) -> RunMedia:
     """The grids of the images in the prompts; those behind them in a sample are of images that are yet to be generated."""
     counts = per_sample.reshape(-1)
     if len(counts) != batch or counts.sum() != len(media.grid):
@@ -356,4 +366,4 @@ def _without_targets(runs: Runs, media: Media, per_sample: np.ndarray, batch: in
     sample = np.repeat(np.arange(batch), counts)
     first = before[np.minimum(np.cumsum(counts) - counts, len(before) - 1)]
     kept = before - first[sample] < there[sample]
-    return Media(media.key, media.grid[kept], media.tokens[kept], media.item[kept])
+    return RunMedia(media.key, media.grid[kept], media.tokens[kept], media.item[kept])

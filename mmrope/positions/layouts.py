@@ -10,7 +10,7 @@ from mmrope.positions.batches import Packed
 from mmrope.positions.build import Positions, position_ids, real_tokens
 from mmrope.positions.segments import token_mask
 
-Layout = Literal["axes_first", "batch_first", "text_row_first", "batch_text_row", "packed"]
+IdsLayout = Literal["axes_first", "batch_first", "text_row_first", "batch_text_row", "packed"]
 _SHAPES = {
     "axes_first": "[A, B, S]",
     "batch_first": "[B, A, S]",
@@ -26,6 +26,12 @@ def hf_position_ids(positions: Positions | Packed, *, text_row: bool = True) -> 
     Row 0 holds the text positions, by which transformers makes the causal mask and finds the sequences of a pack; pass no
     `attention_mask` with a pack. The other rows are t, h, w. Without the text row, [A, B, S]: models then mask by
     `attention_mask` alone.
+
+    Example:
+        >>> from mmrope import Segment, hf_position_ids, position_ids
+        >>> positions = position_ids([Segment.text(1), Segment.image(h=1, w=2), Segment.text(1)], "qwen2_vl")
+        >>> hf_position_ids(positions)[:, 0].tolist()  # text positions, t, h, w
+        [[0, 1, 2, 3], [0, 1, 1, 3], [0, 1, 1, 3], [0, 1, 2, 3]]
     """
     ids, text = (positions.ids, positions.text_ids)
     if isinstance(positions, Packed):
@@ -34,7 +40,7 @@ def hf_position_ids(positions: Positions | Packed, *, text_row: bool = True) -> 
 
 
 def convert_ids(
-    ids: Any, source: Layout, target: Layout, *, axes: int = 3, mask: Any = None, text_ids: Any = None
+    ids: Any, source: IdsLayout, target: IdsLayout, *, axes: int = 3, mask: Any = None, text_ids: Any = None
 ) -> np.ndarray:
     """Position IDs from one layout to another. Both are named; nothing is read from shapes, which cannot tell three axes from
     a batch of three.
@@ -52,10 +58,19 @@ def convert_ids(
 
     Raises:
         ValueError: an unknown layout, a shape that is not the source's, a target that cannot be made of what is given.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope.positions import convert_ids
+        >>> ids = np.zeros((3, 8, 100), dtype=int)  # [A, B, S]
+        >>> convert_ids(ids, "axes_first", "batch_first").shape
+        (8, 3, 100)
+        >>> convert_ids(ids, "axes_first", "text_row_first", mask=np.ones((8, 100), dtype=bool)).shape
+        (4, 8, 100)
     """
     for name, layout in (("source", source), ("target", target)):
-        if layout not in get_args(Layout):
-            raise ValueError(f"{name} must be {', '.join(map(repr, get_args(Layout)))}, got {layout!r}")
+        if layout not in get_args(IdsLayout):
+            raise ValueError(f"{name} must be {', '.join(map(repr, get_args(IdsLayout)))}, got {layout!r}")
     ids = np.asarray(ids)
     if mask is not None:
         mask = token_mask(mask, np.shape(mask) if source == "packed" else _tokens(ids, source), "mask")
@@ -72,7 +87,7 @@ def convert_ids(
     return table.swapaxes(0, 1) if target.startswith("batch") else table
 
 
-def _from(ids: np.ndarray, source: Layout, axes: int, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _from(ids: np.ndarray, source: IdsLayout, axes: int, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
     """ids [A, B, S], and the text row [B, S] of a source that has one."""
     rows = axes + (source in ("text_row_first", "batch_text_row"))
     dim = 1 if source.startswith("batch") else 0
@@ -93,7 +108,7 @@ def _from(ids: np.ndarray, source: Layout, axes: int, mask: np.ndarray | None) -
 
 
 def _text_row(
-    text: np.ndarray | None, mask: np.ndarray | None, stated: Any, table: np.ndarray, source: Layout, target: Layout
+    text: np.ndarray | None, mask: np.ndarray | None, stated: Any, table: np.ndarray, source: IdsLayout, target: IdsLayout
 ) -> np.ndarray:
     if stated is not None and text is not None:
         raise ValueError(f"{source!r} has a row of text positions already; leave text_ids out")
@@ -109,7 +124,7 @@ def _text_row(
     return np.where(mask, mask.cumsum(axis=1) - 1, 0)
 
 
-def _tokens(ids: np.ndarray, source: Layout) -> tuple[int, ...]:
+def _tokens(ids: np.ndarray, source: IdsLayout) -> tuple[int, ...]:
     """(B, S) of ids [A, B, S] or [B, A, S]."""
     return ids.shape[:1] + ids.shape[2:] if source.startswith("batch") else ids.shape[1:]
 
@@ -128,6 +143,13 @@ def rope_deltas(positions: Positions, *, length: Literal["padded", "unpadded"]) 
 
     By the reference rules text goes on after the largest id, so that the delta leads to `next`. By rules that do not (those of
     transformers 5.23 after long videos), it does not: decode by `next`.
+
+    Example:
+        >>> from mmrope import Segment, position_ids
+        >>> from mmrope.positions import rope_deltas
+        >>> positions = position_ids([Segment.pad(2), Segment.text(3), Segment.image(h=4, w=4)], "qwen2_vl")
+        >>> rope_deltas(positions, length="padded").tolist(), rope_deltas(positions, length="unpadded").tolist()
+        ([[-14]], [[-12]])
     """
     if length not in ("padded", "unpadded"):
         raise ValueError(f"length must be 'padded' (transformers 4) or 'unpadded' (transformers 5), got {length!r}")

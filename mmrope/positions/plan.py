@@ -217,7 +217,8 @@ def _check(
     if family.stride is None:
         unknown = kind > TEXT if "p" in family.axes else kind == VIDEO
         if unknown.any():
-            refuse(int(np.argmax(unknown)), f"leaves its stride to the user: family({family.key!r}, stride=...)")
+            said = f"family({family.key!r}, stride=...), on the command line --stride"
+            refuse(int(np.argmax(unknown)), f"leaves its stride to the user: {said}")
     if family.revision and family.uses_seconds:
         for i, segment in special.items():
             if segment.times is not None:

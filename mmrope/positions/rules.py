@@ -49,7 +49,16 @@ def _bounded(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenIds:
-    """Ids of the special tokens that say where media are: from a checkpoint's config, for inputs without token types."""
+    """Ids of the special tokens that say where media are: from a checkpoint's config, for inputs without token types.
+
+    Example:
+        >>> import mmrope
+        >>> from mmrope.positions import TokenIds
+        >>> family = mmrope.family("qwen2_vl", token_ids=TokenIds(image=9))
+        >>> inputs = {"input_ids": [[5, 9, 9, 7]], "image_grid_thw": [[1, 2, 4]]}  # without mm_token_type_ids
+        >>> [segment.kind for segment in mmrope.segments_from_inputs(inputs, family)[0]]
+        ['text', 'image', 'text']
+    """
 
     image: int | None = None
     video: int | None = None
@@ -70,6 +79,13 @@ class Family:
     """A row of the table: where a family of models puts its tokens, and which axis turns which frequency.
 
     Change a fact with `family(name, ids_per_second=4)`, anything else with `dataclasses.replace`.
+
+    Example:
+        >>> import dataclasses
+        >>> import mmrope
+        >>> mine = dataclasses.replace(mmrope.family("qwen2_vl"), name="mine", stride=2)  # time ids two apart
+        >>> mmrope.position_ids([mmrope.Segment.video(t=3, h=1, w=1)], mine).ids[0, 0].tolist()
+        [0, 2, 4]
     """
 
     name: str
@@ -242,7 +258,13 @@ class Family:
 
     def image(self, patch_grid: Sequence[int]) -> Segment:
         """The segment of an image, from its patch grid (a row of `image_grid_thw`, [3]); of families with a canvas, of an
-        image without detail crops."""
+        image without detail crops.
+
+        Example:
+            >>> import mmrope
+            >>> mmrope.family("qwen2_vl").image((1, 8, 12)).grid  # a row of image_grid_thw; two patches a token on each side
+            (1, 4, 6)
+        """
         t, h, w = self.token_grids([patch_grid])[0].tolist()
         if t != 1:
             raise ValueError(f"{self}: an image has one temporal grid, got patch grid {tuple(patch_grid)}; use Family.video")
@@ -257,7 +279,14 @@ class Family:
         timing: VideoTiming | None = None,
     ) -> Segment:
         """The segment of a video, from its patch grid (a row of `video_grid_thw`, [3]) and its times: seconds from one
-        temporal grid to the next, or of each temporal grid (after the temporal merge), or a VideoTiming."""
+        temporal grid to the next, or of each temporal grid (after the temporal merge), or a VideoTiming.
+
+        Example:
+            >>> import mmrope
+            >>> segment = mmrope.family("qwen2_5_vl").video((4, 8, 12), seconds_per_grid=0.5)
+            >>> segment.grid, segment.seconds_per_grid
+            ((4, 4, 6), 0.5)
+        """
         t, h, w = self.token_grids([patch_grid], video=True)[0].tolist()
         if self.split_frames:
             raise ValueError(

@@ -151,7 +151,7 @@ _NO_GRIDS, _NONE = np.zeros((0, 3), dtype=np.int64), np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
-class Media:
+class RunMedia:
     """The images, the videos or the sounds of a batch as token grids; a family that splits frames has one grid a frame."""
 
     key: str
@@ -172,7 +172,7 @@ class Media:
         seconds: np.ndarray | None = None,
         times: Sequence[tuple[float, ...] | None] = (),
         split: bool = False,
-    ) -> Media:
+    ) -> RunMedia:
         """The media of these token grids [n, 3]; `split`: of their frames."""
         if grid is None:
             return cls(key, _NO_GRIDS, _NONE, _NONE)
@@ -184,7 +184,7 @@ class Media:
         return cls(key, grid, grid.prod(axis=1), item, seconds, times)
 
     @classmethod
-    def sounds(cls, key: str, tokens: np.ndarray) -> Media:
+    def sounds(cls, key: str, tokens: np.ndarray) -> RunMedia:
         """Sounds of these numbers of tokens [n]."""
         return cls.of(key, np.stack([np.ones_like(tokens), np.ones_like(tokens), tokens], axis=1))
 
@@ -206,10 +206,10 @@ class Media:
         return int(self.item[-1]) + 1 if len(self.item) else 0
 
 
-def cut(runs: Runs, media: Media, kind: int, family: Family) -> Runs:
+def cut(runs: Runs, media: RunMedia, kind: int, family: Family) -> Runs:
     """The runs of media of a kind, cut by the sizes of their grids: each run then holds one grid.
 
-    Media may touch: what counts is that each run's end, in media tokens of the whole batch, is the end of a grid.
+    RunMedia may touch: what counts is that each run's end, in media tokens of the whole batch, is the end of a grid.
 
     Raises:
         ValueError: tokens that are not those of the grids.
@@ -298,7 +298,7 @@ def _with_markers_apart(runs: Runs, tokens: np.ndarray, markers: int) -> Runs:
 _KIND_OF_TYPE = np.array([TEXT, IMAGE, VIDEO, AUDIO, AUDIO_IN_VIDEO, PAD], dtype=np.int8)  # by token type; -1 is the last
 
 
-def rows_of(runs: Runs, media: Mapping[int, Media], family: Family, batch: int) -> list[Row]:
+def rows_of(runs: Runs, media: Mapping[int, RunMedia], family: Family, batch: int) -> list[Row]:
     """One segment for each run of text or padding, and one for each grid in a run of media; then cut into rows."""
     held = set(runs.type.tolist())
     held |= {T_VIDEO, T_AUDIO} if T_BOTH in held else set()
@@ -335,7 +335,7 @@ def rows_of(runs: Runs, media: Mapping[int, Media], family: Family, batch: int) 
     ]
 
 
-def _sound_in_video(runs: Runs, media: Mapping[int, Media]) -> dict[int, Segment]:
+def _sound_in_video(runs: Runs, media: Mapping[int, RunMedia]) -> dict[int, Segment]:
     """The segments of videos with their sound, by run."""
     videos, sounds = media[T_VIDEO], media[T_AUDIO]
     video_of, sound_of = ({run: n for n, run in enumerate(runs.counts(kind)[0].tolist())} for kind in (T_VIDEO, T_AUDIO))

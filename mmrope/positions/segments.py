@@ -32,6 +32,12 @@ class Segment:
 
     `grid` is the token grid (t, h, w): what the language model sees, after the spatial merge. `image_grid_thw` of a
     processor holds patch grids, before it; `Family.image` and `Family.video` convert. Text of n tokens is (1, 1, n).
+
+    Example:
+        >>> from mmrope import Segment
+        >>> row = [Segment.text(3), Segment.image(h=2, w=3), Segment.text(2)]
+        >>> [segment.length for segment in row]
+        [3, 6, 2]
     """
 
     kind: str
@@ -124,34 +130,73 @@ class Segment:
 
     @classmethod
     def text(cls, length: int) -> Segment:
-        """Text of `length` tokens, or anything else that is placed like text (markers, time stamps)."""
+        """Text of `length` tokens, or anything else that is placed like text (markers, time stamps).
+
+        Example:
+            >>> from mmrope import Segment, position_ids
+            >>> position_ids([Segment.text(3)], "qwen2_vl").ids[:, 0].tolist()  # t, h, w
+            [[0, 1, 2], [0, 1, 2], [0, 1, 2]]
+        """
         return cls("text", (1, 1, length))
 
     @classmethod
     def pad(cls, length: int) -> Segment:
-        """`length` tokens of padding: they keep their place in the row and take no position."""
+        """`length` tokens of padding: they keep their place in the row and take no position.
+
+        Example:
+            >>> from mmrope import Segment, position_ids
+            >>> positions = position_ids([Segment.pad(2), Segment.text(3)], "qwen2_vl")
+            >>> positions.ids[0, 0].tolist(), positions.mask[0].tolist()
+            ([0, 0, 0, 1, 2], [False, False, True, True, True])
+        """
         return cls("pad", (1, 1, length))
 
     @classmethod
     def image(cls, *, h: int, w: int) -> Segment:
-        """An image of h rows of w tokens."""
+        """An image of h rows of w tokens.
+
+        Example:
+            >>> from mmrope import Segment, position_ids
+            >>> position_ids([Segment.text(1), Segment.image(h=2, w=2)], "qwen2_vl").ids[:, 0].tolist()  # t, h, w
+            [[0, 1, 1, 1, 1], [0, 1, 1, 2, 2], [0, 1, 2, 1, 2]]
+        """
         return cls("image", (1, h, w))
 
     @classmethod
     def frame(cls, *, h: int, w: int) -> Segment:
-        """One temporal grid of a video, for families that split videos into frames between text time stamps."""
+        """One temporal grid of a video, for families that split videos into frames between text time stamps.
+
+        Example:
+            >>> from mmrope import Segment, position_ids
+            >>> row = [Segment.text(2), Segment.frame(h=1, w=2), Segment.text(2), Segment.frame(h=1, w=2)]
+            >>> position_ids(row, "qwen3_vl").ids[0, 0].tolist()  # t
+            [0, 1, 2, 2, 4, 5, 6, 6]
+        """
         return cls("frame", (1, h, w))
 
     @classmethod
     def video(
         cls, *, t: int, h: int, w: int, seconds_per_grid: float | None = None, times: Iterable[float] | None = None
     ) -> Segment:
-        """A video of t temporal grids, each of h rows of w tokens."""
+        """A video of t temporal grids, each of h rows of w tokens.
+
+        Example:
+            >>> from mmrope import Segment, position_ids
+            >>> video = Segment.video(t=3, h=1, w=2, seconds_per_grid=1.0)
+            >>> position_ids([Segment.text(1), video], "qwen2_5_vl").ids[0, 0].tolist()  # t: 2 ids a second
+            [0, 1, 1, 3, 3, 5, 5]
+        """
         return cls("video", (t, h, w), seconds_per_grid, None if times is None else tuple(times))
 
     @classmethod
     def audio(cls, length: int) -> Segment:
-        """Sound of `length` tokens."""
+        """Sound of `length` tokens.
+
+        Example:
+            >>> from mmrope import Segment, position_ids
+            >>> position_ids([Segment.text(2), Segment.audio(3)], "qwen2_5_omni").ids[:, 0].tolist()
+            [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+        """
         return cls("audio", (1, 1, length))
 
     @classmethod
@@ -167,7 +212,13 @@ class Segment:
         runs: Iterable[int] = (),
     ) -> Segment:
         """A video of t x h x w tokens and its sound of `audio` tokens, interleaved by time, with the two start and the two
-        end markers around them (the Qwen Omni models). `runs` may state how the tokens lie."""
+        end markers around them (the Qwen Omni models). `runs` may state how the tokens lie.
+
+        Example:
+            >>> from mmrope import Segment
+            >>> Segment.audio_in_video(t=2, h=1, w=2, audio=5, seconds_per_grid=1.0).length  # 4 of video, 5 of audio, 4 markers
+            13
+        """
         times = None if times is None else tuple(times)
         return cls("audio_in_video", (t, h, w), seconds_per_grid, times, audio_tokens=audio, runs=tuple(runs))
 
@@ -175,12 +226,25 @@ class Segment:
     def canvas(cls, *, h: int, w: int, slices: Iterable[tuple[int, int]] = (), columns: int = 0, newlines: int = 0) -> Segment:
         """A picture or a frame of MiniCPM-V: a thumbnail of h x w tokens between its two markers, then detail crops
         (`slices`, token grids row by row, `columns` in a row), each between two markers, with a newline token after each row
-        but the last. `newlines` tokens that follow at once belong to it, too."""
+        but the last. `newlines` tokens that follow at once belong to it, too.
+
+        Example:
+            >>> from mmrope import Segment
+            >>> Segment.canvas(h=2, w=2, slices=[(2, 2), (2, 2)], columns=2).length  # three times 4 tokens and 2 markers
+            18
+        """
         return cls("canvas", (1, h, w), slices=tuple(slices), columns=columns, newlines=newlines)
 
     @classmethod
     def custom(cls, ids: Any, *, advance: float) -> Segment:
-        """Tokens at stated places: ids [A, n], counted from where the segment begins; text goes on `advance` after there."""
+        """Tokens at stated places: ids [A, n], counted from where the segment begins; text goes on `advance` after there.
+
+        Example:
+            >>> from mmrope import Segment, position_ids
+            >>> twice = Segment.custom([[0, 0], [0, 1], [0, 1]], advance=2)  # ids [axes, tokens]
+            >>> position_ids([Segment.text(1), twice, Segment.text(1)], "qwen2_vl").ids[:, 0].tolist()
+            [[0, 1, 1, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+        """
         table = np.asarray(ids)
         if table.ndim != 2 or table.dtype.kind not in "iuf":
             raise ValueError(f"Segment.custom: ids must be numbers [axes, tokens], got {table.dtype} {list(table.shape)}")
@@ -264,6 +328,13 @@ class Row(Sequence[Segment]):
     """A row of segments by column: the form that `segments_from_inputs` returns and the builder reads.
 
     It is a sequence of `Segment`s (index it, iterate over it, compare it with a list), picklable, and never changes.
+
+    Example:
+        >>> from mmrope import Segment
+        >>> from mmrope.positions import Row
+        >>> row = Row.of([Segment.text(3), Segment.image(h=2, w=3)])
+        >>> row.length, row.lengths.tolist(), row[1].kind
+        (9, [3, 6], 'image')
     """
 
     kind: np.ndarray
@@ -278,7 +349,14 @@ class Row(Sequence[Segment]):
 
     @classmethod
     def of(cls, segments: Row | Iterable[Segment]) -> Row:
-        """The row of these segments."""
+        """The row of these segments.
+
+        Example:
+            >>> from mmrope import Segment
+            >>> from mmrope.positions import Row
+            >>> Row.of([Segment.text(3), Segment.pad(2)]).length
+            5
+        """
         if isinstance(segments, Row):
             return segments
         segments = list(segments)
@@ -300,7 +378,15 @@ class Row(Sequence[Segment]):
 
     @classmethod
     def join(cls, rows: Sequence[Row]) -> Row:
-        """The segments of several rows, one after the other."""
+        """The segments of several rows, one after the other.
+
+        Example:
+            >>> from mmrope import Segment
+            >>> from mmrope.positions import Row
+            >>> prompt, answer = Row.of([Segment.text(3), Segment.image(h=2, w=3)]), Row.of([Segment.text(4)])
+            >>> Row.join([prompt, answer]).lengths.tolist()
+            [3, 6, 4]
+        """
         if len(rows) == 1:
             return rows[0]
         cuts = itertools.accumulate((len(row.kind) for row in rows), initial=0)
@@ -315,7 +401,16 @@ class Row(Sequence[Segment]):
         )
 
     def only(self, which: np.ndarray) -> Row:
-        """The segments at these indices [n], in their order."""
+        """The segments at these indices [n], in their order.
+
+        Example:
+            >>> import numpy as np
+            >>> from mmrope import Segment
+            >>> from mmrope.positions import Row
+            >>> row = Row.of([Segment.text(3), Segment.image(h=2, w=3), Segment.text(1)])
+            >>> row.only(np.array([0, 2])).lengths.tolist()
+            [3, 1]
+        """
         special = dict(self.special)
         kept = tuple((n, special[i]) for n, i in enumerate(which.tolist()) if i in special) if special else ()
         return self.of_columns(self.kind[which], self.grid[which], self.seconds[which], kept)

@@ -35,6 +35,13 @@ def shard_index(cu_seqlens: int | Sequence[int] | np.ndarray, *, size: int, rank
     Raises:
         ValueError: tokens that do not divide into equal parts (pack with multiple_of=2 * size), a rank that is not there,
             totals that fall.
+
+    Example:
+        >>> from mmrope.positions import shard_index
+        >>> shard_index(8, size=2, rank=0, scheme="zigzag").tolist()
+        [0, 1, 6, 7]
+        >>> shard_index(8, size=2, rank=1, scheme="zigzag").tolist()
+        [2, 3, 4, 5]
     """
     if scheme not in get_args(Scheme):
         raise ValueError(f"scheme must be {', '.join(map(repr, get_args(Scheme)))}, got {scheme!r}")

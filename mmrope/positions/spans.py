@@ -15,7 +15,7 @@ from mmrope.positions.runs import (
     T_AUDIO,
     T_IMAGE,
     T_VIDEO,
-    Media,
+    RunMedia,
     Runs,
     rows_of,
     with_end_markers_apart,
@@ -29,7 +29,16 @@ _TYPES = {name: kind for kind, name in MEDIA_TYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where an image, a video or a sound stands in a prompt: what vLLM calls a placeholder range."""
+    """Where an image, a video or a sound stands in a prompt: what vLLM calls a placeholder range.
+
+    Example:
+        >>> import mmrope
+        >>> image = mmrope.Span(offset=4, length=24, grid=(1, 8, 12))  # patch grids
+        >>> video = mmrope.Span(offset=30, length=48, grid=(2, 8, 12), kind="video", seconds_per_grid=1.0)
+        >>> row = mmrope.segments_from_spans(80, [image, video], "qwen2_5_vl")
+        >>> [(segment.kind, segment.length) for segment in row]
+        [('text', 4), ('image', 24), ('text', 2), ('video', 48), ('text', 2)]
+    """
 
     offset: int
     """The first of its tokens."""
@@ -66,6 +75,12 @@ def segments_from_spans(token_count: int, spans: Sequence[Span | tuple[Any, ...]
     Raises:
         ValueError: spans out of order or beyond the prompt, tokens claimed twice, a span whose tokens are not those of its
             grid, grids or times that are missing or impossible, media that the family does not place.
+
+    Example:
+        >>> import mmrope
+        >>> row = mmrope.segments_from_spans(10, [mmrope.Span(offset=2, length=6, grid=(1, 4, 6))], "qwen2_vl")
+        >>> [(segment.kind, segment.grid) for segment in row]
+        [('text', (1, 1, 2)), ('image', (1, 2, 3)), ('text', (1, 1, 2))]
     """
     family = find_family(family)
     if whole(token_count, "token_count") < 0:
@@ -140,21 +155,21 @@ def _tokens(span: Span, family: Family, token_count: int, where: str) -> np.ndar
     return mine + span.offset
 
 
-def _media(kind: int, spans: Sequence[Span], family: Family) -> Media:
+def _media(kind: int, spans: Sequence[Span], family: Family) -> RunMedia:
     mine = [(n, span) for n, span in enumerate(spans) if span.kind == MEDIA_TYPES[kind]]
     key = f"the {MEDIA_TYPES[kind]} spans"
     if not mine:
-        return Media.of(key)
+        return RunMedia.of(key)
     if kind == T_AUDIO:
-        return Media.sounds(key, np.array([span.length if span.embed is None else sum(span.embed) for _, span in mine]))
+        return RunMedia.sounds(key, np.array([span.length if span.embed is None else sum(span.embed) for _, span in mine]))
     grid = family.token_grids([span.grid for _, span in mine], key, video=kind == T_VIDEO)
     if kind == T_IMAGE:
-        return Media.of(key, grid)
+        return RunMedia.of(key, grid)
     times = [_times(span, family, f"span {n}") for n, span in mine]
     if family.split_frames:
-        return Media.of(key, grid, split=True)
+        return RunMedia.of(key, grid, split=True)
     seconds = np.array([np.nan if s is None else s for s, _ in times])
-    return Media.of(key, grid, seconds=seconds, times=[t for _, t in times])
+    return RunMedia.of(key, grid, seconds=seconds, times=[t for _, t in times])
 
 
 def _times(span: Span, family: Family, where: str) -> tuple[float | None, tuple[float, ...] | None]:

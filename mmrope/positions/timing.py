@@ -21,6 +21,12 @@ class VideoTiming:
 
     Raises:
         ValueError: frames out of order, rates that are not positive, times that do not fit the frames, or no clock at all.
+
+    Example:
+        >>> import mmrope
+        >>> timing = mmrope.VideoTiming(frame_indices=range(0, 240, 60), original_fps=30.0, sampled_fps=0.5)
+        >>> timing.seconds, timing.grid_times(2), timing.seconds_per_grid(2)
+        ((0.0, 2.0, 4.0, 6.0), (0.0, 4.0), 4.0)
     """
 
     frame_indices: tuple[int, ...]
@@ -93,6 +99,12 @@ class VideoTiming:
 
         Of frames all over the clip the sampled rate is total_num_frames over their number, as processors count; of a part of
         the clip it follows from the indices.
+
+        Example:
+            >>> from mmrope import VideoTiming
+            >>> metadata = {"frames_indices": [0, 15, 30, 45], "fps": 30.0, "total_num_frames": 60}
+            >>> VideoTiming.from_metadata(metadata).seconds
+            (0.0, 0.5, 1.0, 1.5)
         """
         get = metadata.get if isinstance(metadata, Mapping) else lambda key: getattr(metadata, key, None)
         indices, fps, total = get("frames_indices"), get("fps"), get("total_num_frames")

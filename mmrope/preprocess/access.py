@@ -47,6 +47,15 @@ class Access:
 
     Raises:
         ValueError: a field that means nothing, such as a root that is no folder, or hosts with a scheme or a wildcard.
+
+    Example:
+        >>> from mmrope import MediaError
+        >>> from mmrope.preprocess import Access, load_image
+        >>> try:
+        ...     load_image("https://example.org/cat.jpg", access=Access(hosts=("images.example.org",)))
+        ... except MediaError as error:
+        ...     print(error)
+        https://example.org/cat.jpg: the host example.org is not allowed; download it first, or add it to Access(hosts=...)
     """
 
     root: str | Path | None = None

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 class MediaError(ValueError):
     """A file that cannot be used: unreadable, damaged, of an unknown kind, or over a limit. The message names the file,
-    what is wrong, and what to do."""
+    what is wrong, and what to do.
+
+    Example:
+        >>> from mmrope import MediaError
+        >>> from mmrope.preprocess import load_image
+        >>> try:
+        ...     load_image("no-such-file.jpg")
+        ... except MediaError as error:
+        ...     print(error)
+        no-such-file.jpg: no such file
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +25,16 @@ class Limits:
     """The largest media that are opened; beyond them a MediaError is raised before pixels are decoded.
 
     Change one with `Processor(limits=Limits(max_image_pixels=150_000_000))`.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope import MediaError
+        >>> from mmrope.preprocess import Limits, load_image
+        >>> try:
+        ...     load_image(np.zeros((2000, 3000, 3), np.uint8), limits=Limits(max_image_pixels=5_000_000))
+        ... except MediaError as error:
+        ...     print(error)
+        ndarray object has 3000 x 2000 = 6.0 million pixels, the limit is 5 million; raise it with Limits(max_image_pixels=...)
     """
 
     max_image_pixels: int = 64_000_000

@@ -81,6 +81,13 @@ def load_image(
 
     Raises:
         MediaError: missing, damaged, of an unknown format or without a stated range of values, or over a limit.
+
+    Example:
+        >>> from PIL import Image
+        >>> from mmrope.preprocess import load_image
+        >>> pixels = load_image(Image.new("RGBA", (4, 2), (255, 0, 0, 0)))  # transparent: the background shows
+        >>> pixels.shape, pixels[0, 0].tolist()
+        ((2, 4, 3), [255, 255, 255])
     """
     if animation not in ("refuse", "first"):
         raise ValueError(f"animation must be 'refuse' or 'first', got {animation!r}")

@@ -21,14 +21,21 @@ from mmrope.extras import needed_for
 from mmrope.preprocess.isolation_worker import STATM, said, work
 
 AHEAD = 4  # items read per worker before the first of them is given back: a slow one does not stop the others
-MAX_SECONDS = 1e6
+MOST_SECONDS = 1e6
 START_SECONDS = 300.0  # for a worker to start and to import the function's module
 EXIT_SECONDS = 5.0  # for a killed process to be gone; one that waits for a dead disk may stay
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an item: its value, or why there is none."""
+    """What came of an item: its value, or why there is none.
+
+    Example:
+        >>> from mmrope.preprocess import Outcome
+        >>> outcomes = [Outcome(0, "a.jpg", value=(48, 64)), Outcome(1, "b.jpg", error="took over 60 s", kind="timeout")]
+        >>> [outcome.value for outcome in outcomes if not outcome.error]
+        [(48, 64)]
+    """
 
     index: int
     item: Any
@@ -67,11 +74,17 @@ def isolated(
     Raises:
         ValueError: options out of range, a function that cannot be pickled, a memory limit where there can be none.
         RuntimeError: workers cannot start, for example since the function's module cannot be imported there.
+
+    Example:
+        >>> import math
+        >>> from mmrope.preprocess import isolated
+        >>> [(outcome.item, outcome.value, outcome.kind) for outcome in isolated(math.sqrt, [4.0, -1.0, 9.0], memory=None)]
+        [(4.0, 2.0, ''), (-1.0, None, 'refused'), (9.0, 3.0, '')]
     """
     if isinstance(items, (str, bytes)) or not (hasattr(items, "__iter__") or hasattr(items, "__getitem__")):
         raise ValueError(f"items must be several, for example a list of paths, got {type(items).__name__}")
-    if not isinstance(seconds, (int, float)) or not 0 < seconds <= MAX_SECONDS:
-        raise ValueError(f"seconds must be the time limit of an item, above 0 and at most {MAX_SECONDS:g}, got {seconds!r}")
+    if not isinstance(seconds, (int, float)) or not 0 < seconds <= MOST_SECONDS:
+        raise ValueError(f"seconds must be the time limit of an item, above 0 and at most {MOST_SECONDS:g}, got {seconds!r}")
     if not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers must be a whole number of processes, at least 1, got {workers!r}")
     if memory is not None and (not isinstance(memory, int) or memory < 1 << 20):

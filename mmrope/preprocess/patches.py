@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 class PatchConfig:
     """How media become patches: to which size they are brought, how they are cut, and how their values are normalised.
 
-    The defaults are Qwen2-VL's; `PRESETS` has those of other families.
+    The defaults are Qwen2-VL's; `FAMILY_PATCHES` has those of other families.
+
+    Example:
+        >>> from mmrope.preprocess import PatchConfig
+        >>> config = PatchConfig(patch_size=16)
+        >>> config.patch_dim, config.factor  # 3 channels x 2 frames x 16 x 16; 2 x 16 pixels a token
+        (1536, 32)
     """
 
     patch_size: int = 14
@@ -68,7 +74,7 @@ _GLM4V = PatchConfig(
     video_pixels=None,
     whole_video_pixels=(112 * 112, 2 * 30_000 * 28 * 28),
 )
-PRESETS = {
+FAMILY_PATCHES = {
     "qwen2_vl": _QWEN2_VL,
     "qwen2_5_vl": _QWEN2_VL,
     "qwen3_vl": _QWEN3_VL,
@@ -161,7 +167,7 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return x[0].permute(1, 2, 0).numpy()  # [height, width, 3]
 
 
-def cut(frames: list[np.ndarray], config: PatchConfig) -> np.ndarray:
+def cut_patches(frames: list[np.ndarray], config: PatchConfig) -> np.ndarray:
     """Frames of one size [H, W, 3] uint8, those of one temporal grid (or one for an image), to patches: [P, 3 * frames *
     patch_size^2] uint8, the patches of a merged token next to each other."""
     height, width, _ = frames[0].shape
@@ -212,7 +218,7 @@ def image_patches(frame: np.ndarray, size: tuple[int, int], config: PatchConfig)
     """The patches of an image [H, W, 3] uint8 that is brought to (height, width): uint8 [P, 3 * patch_size^2]."""
     import torch
 
-    return torch.from_numpy(cut([resize(frame, size)], config))
+    return torch.from_numpy(cut_patches([resize(frame, size)], config))
 
 
 def video_patches(frames: Iterable[np.ndarray], count: int, size: tuple[int, int], config: PatchConfig) -> torch.Tensor:
@@ -230,7 +236,7 @@ def video_patches(frames: Iterable[np.ndarray], count: int, size: tuple[int, int
     grids, rows = -(-count // config.temporal_patch_size), size[0] * size[1] // config.patch_size**2
     out, t = torch.empty(grids * rows, config.patch_dim, dtype=torch.uint8), 0
     for group in _groups((resize(frame, size) for frame in frames), config.temporal_patch_size):
-        out[t * rows : (t + 1) * rows] = torch.from_numpy(cut(group, config))
+        out[t * rows : (t + 1) * rows] = torch.from_numpy(cut_patches(group, config))
         t += 1
     assert t == grids, f"{count} frames were announced, {t} of {grids} temporal grids came"
     return out

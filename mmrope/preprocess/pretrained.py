@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmrope.positions.families import family as find_family
-from mmrope.positions.families import family_from_config
-from mmrope.positions.rules import TokenIds
-from mmrope.preprocess.patches import PRESETS, PatchConfig
+from mmrope.positions.families import family_from_config, family_from_dict
+from mmrope.preprocess.patches import FAMILY_PATCHES, PatchConfig
 from mmrope.preprocess.text import TOKENIZER_NAME, FileTokenizer, WordTokenizer
 
 CONFIG_NAME = "processor_config.json"
@@ -61,7 +60,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     own = _read(folder / CONFIG_NAME)
-    if own is not None and "family_facts" in own:
+    if own is not None and "family" in own:
         return _own_settings(own) | _tokenizer(folder)
     if own is not None and "image_processor" in own:
         image, video = own["image_processor"], own.get("video_processor")
@@ -79,7 +78,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     config = {} if not (folder / "config.json").is_file() else {"family": family_from_config(folder / "config.json")}
     # "Qwen2_5_VLProcessor" is of qwen2_5_vl
     named = str(image.get("processor_class")).removesuffix("Processor").replace("_", "").lower()
-    if not config and named in (names := {name.replace("_", ""): name for name in PRESETS}):
+    if not config and named in (names := {name.replace("_", ""): name for name in FAMILY_PATCHES}):
         config = {"family": find_family(names[named])}
     return config | {"patches": PatchConfig(**patches)} | sampling | _tokenizer(folder)
 
@@ -105,9 +104,7 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def _own_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    settings = {key: _tuples(value) for key, value in settings.items()}
-    facts = settings.pop("family_facts")
-    settings["family"] = find_family(settings["family"], **{**facts, "token_ids": TokenIds(**facts["token_ids"])})
+    settings = {**{key: _tuples(value) for key, value in settings.items()}, "family": family_from_dict(settings["family"])}
     settings["patches"] = settings["patches"] and PatchConfig(**settings["patches"])
     if "words" in settings:
         settings["tokenizer"] = WordTokenizer(settings.pop("words"))

@@ -10,9 +10,9 @@ from typing import Any
 
 import av
 import av.error
+import av.stream
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
-from av.stream import Discard
 
 from mmrope.preprocess.errors import Limits, MediaError
 
@@ -34,6 +34,10 @@ _OPTIONS = {
     "protocol_whitelist": "file",
 }
 
+PYAV_17_1 = hasattr(av.stream, "Discard")
+"""An older PyAV cannot leave streams unread. And options that reach a file's streams end its process where a stream turns up late,
+as in MPEG program streams: files are opened without them, so that a frame of millions of pixels is decoded once, and takes up to
+2 GB, before it is refused."""
 
 Turn = tuple[int, int, int, int]
 """How a decoded frame is turned and mirrored to be upright: (a, b, c, d), each -1, 0 or 1, moves the pixel at (x, y) to
@@ -110,7 +114,8 @@ def open_container(source: Any, pixels: int) -> Any:
             known of the file; who wants a limit looks at the size of what comes out.
     """
     limit = {"max_pixels": str(min(2 * max(pixels, _SMALL), 2**31 - 1))}
-    container = av.open(io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}", options={**_OPTIONS, **limit})
+    file, options = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}", {**_OPTIONS, **limit}
+    container = av.open(file, options=options) if PYAV_17_1 else av.open(file, container_options=options)
     for stream in container.streams.video:
         if stream.codec_context is not None:
             stream.codec_context.options = limit
@@ -124,8 +129,8 @@ def video_stream(container: Any, name: str) -> Any:
         cover_art = stream.disposition & stream.disposition.attached_pic
         if found is None and stream.type == "video" and not cover_art:
             found = stream
-        else:
-            stream.discard = Discard.all
+        elif PYAV_17_1:
+            stream.discard = av.stream.Discard.all
     if found is None:
         raise MediaError(f"{name} has no video stream (only {', '.join(s.type for s in container.streams) or 'nothing'})")
     codec = found.codec_context and found.codec_context.codec.canonical_name

@@ -22,16 +22,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mmrope.extras import needed_for
+from mmrope.files import replacing
 from mmrope.positions.build import position_ids
-from mmrope.positions.families import FACTS
 from mmrope.positions.families import family as find_family
+from mmrope.positions.families import family_from_dict, family_to_dict
 from mmrope.positions.rules import Family
 from mmrope.positions.segments import Segment
 from mmrope.positions.timing import VideoTiming
 from mmrope.preprocess.access import Access
 from mmrope.preprocess.errors import Limits, MediaError
 from mmrope.preprocess.messages import Messages, brief, is_conversation, items_of, media_items, shared, source_of
-from mmrope.preprocess.patches import PRESETS, PatchConfig, frame_size, image_patches, image_size, normalize, video_patches
+from mmrope.preprocess.patches import (
+    FAMILY_PATCHES,
+    PatchConfig,
+    frame_size,
+    image_patches,
+    image_size,
+    normalize,
+    video_patches,
+)
 from mmrope.preprocess.pretrained import CONFIG_NAME, read_settings
 from mmrope.preprocess.text import ByteTokenizer, FileTokenizer, Tokenizer, WordTokenizer
 
@@ -39,7 +48,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmrope.preprocess.image import Animation
-    from mmrope.preprocess.video import Backend
+    from mmrope.preprocess.video import VideoBackend
 
 _PROCESS = os.getpid()
 """The process that loaded this module: another one that runs it is a fork."""
@@ -56,7 +65,14 @@ _STAMPED = ("qwen3_vl", "qwen3_vl_moe")
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A stretch of the input that is one segment: what its tokens are, and the media behind it."""
+    """A stretch of the input that is one segment: what its tokens are, and the media behind it.
+
+    Example:
+        >>> from mmrope import Processor
+        >>> parts = Processor().parts([{"type": "text", "text": "See"}, {"type": "image", "grid": (2, 3)}])
+        >>> [(part.segment.kind, part.segment.length) for part in parts]
+        [('text', 4), ('image', 6), ('text', 1)]
+    """
 
     segment: Segment
     tokens: Sequence[int]
@@ -69,7 +85,16 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Media:
-    """An image or a video that has been opened and measured."""
+    """An image or a video that has been opened and measured.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope import Processor
+        >>> image = np.zeros((56, 84, 3), np.uint8)
+        >>> [media] = [part.media for part in Processor().parts([{"type": "image", "image": image}]) if part.media]
+        >>> media.kind, media.patch_grid
+        ('image', (1, 4, 6))
+    """
 
     kind: Literal["image", "video"]
     patch_grid: tuple[int, int, int]
@@ -96,10 +121,24 @@ _VISION_START, _VISION_END = _Marker("<|vision_start|>"), _Marker("<|vision_end|
 
 
 class ModelInputs(dict[str, Any]):
-    """A processor's output: a dict of tensors, with `.to(device)`."""
+    """A processor's output: a dict of tensors, with `.to(device)`.
+
+    Example:
+        >>> from mmrope import Processor
+        >>> inputs = Processor()([{"role": "user", "content": "Hello"}])
+        >>> sorted(inputs)
+        ['attention_mask', 'input_ids', 'mm_token_type_ids', 'next_position', 'position_ids']
+    """
 
     def to(self, device: Any) -> ModelInputs:
-        """The same with every tensor on `device`."""
+        """The same with every tensor on `device`.
+
+        Example:
+            >>> from mmrope import Processor
+            >>> inputs = Processor()([{"role": "user", "content": "Hello"}]).to("cpu")
+            >>> inputs["input_ids"].device.type
+            'cpu'
+        """
         return ModelInputs({key: value.to(device) if hasattr(value, "to") else value for key, value in self.items()})
 
 
@@ -115,11 +154,19 @@ class Processor:
     A video's item may say "fps" (looks a second; of arrays and lists, which have no clock, the frames a second that they
     hold), "num_frames", or "times" (seconds from its first frame) for itself. Instead of a file, "grid" states a size in
     tokens, (h, w) or (t, h, w) with "fps", for positions without pixels (`parts` only).
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope import Processor
+        >>> content = [{"type": "image", "image": np.zeros((56, 84, 3), np.uint8)}, {"type": "text", "text": "What is it?"}]
+        >>> inputs = Processor(family="qwen2_vl")([{"role": "user", "content": content}])
+        >>> inputs["image_grid_thw"].tolist(), tuple(inputs["pixel_values"].shape), tuple(inputs["position_ids"].shape)
+        ([[1, 4, 6]], (24, 1176), (3, 1, 38))
     """
 
     family: Family | str = "qwen2_5_vl"
     patches: PatchConfig | None = None
-    """How pixels become patches; None for the family's own way (mmrope.preprocess.patches.PRESETS)."""
+    """How pixels become patches; None for the family's own way (mmrope.preprocess.patches.FAMILY_PATCHES)."""
     image_pixels: tuple[int, int] | None = None
     """Fewest and most pixels of a resized image; None for those of `patches`."""
     video_pixels: tuple[int, int] | None = None
@@ -139,7 +186,7 @@ class Processor:
     pixels: Literal["float32", "uint8"] = "float32"
     """pixel_values as models read them, or as bytes, an eighth of the size for images, to be turned into the former on the
     device by `normalize`, or by a model that does it itself, as `mmrope.VLM`."""
-    video_backend: Backend = "auto"
+    video_backend: VideoBackend = "auto"
     tokenizer: Tokenizer = ByteTokenizer()
     threads: int | None = None
     """Media that are prepared at a time; None for as many as torch uses (one in the workers of a DataLoader), 8 at most."""
@@ -166,7 +213,7 @@ class Processor:
             raise ValueError(f"background must be red, green and blue from 0 to 255, got {self.background}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, or None for as many as torch uses, got {self.threads}")
-        config = self.patches or PRESETS.get(self._family.name)
+        config = self.patches or FAMILY_PATCHES.get(self._family.name)
         if config and self._family.spatial_merge != config.merge_size:
             raise ValueError(
                 f"{self.family} merges {self._family.spatial_merge} x {self._family.spatial_merge} patches, "
@@ -185,10 +232,10 @@ class Processor:
     @property
     def _patches(self) -> PatchConfig:
         """The patch settings with this processor's own pixel bounds."""
-        config = self.patches or PRESETS.get(self._family.name)
+        config = self.patches or FAMILY_PATCHES.get(self._family.name)
         if config is None:
             raise ValueError(
-                f"how {self.family} cuts pixels into patches is not known here (known: {', '.join(PRESETS)}); "
+                f"how {self.family} cuts pixels into patches is not known here (known: {', '.join(FAMILY_PATCHES)}); "
                 "say it with patches=PatchConfig(...)"
             )
         own = {"image_pixels": self.image_pixels, "video_pixels": self.video_pixels}
@@ -217,6 +264,13 @@ class Processor:
             MediaError: a file that cannot be used.
             ValueError: messages of another form.
             ImportError: torch is not installed (`parts` works without).
+
+        Example:
+            >>> from mmrope import Processor
+            >>> conversations = [[{"role": "user", "content": text}] for text in ("Hi", "Good morning")]
+            >>> inputs = Processor()(conversations)  # a batch, padded on the left
+            >>> inputs["attention_mask"].sum(dim=1).tolist(), inputs["next_position"].tolist()
+            ([21, 31], [21, 31])
         """
         with needed_for("a processor's output"):
             import torch
@@ -262,6 +316,12 @@ class Processor:
 
         Raises:
             ValueError: no messages, and what `__call__` raises.
+
+        Example:
+            >>> from mmrope import Processor
+            >>> inputs = Processor().row({"messages": [{"role": "user", "content": "Hello"}]})
+            >>> inputs["position_ids"].shape, inputs["pixel_values"].shape
+            ((3, 24), (0, 1176))
         """
         if "messages" not in row:
             raise ValueError(f"a row has its conversation under 'messages'; this one has {', '.join(map(str, row))}")
@@ -286,7 +346,17 @@ class Processor:
 
     def normalize(self, inputs: Mapping[str, Any]) -> ModelInputs:
         """Inputs with pixels as models read them, float32 [patches, patch_dim], from those that were made with pixels="uint8":
-        on whatever device they are by now."""
+        on whatever device they are by now.
+
+        Example:
+            >>> import numpy as np
+            >>> from mmrope import Processor
+            >>> processor = Processor(pixels="uint8")
+            >>> content = [{"type": "image", "image": np.zeros((56, 56, 3), np.uint8)}]
+            >>> inputs = processor([{"role": "user", "content": content}])
+            >>> [(x["pixel_values"].dtype, tuple(x["pixel_values"].shape)) for x in (inputs, processor.normalize(inputs))]
+            [(torch.uint8, (16, 588)), (torch.float32, (16, 1176))]
+        """
         return ModelInputs(
             {
                 key: normalize(value, self._patches) if key in ("pixel_values", "pixel_values_videos") else value
@@ -295,7 +365,13 @@ class Processor:
         )
 
     def decode(self, tokens: Any) -> str | list[str]:
-        """The text of generated tokens: [n] gives a string, [B, n] a list of strings. Special tokens are left out."""
+        """The text of generated tokens: [n] gives a string, [B, n] a list of strings. Special tokens are left out.
+
+        Example:
+            >>> from mmrope import Processor
+            >>> Processor().decode([72, 105, 258])  # token 258 is <|im_end|>
+            'Hi'
+        """
         rows = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
         if rows and isinstance(rows[0], Sequence):
             return [self.tokenizer.decode(row) for row in rows]
@@ -304,12 +380,31 @@ class Processor:
     # --- messages to parts ------------------------------------------------------------------------------------------------
 
     def conversation(self, messages: Messages, *, add_generation_prompt: bool | None = None) -> list[Part]:
-        """The parts of one conversation, in the chat format of the Qwen models (without their default system message)."""
+        """The parts of one conversation, in the chat format of the Qwen models (without their default system message).
+
+        Example:
+            >>> from mmrope import Processor
+            >>> parts = Processor().conversation([{"role": "user", "content": [{"type": "image", "grid": (2, 3)}]}])
+            >>> [(part.segment.kind, part.segment.length) for part in parts]
+            [('text', 7), ('image', 6), ('text', 14)]
+        """
         return self._conversation(messages, map(self._measure, media_items(messages)), add_generation_prompt)
 
     def parts(self, content: str | Iterable[Mapping[str, Any]]) -> list[Part]:
         """The parts of a message's content: text, and media between their markers. Files are opened and measured, their
-        pixels are made in `__call__`."""
+        pixels are made in `__call__`.
+
+        Example:
+            >>> import mmrope
+            >>> content = [{"type": "text", "text": "See"}, {"type": "video", "grid": (2, 1, 3), "fps": 2}]
+            >>> row = [part.segment for part in mmrope.Processor().parts(content)]
+            >>> print(mmrope.explain(mmrope.position_ids(row, "qwen2_5_vl")))
+            qwen2_5_vl: 11 tokens, text goes on at 8
+            tokens  kind   grid                  t     h     w     next
+            0..3    text   4                     0..3  0..3  0..3  4
+            4..9    video  2 x 1 x 3, 1 s apart  4..6  4     4..6  7
+            10      text   1                     7     7     7     8
+        """
         items = items_of(content)
         return self._joined(self._pieces(items, map(self._measure, (item for item in items if item["type"] != "text"))))
 
@@ -525,6 +620,8 @@ class Processor:
             raise ValueError(f"grid is the size in tokens ({', '.join(axes)}), got {brief(item)}")
         self._check_tokens(math.prod(grid), f"grid {'x'.join(map(str, grid))} states")
         f, (*t, h, w) = self._family, grid
+        if w <= f.row_token:
+            raise ValueError(f"each row of an image of {f} ends in a token of its own: w must be at least 2, got {brief(item)}")
         return (*(n * f.temporal_merge for n in t), h * f.spatial_merge, (w - f.row_token) * f.spatial_merge)
 
     def _checked_grid(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
@@ -545,25 +642,36 @@ class Processor:
     # --- files ------------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the settings to `processor_config.json` in a folder, and a tokenizer that is not the bytes. Limits, access and
-        threads are the machine's and are not saved."""
+        """Writes the settings to `processor_config.json` in a folder, and a tokenizer that is not the bytes; each file is moved
+        into place when it is complete, the settings last. Limits, access and threads are the machine's and are not saved.
+
+        Raises:
+            ValueError: a tokenizer or a family that cannot be saved; nothing was written.
+
+        Example:
+            >>> import tempfile
+            >>> from mmrope import Processor
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Processor(fps=1.0).save_pretrained(folder)
+            ...     print(Processor.from_pretrained(folder).fps)
+            1.0
+        """
         kept = {field.name for field in dataclasses.fields(self)} - {"limits", "access", "threads", "tokenizer"}
         settings = {name: getattr(self, name) for name in sorted(kept)}
-        facts = {fact: getattr(self._family, fact) for fact in FACTS if self._family.has(fact)}
-        facts["token_ids"] = dataclasses.asdict(self._family.token_ids)
-        settings |= {
-            "family": self._family.key,
-            "family_facts": facts,
-            "patches": self.patches and dataclasses.asdict(self.patches),
-        }
+        settings["family"] = family_to_dict(self._family)
+        settings["patches"] = self.patches and dataclasses.asdict(self.patches)
+        if family_from_dict(json.loads(json.dumps(settings["family"]))) != self._family:
+            raise ValueError(f"{self.family} does not come back from JSON as it is, so the processor is not saved")
+        if isinstance(self.tokenizer, WordTokenizer):
+            settings["words"] = self.tokenizer.words
+        elif not isinstance(self.tokenizer, (ByteTokenizer, FileTokenizer)):
+            raise ValueError(f"a tokenizer of type {type(self.tokenizer).__name__} cannot be saved here; save it by itself")
+        content = json.dumps(settings, indent=2) + "\n"
         Path(folder).mkdir(parents=True, exist_ok=True)
         if isinstance(self.tokenizer, FileTokenizer):
             self.tokenizer.save(folder)
-        elif isinstance(self.tokenizer, WordTokenizer):
-            settings["words"] = self.tokenizer.words
-        elif not isinstance(self.tokenizer, ByteTokenizer):
-            raise ValueError(f"a tokenizer of type {type(self.tokenizer).__name__} cannot be saved here; save it by itself")
-        (Path(folder) / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        with replacing(Path(folder) / CONFIG_NAME) as path:
+            path.write_text(content, encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **changes: Any) -> Processor:
@@ -573,6 +681,15 @@ class Processor:
 
         Raises:
             ValueError: nothing of these, or settings that mmrope does not know.
+
+        Example:
+            >>> import tempfile
+            >>> from mmrope import Processor
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Processor(family="qwen3_vl", max_frames=64).save_pretrained(folder)
+            ...     processor = Processor.from_pretrained(folder, padding_side="right")
+            >>> processor.max_frames, processor.padding_side
+            (64, 'right')
         """
         settings = {**read_settings(folder), **changes}
         if "family" not in settings:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mmrope.files import replacing
+
 SPECIAL_TOKENS = (
     "<|pad|>",
     "<|im_start|>",
@@ -25,7 +27,14 @@ TOKENIZER_NAME, TOKENIZER_CONFIG_NAME = "tokenizer.json", "tokenizer_config.json
 
 
 class Tokenizer(Protocol):
-    """What a Processor asks of a tokenizer."""
+    """What a Processor asks of a tokenizer.
+
+    Example:
+        >>> from mmrope.preprocess import ByteTokenizer, Tokenizer
+        >>> tokenizer: Tokenizer = ByteTokenizer()
+        >>> tokenizer.encode("Hi"), tokenizer.special["<|image_pad|>"]
+        ([72, 105], 261)
+    """
 
     @property
     def special(self) -> Mapping[str, int]:
@@ -43,7 +52,15 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """256 tokens for the bytes of UTF-8, and SPECIAL_TOKENS."""
+    """256 tokens for the bytes of UTF-8, and SPECIAL_TOKENS.
+
+    Example:
+        >>> from mmrope.preprocess import ByteTokenizer
+        >>> ByteTokenizer().encode("é!")
+        [195, 169, 33]
+        >>> ByteTokenizer().decode([195, 169, 33])
+        'é!'
+    """
 
     @property
     def special(self) -> Mapping[str, int]:
@@ -67,6 +84,12 @@ class WordTokenizer:
 
     Raises:
         ValueError: no words, one that is empty, or one that is there twice.
+
+    Example:
+        >>> from mmrope.preprocess import WordTokenizer
+        >>> tokenizer = WordTokenizer((" row", " column"))
+        >>> tokenizer.encode("a row"), tokenizer.decode([97, 263]), tokenizer.size
+        ([97, 263], 'a row', 265)
     """
 
     words: tuple[str, ...]
@@ -106,7 +129,16 @@ class WordTokenizer:
 
 @dataclass(frozen=True, eq=False)
 class FileTokenizer:
-    """A checkpoint's tokenizer, read from its tokenizer.json by the `tokenizers` library."""
+    """A checkpoint's tokenizer, read from its tokenizer.json by the `tokenizers` library.
+
+    Example:
+        >>> import tokenizers
+        >>> from mmrope.preprocess import FileTokenizer
+        >>> vocabulary = {"cat": 0, "dog": 1, "<|pad|>": 2}
+        >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<|pad|>"))
+        >>> FileTokenizer({"<|pad|>": 2}, words).encode("dog")
+        [1]
+    """
 
     special: Mapping[str, int]
     tokenizer: Any
@@ -153,11 +185,13 @@ class FileTokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json, and the name of the padding token to tokenizer_config.json."""
-        (Path(folder) / TOKENIZER_NAME).write_text(self.tokenizer.to_str(), encoding="utf-8")
+        with replacing(Path(folder) / TOKENIZER_NAME) as new:
+            new.write_text(self.tokenizer.to_str(), encoding="utf-8")
         path = Path(folder) / TOKENIZER_CONFIG_NAME
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # with others' settings
         config["pad_token"] = self.tokenizer.id_to_token(self.special[SPECIAL_TOKENS[0]])
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with replacing(path) as new:
+            new.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def encode(text: str) -> list[int]:

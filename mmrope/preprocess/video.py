@@ -31,7 +31,7 @@ from mmrope.preprocess.image import (
 )
 from mmrope.preprocess.probe import Probed, check_duration, check_frame_count, check_frame_size, read_clock
 
-Backend = Literal["auto", "pyav", "decord", "torchcodec"]
+VideoBackend = Literal["auto", "pyav", "decord", "torchcodec"]
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
 
 _ROUNDING = Fraction(1, 2000)  # seconds; Matroska rounds stamps to milliseconds, so a frame may be stamped late by half of one
@@ -40,10 +40,26 @@ _SHORTEST, _INSTEAD = 11, 100  # milliseconds: browsers show a frame that states
 
 
 class Video(Probed):
-    """A video that has been probed: its clock and its size. Frames are decoded when asked for."""
+    """A video that has been probed: its clock and its size. Frames are decoded when asked for.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope.preprocess import open_video
+        >>> video = open_video(np.zeros((12, 28, 28, 3), np.uint8), fps=4)
+        >>> len(video.pts), float(video.duration), video.width
+        (12, 3.0, 28)
+    """
 
     def frames_at(self, times: Sequence[Fraction | float]) -> np.ndarray:
-        """[len(times)] int64, the index of the frame that is on show at each time (seconds from the first frame)."""
+        """[len(times)] int64, the index of the frame that is on show at each time (seconds from the first frame).
+
+        Example:
+            >>> import numpy as np
+            >>> from mmrope.preprocess import open_video
+            >>> video = open_video(np.zeros((12, 28, 28, 3), np.uint8), fps=4)
+            >>> video.frames_at([0, 0.6, 2.5]).tolist()
+            [0, 2, 10]
+        """
         ticks = [int(self.pts[0]) + math.floor((Fraction(time) + _ROUNDING) / self.time_base) for time in times]
         return np.maximum(np.searchsorted(self.pts, ticks, side="right") - 1, 0)
 
@@ -57,6 +73,15 @@ class Video(Probed):
             num_frames: or how many, spread evenly.
 
         A video with a single frame is looked at once.
+
+        Example:
+            >>> import numpy as np
+            >>> from mmrope.preprocess import open_video
+            >>> video = open_video(np.zeros((12, 28, 28, 3), np.uint8), fps=4)  # 3 seconds
+            >>> [float(time) for time in video.sample(fps=2)]
+            [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+            >>> [float(time) for time in video.sample(num_frames=4)]
+            [0.0, 0.75, 1.5, 2.25]
         """
         if (fps is None) == (num_frames is None):
             raise ValueError(f"say fps or num_frames, one of them, got {fps=}, {num_frames=}")
@@ -79,12 +104,20 @@ class Video(Probed):
         return [k * step for k in range(count)]
 
     def timing(self, indices: Sequence[int] | np.ndarray) -> VideoTiming:
-        """When the frames with these indices are shown, for position IDs."""
+        """When the frames with these indices are shown, for position IDs.
+
+        Example:
+            >>> import numpy as np
+            >>> from mmrope.preprocess import open_video
+            >>> video = open_video(np.zeros((12, 28, 28, 3), np.uint8), fps=4)
+            >>> video.timing([0, 2, 4]).seconds
+            (0.0, 0.5, 1.0)
+        """
         return VideoTiming(
             frame_indices=tuple(int(i) for i in indices), timestamps=tuple(self.seconds[np.asarray(indices)].tolist())
         )
 
-    def decode(self, indices: Sequence[int] | np.ndarray, *, backend: Backend = "auto") -> Frames:
+    def decode(self, indices: Sequence[int] | np.ndarray, *, backend: VideoBackend = "auto") -> Frames:
         """The frames at these indices, which must not decrease.
 
         Args:
@@ -95,6 +128,13 @@ class Video(Probed):
 
         Raises:
             MediaError: a frame cannot be decoded, or the backend that was asked for cannot be trusted with this file.
+
+        Example:
+            >>> import numpy as np
+            >>> from mmrope.preprocess import open_video
+            >>> video = open_video(np.zeros((12, 28, 28, 3), np.uint8), fps=4)
+            >>> [frame.shape for frame in video.decode([0, 6]).frames]
+            [(28, 28, 3), (28, 28, 3)]
         """
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -121,7 +161,15 @@ class Video(Probed):
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """Decoded frames, one after the other, and who decoded them."""
+    """Decoded frames, one after the other, and who decoded them.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope.preprocess import open_video
+        >>> frames = open_video(np.zeros((12, 28, 28, 3), np.uint8), fps=4).decode([0, 6])
+        >>> frames.backend, len(list(frames.frames))
+        ('array', 2)
+    """
 
     backend: str
     reason: str
@@ -150,6 +198,16 @@ def open_video(
 
     Raises:
         MediaError: missing, damaged, without video or without times, or over a limit.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> from mmrope.preprocess import open_video
+        >>> file, (first, *others) = io.BytesIO(), [Image.new("RGB", (32, 16), color) for color in ("red", "green", "blue")]
+        >>> first.save(file, "GIF", save_all=True, append_images=others, duration=[100, 200, 300])
+        >>> video = open_video(file)
+        >>> [round(second, 3) for second in video.seconds.tolist()], float(video.duration)
+        ([0.0, 0.1, 0.3], 0.6)
     """
     limits = limits or Limits()
     if is_tensor(source):

@@ -19,6 +19,13 @@ def plot_frequencies(spec: RotarySpec, *, title: str | None = None, ax: Any = No
 
     Returns:
         The matplotlib axes.
+
+    Example:
+        >>> from mmrope import RotarySpec
+        >>> from mmrope.view import plot_frequencies
+        >>> ax = plot_frequencies(RotarySpec.mrope(128, theta=1e6, sections=(16, 24, 24)))
+        >>> [line.get_label() for line in ax.lines]
+        ['t', 'h', 'w']
     """
     ax = _axes(ax)
     axis, pairs = np.atleast_2d(spec.axis), np.arange(len(spec.inv_freq))
@@ -45,6 +52,13 @@ def plot_decay(spec: RotarySpec, *, most: int = 4096, title: str | None = None, 
 
     Returns:
         The matplotlib axes.
+
+    Example:
+        >>> from mmrope import RotarySpec
+        >>> from mmrope.view import plot_decay
+        >>> ax = plot_decay(RotarySpec.axial(64, axes="hw"))
+        >>> [line.get_label() for line in ax.lines]
+        ['h alone', 'w alone', 'all axes']
     """
     ax = _axes(ax)
     distance = np.unique(np.geomspace(1, most, 400).astype(np.int64))
@@ -55,6 +69,17 @@ def plot_decay(spec: RotarySpec, *, most: int = 4096, title: str | None = None, 
     ax.set_xscale("log")
     ax.set(xlabel="distance in ids", ylabel="score / score at distance 0")
     return _finish(ax, title or f"Equal vectors, some distance apart: {spec!r}")
+
+
+def usual_scalings(original: int) -> dict[str, Scaling]:
+    """The scalings by 8 that are compared by default."""
+    return {
+        "PI": PI(8.0),
+        "NTK": NTK(8.0),
+        "NTK-by-parts, YaRN (released)": ntk_by_parts(8.0, original),
+        "YaRN (the paper's ramp)": YaRN(8.0, original, ramp="rotations"),
+        "Llama 3": Llama3(8.0, original),
+    }
 
 
 def plot_scalings(
@@ -74,16 +99,17 @@ def plot_scalings(
 
     Returns:
         The matplotlib axes.
+
+    Example:
+        >>> from mmrope import RotarySpec, YaRN
+        >>> from mmrope.view import plot_scalings
+        >>> ax = plot_scalings(RotarySpec.rope(64), {"YaRN": YaRN(4.0, 4096)})
+        >>> [line.get_label() for line in ax.lines]
+        ['YaRN']
     """
     ax = _axes(ax)
     if scalings is None:
-        scalings = {
-            "PI": PI(8.0),
-            "NTK": NTK(8.0),
-            "NTK-by-parts, YaRN (released)": ntk_by_parts(8.0, original),
-            "YaRN (the paper's ramp)": YaRN(8.0, original, ramp="rotations"),
-            "Llama 3": Llama3(8.0, original),
-        }
+        scalings = usual_scalings(original)
     turns = original * spec.inv_freq / (2 * math.pi)
     for (name, scaling), color in zip(scalings.items(), COLORS, strict=False):
         ax.plot(turns, spec.scaled(scaling).inv_freq / spec.inv_freq, ".-", markersize=4, color=color, label=name)
@@ -98,6 +124,13 @@ def plot_alibi(slopes: Sequence[float], *, most: int = 512, title: str | None = 
 
     Returns:
         The matplotlib axes.
+
+    Example:
+        >>> from mmrope.encodings import alibi_slopes
+        >>> from mmrope.view import plot_alibi
+        >>> ax = plot_alibi(alibi_slopes(4).tolist())
+        >>> [line.get_label() for line in ax.lines]
+        ['head 0: 0.25', 'head 1: 0.0625', 'head 2: 0.0156', 'head 3: 0.00391']
     """
     ax = _axes(ax)
     distance = np.arange(most)

@@ -24,6 +24,17 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure_or_axes: Any, path: str | Path) -> None:
-    """Writes a figure to a file, by its ending (png, svg, pdf), in a folder that is made if need be."""
+    """Writes a figure to a file, by its ending (png, svg, pdf), in a folder that is made if need be.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mmrope import Segment, position_ids
+        >>> from mmrope.view import plot_ids, save
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(plot_ids(position_ids([Segment.text(3)], "qwen2_vl")), f"{folder}/ids.svg")
+        ...     print([path.name for path in Path(folder).iterdir()])
+        ['ids.svg']
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     getattr(figure_or_axes, "figure", figure_or_axes).savefig(path, dpi=130)

@@ -22,6 +22,13 @@ def plot_ids(
 
     Returns:
         The matplotlib axes.
+
+    Example:
+        >>> from mmrope import Segment, position_ids
+        >>> from mmrope.view import plot_ids
+        >>> ax = plot_ids(position_ids([Segment.text(3), Segment.image(h=2, w=3)], "qwen2_vl"))
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('token', 'position id')
     """
     ax = ax if ax is not None else new_figure(11, 4.2).subplots()
     items = placed(positions, row)
@@ -55,6 +62,14 @@ def plot_rules(rules: Sequence[Positions], *, title: str | None = None) -> Any:
 
     Returns:
         The matplotlib figure.
+
+    Example:
+        >>> from mmrope import Segment, position_ids
+        >>> from mmrope.view import plot_rules
+        >>> row = [Segment.text(3), Segment.video(t=8, h=1, w=2), Segment.text(3)]
+        >>> figure = plot_rules([position_ids(row, name) for name in ("qwen2_vl", "qwen2_vl@transformers-5.23")])
+        >>> [ax.get_title(loc="left") for ax in figure.axes]
+        ['qwen2_vl', 'qwen2_vl@transformers-5.23']
     """
     figure = new_figure(11, 3.1 * len(rules))
     axes = figure.subplots(len(rules), 1, sharex=True, sharey=True, squeeze=False)

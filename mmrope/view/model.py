@@ -21,6 +21,14 @@ def plot_looks(pixels: np.ndarray, weights: np.ndarray, *, title: str = "", most
 
     Returns:
         The matplotlib figure.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope.view import plot_looks
+        >>> pixels, weights = np.zeros((1, 8, 8, 3), np.uint8), np.full((2, 4, 1, 2, 2), 0.1)  # 2 layers of 4 heads
+        >>> figure = plot_looks(pixels, weights, title="How many?")
+        >>> [ax.get_title() for ax in figure.axes]
+        ['seen', 'layer 1, head 1: 40%', 'layer 2, head 1: 40%']
     """
     layers, _, frames = weights.shape[:3]
     frames = min(frames, most_frames)
@@ -57,6 +65,12 @@ def plot_training(log: Sequence[Mapping[str, Any]]) -> Any:
 
     Returns:
         The matplotlib figure.
+
+    Example:
+        >>> from mmrope.view import plot_training
+        >>> log = [{"step": step, "loss": 1 / step, "exact": {"count": step / 100}} for step in (50, 100)]
+        >>> [ax.get_ylabel() for ax in plot_training(log).axes]
+        ['loss', 'exact answers, %']
     """
     figure = new_figure(11, 4)
     loss, exact = figure.subplots(1, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -26,7 +27,9 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # no such kind of device, not compiled in, or not there
-        raise ValueError(f"torch {torch.__version__} cannot use the device {device!r}: {error}; try 'cpu'") from error
+        raise ValueError(
+            f"torch {torch.__version__} cannot use the device {device!r}: {shorten(str(error), 160)}; try 'cpu'"
+        ) from error
 
 
 def small_model() -> Path:
@@ -42,7 +45,16 @@ def small_model() -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Assistant:
-    """Answers messages with text, in float32."""
+    """Answers messages with text, in float32.
+
+    Example:
+        >>> from mmrope import VLM, Processor
+        >>> from mmrope.vlm import Assistant
+        >>> assistant = Assistant(VLM().eval(), Processor())  # untrained; Assistant.from_pretrained() is the small model
+        >>> answer = assistant.answer([{"role": "user", "content": "Hello"}], max_new_tokens=2)
+        >>> isinstance(answer, str)
+        True
+    """
 
     model: VLM
     processor: Processor
@@ -55,6 +67,18 @@ class Assistant:
         Raises:
             ImportError: no folder, and mmrope-small is not installed.
             ValueError: as VLM.from_pretrained and Processor.from_pretrained; a device that is not there.
+
+        Example:
+            >>> import tempfile
+            >>> from mmrope import VLM, Processor
+            >>> from mmrope.vlm import Assistant, DecoderConfig, VisionConfig, VLMConfig
+            >>> tiny = VLMConfig(vision=VisionConfig(num_layers=1), decoder=DecoderConfig(num_layers=1))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     VLM(tiny).save_pretrained(folder)
+            ...     Processor().save_pretrained(folder)
+            ...     assistant = Assistant.from_pretrained(folder)
+            >>> assistant.processor.padding_side
+            'left'
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,6 +86,13 @@ class Assistant:
         folder = small_model() if folder is None else folder
         model = VLM.from_pretrained(folder, device=device, dtype=torch.float32)
         return cls(model, Processor.from_pretrained(folder, padding_side="left"))
+
+    def __post_init__(self) -> None:
+        rule = self.model.config.family
+        if rule is not None and rule != self.processor.family:
+            raise ValueError(
+                f"the model was trained with the ids of {rule}, the processor makes those of {self.processor.family}"
+            )
 
     def stream(self, messages: Messages, *, seed: int | None = None, **options: Any) -> Iterator[str]:
         """The answer to a conversation, piece by piece.
@@ -73,6 +104,14 @@ class Assistant:
 
         Raises:
             ValueError: several conversations.
+
+        Example:
+            >>> from mmrope import VLM, Processor
+            >>> from mmrope.vlm import Assistant
+            >>> assistant = Assistant(VLM().eval(), Processor())
+            >>> pieces = assistant.stream([{"role": "user", "content": "Hello"}], max_new_tokens=2)
+            >>> all(isinstance(piece, str) for piece in pieces)
+            True
         """
         if not is_conversation(messages):
             raise ValueError("stream answers one conversation, got a list of them: use answer")
@@ -88,7 +127,16 @@ class Assistant:
             yield text[len(said) :]
 
     def answer(self, messages: Messages | Sequence[Messages], *, seed: int | None = None, **options: Any) -> str | list[str]:
-        """The whole answer; to a list of conversations the list of answers, written as a batch. Arguments as of `stream`."""
+        """The whole answer; to a list of conversations the list of answers, written as a batch. Arguments as of `stream`.
+
+        Example:
+            >>> from mmrope import VLM, Processor
+            >>> from mmrope.vlm import Assistant
+            >>> assistant = Assistant(VLM().eval(), Processor())
+            >>> questions = [[{"role": "user", "content": text}] for text in ("Hi", "Good morning")]
+            >>> len(assistant.answer(questions, max_new_tokens=2))
+            2
+        """
         tokens = self.model.generate(**self._prepared(messages, seed), **{"max_new_tokens": 100, **options})  # [B, n]
         written = self.processor.decode(tokens)
         return written[0] if is_conversation(messages) else written
@@ -103,7 +151,18 @@ class Assistant:
 
 
 class Chat:
-    """A conversation about some media, which come before its first question."""
+    """A conversation about some media, which come before its first question.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope import VLM, Processor
+        >>> from mmrope.vlm import Assistant, Chat
+        >>> media = [{"type": "image", "image": np.zeros((56, 56, 3), np.uint8)}]
+        >>> chat = Chat(Assistant(VLM().eval(), Processor()), media)
+        >>> answer = chat.answer("What is it?", max_new_tokens=2)
+        >>> [message["role"] for message in chat.messages]
+        ['user', 'assistant']
+    """
 
     def __init__(self, assistant: Assistant, media: Sequence[Mapping[str, Any]] = ()) -> None:
         self.assistant, self.media = assistant, media
@@ -111,11 +170,30 @@ class Chat:
         """What has been said so far."""
 
     def answer(self, question: str, **options: Any) -> str:
-        """The answer to the next question; options as of `Assistant.stream`."""
+        """The answer to the next question; options as of `Assistant.stream`.
+
+        Example:
+            >>> from mmrope import VLM, Processor
+            >>> from mmrope.vlm import Assistant, Chat
+            >>> chat = Chat(Assistant(VLM().eval(), Processor()))
+            >>> for question in ("Hi", "Why?"):
+            ...     answer = chat.answer(question, max_new_tokens=2)
+            >>> len(chat.messages)
+            4
+        """
         return "".join(self.stream(question, **options))
 
     def stream(self, question: str, **options: Any) -> Iterator[str]:
-        """The same, piece by piece. An answer that is not read to its end is forgotten."""
+        """The same, piece by piece. An answer that is not read to its end is forgotten.
+
+        Example:
+            >>> from mmrope import VLM, Processor
+            >>> from mmrope.vlm import Assistant, Chat
+            >>> chat = Chat(Assistant(VLM().eval(), Processor()))
+            >>> said = "".join(chat.stream("Hi", max_new_tokens=2))
+            >>> chat.messages[-1]["content"] == said
+            True
+        """
         text = {"type": "text", "text": question}
         content = [text] if self.messages else [*self.media, text]
         messages = [*self.messages, {"role": "user", "content": content}]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,47 +14,34 @@ from torch import Tensor
 from mmrope.preprocess.messages import Messages
 from mmrope.preprocess.processor import Processor
 from mmrope.vlm.decoder import DecoderBlock, causal_mask
+from mmrope.vlm.inputs import check_inputs
 from mmrope.vlm.model import VLM
 
 
 @torch.no_grad()
-def attention_weights(
-    model: VLM,
-    *,
-    input_ids: Tensor,
-    position_ids: Tensor,
-    attention_mask: Tensor | None = None,
-    mm_token_type_ids: Tensor | None = None,
-    pixel_values: Tensor | None = None,
-    image_grid_thw: Tensor | None = None,
-    pixel_values_videos: Tensor | None = None,
-    video_grid_thw: Tensor | None = None,
-    query: int = -1,
-    next_position: Tensor | None = None,
-    second_per_grid_ts: Tensor | None = None,
-    video_timestamps: list[Tensor] | None = None,
-) -> Tensor:
+def attention_weights(model: VLM, inputs: Mapping[str, Any], *, query: int = -1) -> Tensor:
     """How much a token attends to each, in every layer and head.
 
     Args:
-        input_ids, position_ids, attention_mask, mm_token_type_ids, pixel_values, ...: a Processor's output.
+        inputs: a Processor's output.
         query: which token's attention; the last one's decides what is written next.
-        next_position, second_per_grid_ts, video_timestamps: the rest of a Processor's output; not needed here.
 
     Returns:
         [layers, B, heads, S], each row's sum is 1.
+
+    Example:
+        >>> from mmrope import VLM, Processor
+        >>> from mmrope.vlm import attention_weights
+        >>> inputs = Processor()([{"role": "user", "content": "Hello"}])
+        >>> weights = attention_weights(VLM(), inputs)
+        >>> tuple(weights.shape), round(weights[0, 0, 0].sum().item(), 3)
+        ((4, 1, 8, 24), 1.0)
     """
-    x = model.embed(
-        input_ids,
-        mm_token_type_ids=mm_token_type_ids,
-        pixel_values=pixel_values,
-        image_grid_thw=image_grid_thw,
-        pixel_values_videos=pixel_values_videos,
-        video_grid_thw=video_grid_thw,
-    )  # [B, S, hidden]
+    check_inputs(inputs)
+    x = model.embed(inputs)  # [B, S, hidden]
     decoder, weights = model.decoder, []
-    turn = decoder.turn(position_ids)
-    mask = causal_mask(x.shape[1], 0, attention_mask, x.device)  # [B, 1, S, S]
+    turn = decoder.turn(inputs["position_ids"])
+    mask = causal_mask(x.shape[1], 0, inputs.get("attention_mask"), x.device)  # [B, 1, S, S]
     for block in decoder.blocks:
         assert isinstance(block, DecoderBlock)
         q, k, _ = block.project(x, turn)  # [B, N, S, D], [B, K, S, D]
@@ -65,7 +54,17 @@ def attention_weights(
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """An image or a video of a conversation, as the model sees it, and how much the decoder looked at each of its tokens."""
+    """An image or a video of a conversation, as the model sees it, and how much the decoder looked at each of its tokens.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope.vlm import Looked
+        >>> weights = np.zeros((2, 4, 1, 2, 3))  # 2 layers, 4 heads, a frame of 2 x 3 tokens
+        >>> weights[1, 3, 0, 1, 2] = 0.7
+        >>> looked = Looked(np.zeros((1, 56, 84, 3), np.uint8), weights)
+        >>> [int(i) for i in np.unravel_index(looked.weights.argmax(), looked.weights.shape)]  # where the largest share is
+        [1, 3, 0, 1, 2]
+    """
 
     pixels: np.ndarray
     """uint8 [T, H, W, 3]"""
@@ -86,6 +85,19 @@ def looked_at(model: VLM, processor: Processor, messages: Messages) -> list[Look
 
     Raises:
         ValueError: a processor or a model of another kind.
+
+    Example:
+        >>> import numpy as np
+        >>> import mmrope
+        >>> from mmrope.vlm import VisionConfig, VLMConfig, looked_at
+        >>> patches = mmrope.preprocess.PatchConfig(temporal_patch_size=1)
+        >>> family = mmrope.family("qwen2_5_vl", frames_per_grid=1)
+        >>> processor = mmrope.Processor(family=family, patches=patches, pixels="uint8")
+        >>> model = mmrope.VLM(VLMConfig(vision=VisionConfig(patches=patches)))
+        >>> content = [{"type": "image", "image": np.zeros((56, 84, 3), np.uint8)}]
+        >>> [looked] = looked_at(model, processor, [{"role": "user", "content": content}])
+        >>> looked.pixels.shape, looked.weights.shape
+        ((1, 56, 84, 3), (4, 8, 1, 2, 3))
     """
     config = model.config.vision.patches
     if config.temporal_patch_size != 1 or processor.pixels != "uint8":
@@ -94,7 +106,7 @@ def looked_at(model: VLM, processor: Processor, messages: Messages) -> list[Look
             f"and temporal_patch_size 1, got pixels={processor.pixels!r} and {config.temporal_patch_size}"
         )
     inputs = processor(messages, add_generation_prompt=True).to(model.device)
-    weights = attention_weights(model, **inputs)[:, 0]  # [layers, heads, S]
+    weights = attention_weights(model, inputs)[:, 0]  # [layers, heads, S]
     types = inputs["mm_token_type_ids"][0]
     m, p = config.merge_size, config.patch_size
     looked: dict[int, list[Looked]] = {1: [], 2: []}

@@ -8,14 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmrope.encodings.spec import RotarySpec
-from mmrope.positions.rules import Layout
+from mmrope.positions.families import family as find_family
+from mmrope.positions.families import family_from_dict, family_to_dict
+from mmrope.positions.rules import Family
 from mmrope.preprocess.patches import PatchConfig
 from mmrope.preprocess.text import IM_END, PAD, VOCAB_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The vision encoder."""
+    """The vision encoder.
+
+    Example:
+        >>> from mmrope.vlm import VisionConfig
+        >>> VisionConfig(hidden_size=96, num_heads=6).rotary
+        RotarySpec(head_dim 16, 8 pairs: h 4, w 4; pairing half)
+    """
 
     patches: PatchConfig = PatchConfig()
     """How pixels were cut: the size of a patch, of a merged token, and the values that pixels are normalised by."""
@@ -33,7 +41,15 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """The causal decoder."""
+    """The causal decoder.
+
+    Example:
+        >>> from mmrope import VLM
+        >>> from mmrope.vlm import DecoderConfig, VLMConfig
+        >>> model = VLM(VLMConfig(decoder=DecoderConfig(num_layers=2)))
+        >>> len(model.decoder.blocks)
+        2
+    """
 
     vocab_size: int = VOCAB_SIZE
     hidden_size: int = 256
@@ -42,43 +58,92 @@ class DecoderConfig:
     num_heads: int = 8
     num_kv_heads: int = 2
     head_dim: int = 32
-    theta: float = 1e4
-    sections: tuple[int, ...] = (6, 5, 5)
-    """Pairs of channels per axis t, h, w."""
-    layout: Layout = "interleaved"
-    """With 16 pairs, "contiguous" would leave each axis a narrow band of frequencies."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
 
-    @property
-    def rotary(self) -> RotarySpec:
-        """M-RoPE over (t, h, w)."""
-        return RotarySpec.mrope(self.head_dim, theta=self.theta, sections=self.sections, layout=self.layout)
-
 
 @dataclass(frozen=True, kw_only=True)
 class VLMConfig:
-    """The whole model."""
+    """The whole model.
+
+    Example:
+        >>> from mmrope import VLM
+        >>> from mmrope.vlm import DecoderConfig, VisionConfig, VLMConfig
+        >>> tiny = VLMConfig(vision=VisionConfig(num_layers=1), decoder=DecoderConfig(num_layers=1, hidden_size=64))
+        >>> tuple(VLM(tiny).embedding.weight.shape)  # [vocabulary, hidden]
+        (263, 64)
+    """
 
     vision: VisionConfig = VisionConfig()
     decoder: DecoderConfig = DecoderConfig()
+    rotary: RotarySpec = None  # pyright: ignore[reportAssignmentType]  (never None once it is made)
+    """The decoder's rotary embedding. If it is left out: M-RoPE with interleaved axes, theta 1e4, a third of the pairs each."""
+    family: Family | str | None = None
+    """The rule of the position IDs that it is trained with, if known. A processor of another rule is refused beside it."""
     eos_token_id: int = IM_END
     pad_token_id: int = PAD
 
+    def __post_init__(self) -> None:
+        if self.rotary is None:
+            object.__setattr__(self, "rotary", _mrope(self.decoder.head_dim))
+        if self.family is not None:
+            object.__setattr__(self, "family", find_family(self.family))
+        if self.rotary.head_dim != self.decoder.head_dim:
+            raise ValueError(
+                f"rotary is of heads of {self.rotary.head_dim} channels, the decoder's have {self.decoder.head_dim}"
+            )
+        if self.rotary.needs_length or self.rotary.score_factor != 1 or self.rotary.temperature is not None:
+            raise ValueError(
+                f"{self.rotary!r}: the decoder's rotation depends on position_ids alone, and its scores are not scaled: "
+                "give a scaling without a length, a score factor and a temperature, such as PI, NTK or YaRN"
+            )
+
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for config.json."""
-        return dataclasses.asdict(self)
+        """As plain values, for config.json.
+
+        Raises:
+            ValueError: a family that cannot be stated; see `mmrope.positions.families.family_to_dict`.
+
+        Example:
+            >>> from mmrope.vlm import VLMConfig
+            >>> values = VLMConfig().to_dict()
+            >>> values["decoder"]["hidden_size"], values["vision"]["patches"]["patch_size"]
+            (256, 14)
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            **values,
+            "vision": dataclasses.asdict(self.vision),
+            "decoder": dataclasses.asdict(self.decoder),
+            "rotary": self.rotary.to_dict(),
+            "family": None if self.family is None else family_to_dict(find_family(self.family)),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VLMConfig:
-        """From plain values; unknown keys are an error."""
+        """From plain values; unknown keys are an error.
+
+        Example:
+            >>> from mmrope.vlm import VLMConfig
+            >>> config = VLMConfig.from_dict({"decoder": {"num_layers": 2}})
+            >>> config.decoder.num_layers, config.vision.num_layers
+            (2, 4)
+        """
         values = dict(values)
         vision, decoder = dict(values.pop("vision", {})), dict(values.pop("decoder", {}))
-        if "sections" in decoder:
-            decoder["sections"] = tuple(decoder["sections"])
         if "patches" in vision:
             cut = {key: tuple(value) if isinstance(value, list) else value for key, value in vision["patches"].items()}
             vision["patches"] = PatchConfig(**dict[str, Any](cut))
+        if values.get("rotary") is not None:
+            values["rotary"] = RotarySpec.from_dict(values["rotary"])
+        if values.get("family") is not None:
+            values["family"] = family_from_dict(values["family"])
         return cls(vision=VisionConfig(**vision), decoder=DecoderConfig(**decoder), **values)
+
+
+def _mrope(head_dim: int) -> RotarySpec:
+    # interleaved: with few pairs, "contiguous" would leave each axis a narrow band of frequencies
+    third, pairs = head_dim // 6, head_dim // 2
+    return RotarySpec.mrope(head_dim, theta=1e4, sections=(pairs - 2 * third, third, third), layout="interleaved")

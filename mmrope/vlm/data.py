@@ -20,7 +20,7 @@ from mmrope.preprocess.patches import PatchConfig
 from mmrope.preprocess.processor import Processor
 from mmrope.preprocess.text import Tokenizer, WordTokenizer
 from mmrope.vlm.config import DecoderConfig, VisionConfig, VLMConfig
-from mmrope.vlm.tasks import CELL, KINDS, STEP, WORDS, Album, Asked, Film, Grid, Sample, Split, Subject, Sums
+from mmrope.vlm.tasks import CELL, QUESTION_KINDS, STEP, WORDS, Album, Asked, Film, Grid, Sample, Split, Subject, Sums
 
 _SHARES = {"at": 2, "row": 2, "all": 2, "where": 2, "many": 3, "shown": 2, "when": 3, "after": 2, "list": 3, "sum": 1}
 """How often a kind of question is asked, of those that its media allow."""
@@ -64,6 +64,7 @@ def small_config(processor: Processor) -> VLMConfig:
             num_kv_heads=2,
             head_dim=32,
         ),
+        family=processor.family,
     )
 
 
@@ -158,7 +159,7 @@ def _shape(rng: np.random.Generator, mix: Mix) -> tuple[int, int]:
 
 def to_batch(processor: Processor, samples: Sequence[Sample]) -> dict[str, Any]:
     """Model inputs with `labels` and `kinds`, both [B, S]: at the tokens of answers, their ends included, the token and the
-    number of the question's kind in KINDS; elsewhere -100 and -1."""
+    number of the question's kind in QUESTION_KINDS; elsewhere -100 and -1."""
     inputs = dict(processor([sample.messages for sample in samples], add_generation_prompt=False))
     labels = torch.full_like(inputs["input_ids"], -100)
     kinds = torch.full_like(labels, -1)
@@ -168,7 +169,7 @@ def to_batch(processor: Processor, samples: Sequence[Sample]) -> dict[str, Any]:
         assert len(answers) == len(sample.kinds)
         for (start, stop), kind in zip(answers, sample.kinds, strict=True):
             labels[row, start:stop] = inputs["input_ids"][row, start:stop]
-            kinds[row, start:stop] = KINDS.index(kind)
+            kinds[row, start:stop] = QUESTION_KINDS.index(kind)
     return inputs | {"labels": labels, "kinds": kinds}
 
 
@@ -232,7 +233,7 @@ def exact_answers(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
         logits: [B, S, vocab], of a batch of `to_batch`.
 
     Returns:
-        [kinds, 2] int64: right, and all, of each kind in KINDS.
+        [kinds, 2] int64: right, and all, of each kind in QUESTION_KINDS.
     """
     labels, kinds = batch["labels"][:, 1:], batch["kinds"][:, 1:]  # what the logits before predict
     wrong = ((logits[:, :-1].argmax(dim=-1) != labels) & (labels != -100)).flatten().long()
@@ -241,4 +242,4 @@ def exact_answers(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
     which = begins.cumsum(0)  # the number of the answer that a token is of, or follows
     errors = torch.zeros(len(which) + 1, dtype=torch.long, device=labels.device).index_add_(0, which, wrong)
     both = torch.stack((begins & (errors[which] == 0), begins), dim=1).long()  # [tokens, 2]
-    return torch.zeros(len(KINDS), 2, dtype=torch.long, device=labels.device).index_add_(0, kinds, both)
+    return torch.zeros(len(QUESTION_KINDS), 2, dtype=torch.long, device=labels.device).index_add_(0, kinds, both)

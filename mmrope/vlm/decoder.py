@@ -15,15 +15,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
+from mmrope.encodings.spec import RotarySpec
 from mmrope.vlm.config import DecoderConfig
 from mmrope.vlm.norm import RMSNorm
 
-Turn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Rotate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Puts queries [B, N, S, D] and keys [B, K, S, D] to their places."""
 
 
 class KVCache:
-    """Rotated keys, and values, of the tokens so far; `length` of them, the same number in every row."""
+    """Rotated keys, and values, of the tokens so far; `length` of them, the same number in every row.
+
+    Example:
+        >>> import torch
+        >>> from mmrope import VLM, Processor
+        >>> from mmrope.vlm import KVCache
+        >>> model, inputs = VLM(), Processor()([{"role": "user", "content": "Hello"}])
+        >>> cache = KVCache(model.config.decoder, 1, 64, device=torch.device("cpu"), dtype=torch.float32)
+        >>> cache.length, tuple(model(**inputs, cache=cache).logits.shape), cache.length
+        (0, (1, 24, 263), 24)
+    """
 
     def __init__(self, config: DecoderConfig, batch: int, max_length: int, *, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.num_layers, 2, batch, config.num_kv_heads, max_length, config.head_dim)
@@ -31,7 +42,17 @@ class KVCache:
         self.length = 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores a layer's new k and v [B, K, S, D] after the first `length`; returns all, [B, K, length + S, D]."""
+        """Stores a layer's new k and v [B, K, S, D] after the first `length`; returns all, [B, K, length + S, D].
+
+        Example:
+            >>> import torch
+            >>> from mmrope.vlm import DecoderConfig, KVCache
+            >>> cache = KVCache(DecoderConfig(), 1, 64, device=torch.device("cpu"), dtype=torch.float32)
+            >>> k, v = torch.randn(2, 1, 2, 5, 32)  # 5 tokens of 2 KV heads
+            >>> keys, values = cache.extend(0, k, v)
+            >>> tuple(keys.shape)
+            (1, 2, 5, 32)
+        """
         stop = self.length + k.shape[-2]
         if stop > self.kv.shape[-2]:
             raise ValueError(f"the cache has room for {self.kv.shape[-2]} tokens, {stop} are needed")
@@ -43,10 +64,10 @@ class KVCache:
 class Decoder(nn.Module):
     """Embeddings in, hidden states out."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, rotary: RotarySpec) -> None:
         super().__init__()
         self.config = config
-        self.rotary = RotaryEmbedding(config.rotary)
+        self.rotary = RotaryEmbedding(rotary)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size)
 
@@ -79,10 +100,11 @@ class Decoder(nn.Module):
             cache.length += x.shape[1]
         return self.norm(x)
 
-    def turn(self, position_ids: Tensor) -> Turn:
+    def turn(self, position_ids: Tensor) -> Rotate:
         """The rotation to position_ids [3, B, S], which all blocks share."""
         cos, sin = self.rotary(position_ids)  # [B, S, P]
-        return partial(apply_rotary, cos=cos, sin=sin)
+        spec = self.rotary.spec
+        return partial(apply_rotary, cos=cos, sin=sin, pairing=spec.pairing, blocks=spec.blocks)
 
 
 def causal_mask(length: int, past: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
@@ -119,7 +141,7 @@ class DecoderBlock(nn.Module):
         self.down = nn.Linear(wide, d, bias=False)
 
     def forward(
-        self, x: Tensor, turn: Turn, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+        self, x: Tensor, turn: Rotate, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """x [B, S, hidden]; mask [B, 1, S, T], bool or what is added to scores; without one, no token looks ahead."""
         q, k, v = self.project(x, turn)
@@ -130,7 +152,7 @@ class DecoderBlock(nn.Module):
         h = self.norm2(x)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 
-    def project(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, turn: Rotate) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries [B, N, S, D] and keys [B, K, S, D], and values [B, K, S, D]."""
         h = self.norm1(x)
         q, k, v = (rearrange(w(h), "b s (n d) -> b n s d", d=self.head_dim) for w in (self.q, self.k, self.v))

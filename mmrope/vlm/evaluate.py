@@ -12,7 +12,7 @@ import numpy as np
 
 from mmrope.preprocess.processor import Processor
 from mmrope.vlm.model import VLM
-from mmrope.vlm.tasks import KINDS, Album, Asked, Film, Grid, Sample, Subject, Sums
+from mmrope.vlm.tasks import QUESTION_KINDS, Album, Asked, Film, Grid, Sample, Subject, Sums
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def examine(
     """
     counts = {}
     for kind in kinds or exam.kinds:
-        rng = np.random.default_rng((seed, KINDS.index(kind)))
+        rng = np.random.default_rng((seed, QUESTION_KINDS.index(kind)))
         right = 0
         for start in range(0, count, batch_size):
             with TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def answers(model: VLM, processor: Processor, asked: Sequence[tuple[list[dict[st
     return written
 
 
-def table(results: dict[str, dict[str, tuple[int, int]]]) -> Iterator[str]:
+def score_table(results: dict[str, dict[str, tuple[int, int]]]) -> Iterator[str]:
     """A Markdown table of `examine`'s results by exam."""
     yield "| | kind | right | of | |"
     yield "|---|---|---|---|---|"

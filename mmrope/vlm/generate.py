@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.decoder import KVCache
 
-if TYPE_CHECKING:
-    from mmrope.vlm.model import VLM
+
+class Writer(Protocol):
+    """What can write: the model."""
+
+    config: VLMConfig
+    embedding: nn.Embedding
+
+    def __call__(self, **inputs: Any) -> Any:
+        """What has the `logits` [B, S, vocab] of a Processor's output."""
+        ...
 
 
-def generate(model: VLM, **inputs: Any) -> Tensor:
+def new_tokens(model: Writer, **inputs: Any) -> Tensor:
     """Continues each row until it ends its turn, or for `max_new_tokens`: what `stream` yields, together.
 
     Returns:
         [B, n] the new tokens, n <= max_new_tokens; after a row's end, the padding token.
     """
-    return torch.tensor(list(stream(model, **inputs)), device=model.device).T.contiguous()  # [B, n]
+    return torch.tensor(list(stream(model, **inputs)), device=model.embedding.weight.device).T.contiguous()  # [B, n]
 
 
 @torch.no_grad()
 def stream(
-    model: VLM,
+    model: Writer,
     *,
     input_ids: Tensor,
     position_ids: Tensor,

@@ -8,27 +8,41 @@ tokens -> embedding ------+--> Decoder (position_ids) --> logits
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmrope.encodings.rotary import RotaryEmbedding
+from mmrope.files import replacing
 from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.decoder import Decoder, KVCache
-from mmrope.vlm.generate import generate, stream
+from mmrope.vlm.generate import new_tokens, stream
+from mmrope.vlm.inputs import Inputs, check_inputs
 from mmrope.vlm.vision import VisionEncoder
-from mmrope.vlm.weights import refuse_pickles, replacing, verify, write_manifest
+from mmrope.vlm.weights import refuse_pickles, verify, write_manifest
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of typing from Python 3.11 on
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class VLMOutput:
-    """What a forward pass returns."""
+    """What a forward pass returns.
+
+    Example:
+        >>> from mmrope import VLM, Processor
+        >>> inputs = Processor()([{"role": "user", "content": "Hello"}])
+        >>> output = VLM()(**inputs, labels=inputs["input_ids"])
+        >>> tuple(output.logits.shape), output.loss.ndim
+        ((1, 24, 263), 0)
+    """
 
     logits: Tensor
     """[B, S, vocab_size]"""
@@ -37,77 +51,57 @@ class VLMOutput:
 
 
 class VLM(nn.Module):
-    """The vision-language model. `generate` writes text; `save_pretrained` and `from_pretrained` keep it."""
+    """The vision-language model. `generate` writes text; `save_pretrained` and `from_pretrained` keep it.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope import VLM, Processor
+        >>> content = [{"type": "image", "image": np.zeros((56, 84, 3), np.uint8)}, {"type": "text", "text": "What is it?"}]
+        >>> inputs = Processor()([{"role": "user", "content": content}])
+        >>> tuple(VLM()(**inputs).logits.shape)  # [B, S, vocabulary]
+        (1, 38, 263)
+    """
 
     def __init__(self, config: VLMConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or VLMConfig()
         self.embedding = nn.Embedding(config.decoder.vocab_size, config.decoder.hidden_size)  # read out by the same matrix
         self.vision = VisionEncoder(config.vision, config.decoder.hidden_size)
-        self.decoder = Decoder(config.decoder)
+        self.decoder = Decoder(config.decoder, config.rotary)
         nn.init.normal_(self.embedding.weight, std=0.02)  # small, since it is also the readout: the first guess is even
 
-    def forward(
-        self,
-        *,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        mm_token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        image_grid_thw: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        video_grid_thw: Tensor | None = None,
-        labels: Tensor | None = None,
-        cache: KVCache | None = None,
-        next_position: Tensor | None = None,
-        second_per_grid_ts: Tensor | None = None,
-        video_timestamps: list[Tensor] | None = None,
-    ) -> VLMOutput:
-        """Logits of every token; the arguments are a Processor's output.
+    def forward(self, *, labels: Tensor | None = None, cache: KVCache | None = None, **inputs: Unpack[Inputs]) -> VLMOutput:
+        """Logits of every token.
 
         Args:
-            input_ids: [B, S].
-            position_ids: [3, B, S]. There is no default: a model that invents positions is wrong without a word.
-            attention_mask: [B, T], nonzero at real tokens; T = S plus what the cache holds.
-            mm_token_type_ids: [B, S], 1 at image tokens, 2 at video tokens; needed with pixels.
-            pixel_values, image_grid_thw: [patches, patch_dim], [images, 3].
-            pixel_values_videos, video_grid_thw: the same of videos.
+            inputs: a Processor's output, whose keys `Inputs` describes.
             labels: [B, S] tokens to learn, -100 where nothing is to be learned; token s is predicted from those before it.
             cache: keys and values of earlier tokens; extended.
-            next_position, second_per_grid_ts, video_timestamps: the rest of a Processor's output; not needed here.
 
         Raises:
-            ValueError: media tokens and pixels that do not belong together.
+            ValueError: inputs that are missing or unknown; media tokens and pixels that do not belong together.
+
+        Example:
+            >>> from mmrope import VLM, Processor
+            >>> conversations = [[{"role": "user", "content": text}] for text in ("Hi", "Good morning")]
+            >>> inputs = Processor(padding_side="right")(conversations)
+            >>> output = VLM()(**inputs, labels=inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100))
+            >>> tuple(output.logits.shape), bool(output.loss > 0)
+            ((2, 31, 263), True)
         """
-        media = {
-            "mm_token_type_ids": mm_token_type_ids,
-            "pixel_values": pixel_values,
-            "image_grid_thw": image_grid_thw,
-            "pixel_values_videos": pixel_values_videos,
-            "video_grid_thw": video_grid_thw,
-        }
-        x = self.embed(input_ids, **media)  # [B, S, hidden]
-        hidden = self.decoder(x, position_ids, attention_mask, cache)  # [B, S, hidden]
+        check_inputs(inputs)
+        x = self.embed(inputs)  # [B, S, hidden]
+        hidden = self.decoder(x, inputs["position_ids"], inputs.get("attention_mask"), cache)  # [B, S, hidden]
         logits = F.linear(hidden, self.embedding.weight)  # [B, S, vocab]
         return VLMOutput(logits, None if labels is None else next_token_loss(logits, labels))
 
-    def embed(
-        self,
-        input_ids: Tensor,
-        *,
-        mm_token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        image_grid_thw: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        video_grid_thw: Tensor | None = None,
-    ) -> Tensor:
-        """What the decoder reads, [B, S, hidden]: embeddings of tokens, and of pixels in their places. See `forward`."""
-        x = self.embedding(input_ids)  # [B, S, hidden]
-        for kind, pixels, grid in ((1, pixel_values, image_grid_thw), (2, pixel_values_videos, video_grid_thw)):
-            if pixels is not None:
-                x = self._with_media(x, kind, pixels, grid, mm_token_type_ids)
-            elif mm_token_type_ids is not None and bool((mm_token_type_ids == kind).any()):
+    def embed(self, inputs: Mapping[str, Any]) -> Tensor:
+        """What the decoder reads, [B, S, hidden]: embeddings of tokens, and of pixels in their places."""
+        x, types = self.embedding(inputs["input_ids"]), inputs.get("mm_token_type_ids")  # [B, S, hidden]
+        for kind, pixels, grid in ((1, "pixel_values", "image_grid_thw"), (2, "pixel_values_videos", "video_grid_thw")):
+            if inputs.get(pixels) is not None:
+                x = self._with_media(x, kind, inputs[pixels], inputs.get(grid), types)
+            elif types is not None and bool((types == kind).any()):
                 name = {1: "image", 2: "video"}[kind]
                 raise ValueError(f"the row has {name} tokens, but no pixels were given; pass all that the processor returned")
         return x
@@ -129,11 +123,28 @@ class VLM(nn.Module):
         return x.masked_scatter(places[..., None], media.to(x.dtype))  # [B, S, hidden]
 
     def generate(self, **inputs: Any) -> Tensor:
-        """New tokens [B, n] after a Processor's output; see `mmrope.vlm.generate.stream` for the options."""
-        return generate(self, **inputs)
+        """New tokens [B, n] after a Processor's output; see `mmrope.vlm.generate.stream` for the options.
+
+        Example:
+            >>> from mmrope import VLM, Processor
+            >>> processor = Processor()
+            >>> inputs = processor([[{"role": "user", "content": text}] for text in ("Hi", "Good morning")])
+            >>> tokens = VLM().eval().generate(**inputs, max_new_tokens=4)
+            >>> len(processor.decode(tokens)), tokens.shape[1] <= 4
+            (2, True)
+        """
+        return new_tokens(self, **inputs)
 
     def stream(self, **inputs: Any) -> Iterator[list[int]]:
-        """The same tokens, those of every row as soon as they are written; see `mmrope.vlm.generate.stream`."""
+        """The same tokens, those of every row as soon as they are written; see `mmrope.vlm.generate.stream`.
+
+        Example:
+            >>> from mmrope import VLM, Processor
+            >>> inputs = Processor()([{"role": "user", "content": "Hello"}])
+            >>> steps = list(VLM().eval().stream(**inputs, max_new_tokens=4))  # at each step a token of every row
+            >>> 1 <= len(steps) <= 4, len(steps[0])
+            (True, 1)
+        """
         return stream(self, **inputs)
 
     @property
@@ -147,17 +158,50 @@ class VLM(nn.Module):
         """Writes `config.json`, `model.safetensors` and `manifest.json`, which describes them.
 
         Each is moved into place when it is complete, the manifest last: a folder whose saving was interrupted has the old
-        model, or is refused by `from_pretrained`.
+        model, or is refused by `from_pretrained`. The rotary embedding that the decoder has now is saved, the user's own too.
+
+        Raises:
+            ValueError: positions that a config cannot state.
+
+        Example:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> from mmrope import VLM
+            >>> from mmrope.vlm import DecoderConfig, VisionConfig, VLMConfig
+            >>> tiny = VLMConfig(vision=VisionConfig(num_layers=1), decoder=DecoderConfig(num_layers=1))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     VLM(tiny).save_pretrained(folder)
+            ...     print(sorted(path.name for path in Path(folder).iterdir()))
+            ['config.json', 'manifest.json', 'model.safetensors']
         """
         from safetensors.torch import save_file
 
+        content = json.dumps(self._config_to_save().to_dict(), indent=2) + "\n"
         config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
         config.parent.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         with replacing(config) as new_config, replacing(weights) as new_weights:
-            new_config.write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+            new_config.write_text(content, encoding="utf-8")
             save_file(state, new_weights, metadata={"format": "pt"})
         write_manifest(folder, [CONFIG_NAME, WEIGHTS_NAME])
+
+    def _config_to_save(self) -> VLMConfig:
+        """The config, with the rotary embedding that the decoder has, which may have been replaced."""
+        for name, rotary in (("decoder", self.decoder.rotary), ("vision", self.vision.rotary)):
+            if not isinstance(rotary, RotaryEmbedding) or rotary.angles != "exact":
+                raise ValueError(
+                    f"model.{name}.rotary is {rotary!r}: saved is a RotaryEmbedding(spec) with exact angles. Keep the model by "
+                    "torch.save, or give its spec to VLMConfig(rotary=...)"
+                )
+        if self.vision.rotary.spec != self.config.vision.rotary:
+            raise ValueError(
+                f"model.vision.rotary has {self.vision.rotary.spec!r}, but VisionConfig can only state "
+                f"{self.config.vision.rotary!r}: the vision encoder's rotary embedding cannot be saved"
+            )
+        config = replace(self.config, rotary=self.decoder.rotary.spec)
+        if VLMConfig.from_dict(json.loads(json.dumps(config.to_dict()))) != config:
+            raise ValueError(f"{config.rotary!r} does not come back from JSON as it is, so the model is not saved")
+        return config
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: Any = None, dtype: torch.dtype | None = None) -> VLM:
@@ -166,6 +210,17 @@ class VLM(nn.Module):
         Raises:
             ValueError: files that are missing, differ from their manifest, or are not of one model; weights in another format
                 than safetensors.
+
+        Example:
+            >>> import tempfile
+            >>> from mmrope import VLM
+            >>> from mmrope.vlm import DecoderConfig, VisionConfig, VLMConfig
+            >>> tiny = VLMConfig(vision=VisionConfig(num_layers=1), decoder=DecoderConfig(num_layers=1))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     VLM(tiny).save_pretrained(folder)
+            ...     model = VLM.from_pretrained(folder)
+            >>> model.training, model.config.decoder.num_layers
+            (False, 1)
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -190,5 +245,12 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of predicting each label from the tokens before it; labels of -100 do not count.
 
     logits [B, S, vocab], labels [B, S]; a scalar, in float32.
+
+    Example:
+        >>> import torch
+        >>> from mmrope.vlm import next_token_loss
+        >>> logits = torch.zeros(1, 3, 4)  # four tokens, equally likely
+        >>> round(next_token_loss(logits, torch.tensor([[0, 2, -100]])).item(), 4)  # ln 4
+        1.3863
     """
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)

@@ -57,7 +57,7 @@ class Sample:
 
 
 IMAGE_KINDS, FILM_KINDS = ("at", "row", "all", "where", "many"), ("shown", "when", "after", "list")
-KINDS = (*IMAGE_KINDS, *FILM_KINDS, "sum")
+QUESTION_KINDS = (*IMAGE_KINDS, *FILM_KINDS, "sum")
 
 
 class Subject(Protocol):
@@ -393,4 +393,27 @@ QUESTIONS = {
 
 def is_known(question: str) -> bool:
     """Whether it has one of the forms that the model learns: it knows no others."""
-    return any(re.fullmatch(form, question) for form in QUESTIONS.values())
+    return kind_of(question) is not None
+
+
+def kind_of(question: str) -> str | None:
+    """Which of QUESTION_KINDS a question is, by its form; None if it has none of the forms that the model learns."""
+    forms = zip(QUESTION_KINDS, QUESTIONS.values(), strict=True)
+    return next((kind for kind, form in forms if re.fullmatch(form, question)), None)
+
+
+def is_like_handwriting(inputs: Mapping[str, Any]) -> bool:
+    """Whether the media of a processor's output look like what the model learns: dark on light paper, without colour.
+
+    It goes by averages (tried on the samples and on drawn questions), so it finds photographs, not other handwriting.
+
+    Args:
+        inputs: with pixels="uint8".
+    """
+    for key in ("pixel_values", "pixel_values_videos"):
+        if key in inputs:
+            channels = inputs[key].unflatten(1, (3, -1)).float()  # [P, 3, values]
+            colour = (channels.amax(1) - channels.amin(1)).mean()
+            if colour > 16 or channels.mean(1).median() < 192:
+                return False
+    return True

@@ -29,18 +29,25 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
+from mmrope.files import replacing
 from mmrope.preprocess.processor import Processor
 from mmrope.vlm.data import SCHEDULE, Mix, TaskBatches, exact_answers
 from mmrope.vlm.model import VLM, next_token_loss
-from mmrope.vlm.tasks import KINDS
-from mmrope.vlm.weights import replacing
+from mmrope.vlm.tasks import QUESTION_KINDS
 
 LOG_NAME, STATE_NAME, PROGRESS_NAME = "log.jsonl", "optimizer.safetensors", "training.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The settings of a training. On a CPU, the same settings, processes and threads give the same weights."""
+    """The settings of a training. On a CPU, the same settings, processes and threads give the same weights.
+
+    Example:
+        >>> from mmrope.vlm import Training
+        >>> training = Training(steps=1000, warmup=50, cooldown=0.4)
+        >>> [round(training.lr_share(step), 2) for step in (0, 49, 500, 800, 999)]
+        [0.02, 1.0, 1.0, 0.5, 0.0]
+    """
 
     steps: int = 7000
     batch_size: int = 32
@@ -74,7 +81,13 @@ class Training:
             )
 
     def lr_share(self, step: int) -> float:
-        """The share of the learning rates that a step has."""
+        """The share of the learning rates that a step has.
+
+        Example:
+            >>> from mmrope.vlm import Training
+            >>> Training(steps=100, warmup=10, cooldown=0.5).lr_share(4)  # the fifth of ten steps of warmup
+            0.5
+        """
         left = (self.steps - step) / (self.cooldown * self.steps) if self.cooldown else 1.0
         return min(1.0, (step + 1) / self.warmup if self.warmup else 1.0, left)
 
@@ -103,6 +116,21 @@ def train(
 
     Raises:
         ValueError: the folder's checkpoint is of other settings, or the loss is no number any more.
+
+    Example:
+        >>> import tempfile
+        >>> from mmrope import VLM
+        >>> from mmrope.vlm import DecoderConfig, VisionConfig, VLMConfig
+        >>> from mmrope.vlm.data import Mix, task_processor
+        >>> from mmrope.vlm.train import Training, train
+        >>> processor = task_processor(padding_side="right")
+        >>> small = {"hidden_size": 32, "intermediate_size": 32, "num_layers": 1, "num_heads": 2}
+        >>> decoder = DecoderConfig(vocab_size=processor.tokenizer.size, num_kv_heads=1, **small)
+        >>> model = VLM(VLMConfig(vision=VisionConfig(patches=processor.patches, **small), decoder=decoder))
+        >>> training, digits = Training(steps=1, batch_size=1), [(1.0, Mix(images=1, side=1, tokens=16))]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = train(model, processor, training, folder, schedule=digits, say=lambda entry: print(sorted(entry)))
+        ['exact', 'loss', 'lr_share', 'seconds', 'step', 'tokens_per_second']
     """
     if processor.padding_side != "right":
         raise ValueError("training needs Processor(padding_side='right'): causal attention then needs no mask")
@@ -140,19 +168,12 @@ def train(
     for step, batch in zip(range(start, training.steps), loader, strict=True):
         batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         share = training.lr_share(step)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * share
-            optimizer.zero_grad(set_to_none=True)
         kinds = batch.pop("kinds")
         labels = batch.pop("labels")
         with precision(device, bfloat16=training.bfloat16):
             logits = replica(**batch).logits
         loss = next_token_loss(logits, labels)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), training.clip)
-        for optimizer in optimizers:
-            optimizer.step()
+        learn(model, loss, optimizers, training, share)
         tally.add(loss.detach(), logits.detach(), {"labels": labels, "kinds": kinds})
         done = step + 1
         if done % training.log_every == 0 or done == training.steps:
@@ -194,7 +215,7 @@ class Tally:
 
     def read(self) -> dict[str, Any]:
         """For the log."""
-        counts = zip(KINDS, torch.stack(self.answers).sum(dim=0).tolist(), strict=True)
+        counts = zip(QUESTION_KINDS, torch.stack(self.answers).sum(dim=0).tolist(), strict=True)
         return {
             "loss": round(torch.stack(self.losses).mean().item(), 4),
             "tokens_per_second": round(self.tokens / (time.perf_counter() - self.began)),
@@ -218,6 +239,19 @@ def make_optimizers(model: nn.Module, training: Training) -> list[torch.optim.Op
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def learn(
+    model: nn.Module, loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], training: Training, share: float
+) -> None:
+    """One step along the gradients of a loss, with this share of the learning rates."""
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * share
+        optimizer.step()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrope.encodings.rotary import RotaryEmbedding
+from mmrope.encodings.spec import RotarySpec
 from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.model import VLM, VLMOutput
 
@@ -17,14 +18,13 @@ from mmrope.vlm.model import VLM, VLMOutput
 class FlatIds(VLM):
     """1D RoPE: whatever the ids are, every token is at its place in the row, on every axis. Padding takes no place."""
 
-    def forward(
-        self, *, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None = None, **rest: Any
-    ) -> VLMOutput:
+    def forward(self, **inputs: Any) -> VLMOutput:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As a VLM, whose arguments these are."""
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        places = (real.cumsum(-1) - 1).clamp_min(0)[:, -input_ids.shape[1] :]  # [B, S]
-        ids = places.expand_as(position_ids)  # [3, B, S]
-        return super().forward(input_ids=input_ids, position_ids=ids, attention_mask=attention_mask, **rest)
+        tokens, real = inputs["input_ids"], inputs.get("attention_mask")
+        real = torch.ones_like(tokens) if real is None else real
+        places = (real.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]  # [B, S]
+        changed: Any = {**inputs, "position_ids": places.expand_as(inputs["position_ids"])}  # [3, B, S]
+        return super().forward(**changed)
 
 
 class NoRotation(nn.Module):
@@ -42,7 +42,11 @@ class NoRotation(nn.Module):
 
 def contiguous(config: VLMConfig) -> VLM:
     """The axes' channels one after the other, as Qwen2-VL has them."""
-    return VLM(dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, layout="contiguous")))
+    pairs = [config.rotary.axis_letters.count(axis) for axis in "thw"]
+    assert config.rotary.spectra is not None
+    theta, _ = config.rotary.spectra.of[0]
+    spec = RotarySpec.mrope(config.rotary.head_dim, theta=theta, sections=pairs, layout="contiguous")
+    return VLM(dataclasses.replace(config, rotary=spec))
 
 
 def no_vision_rope(config: VLMConfig) -> VLM:

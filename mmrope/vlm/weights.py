@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from mmrope.files import replacing
 
 MANIFEST_NAME = "manifest.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of weights in formats that are not read."""
 _AGAIN = "copy the folder again, or save the model again with save_pretrained"
 _WORDS = {"bytes": "its size in bytes", "sha256": "its SHA-256"}
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path` to write to, moves it into place after, and removes it if writing failed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_manifest(folder: str | Path, names: Sequence[str]) -> None:

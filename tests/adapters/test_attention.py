@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import mmrope
 from mmrope import Segment
 from mmrope.adapters.attention import flex_block_mask, sdpa_mask, varlen
+from tests.support import cases
 from tests.support.strategies import rows as rows_of
 
 ROWS = [[Segment.text(3), Segment.image(h=2, w=3)], [Segment.pad(2), Segment.text(5)], [Segment.text(140), Segment.pad(1)]]
@@ -33,7 +34,7 @@ def one_by_one(packed, q, k, v):
     return torch.cat(parts, dim=2)
 
 
-@settings(max_examples=30)
+@settings(max_examples=cases(30))
 @given(rows=st.lists(rows_of(mmrope.family("qwen2_vl")), min_size=1, max_size=4), multiple=st.sampled_from((1, 2, 4)))
 def test_a_token_attends_to_its_own_sequence_up_to_itself(rows, multiple):
     packed = mmrope.pack(rows, "qwen2_vl", multiple_of=multiple)

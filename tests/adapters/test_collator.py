@@ -16,7 +16,7 @@ import mmrope
 from mmrope import Segment
 from mmrope.adapters.attention import sdpa_mask
 from mmrope.adapters.transformers import PositionCollator, with_positions
-from tests.support import tiny_models
+from tests.support import cases, tiny_models
 from tests.support.proof import agreed, logits, padded_and_packed, real
 from tests.support.strategies import upstream_batches
 from tests.support.upstream_ids import IN_TRANSFORMERS, as_inputs, with_tokens
@@ -35,7 +35,7 @@ def tensors(rows, family):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=10)
+@settings(max_examples=cases(10))
 @given(data=st.data())
 def test_a_padded_batch_has_the_ids_of_its_rows(name, data):
     family = with_tokens(name)
@@ -49,7 +49,7 @@ def test_a_padded_batch_has_the_ids_of_its_rows(name, data):
 
 
 @pytest.mark.parametrize("name", THREE_AXES)
-@settings(max_examples=10)
+@settings(max_examples=cases(10))
 @given(data=st.data(), multiple=st.sampled_from((1, 4)))
 def test_a_packed_batch_holds_the_tokens_that_are_no_padding(name, data, multiple):
     family = with_tokens(name)

@@ -17,7 +17,7 @@ from mmrope import FAMILIES, Segment, position_ids, segments_from_inputs
 from mmrope.adapters import sglang
 from mmrope.adapters.vllm import get_mrope_input_positions, get_next_input_positions, get_next_input_positions_tensor
 from tests.positions.test_spans import spans_of
-from tests.support import ROOT
+from tests.support import ROOT, cases
 from tests.support.reference_format import segment
 from tests.support.strategies import BY_KEY, padded, processed, upstream_rows
 from tests.support.upstream_ids import TOKENS, VISION_END, _frames, _self, as_inputs, with_tokens
@@ -138,7 +138,7 @@ FRACTIONAL = sorted(key for key, rule in BY_KEY.items() if rule.fractional)
 
 
 @pytest.mark.parametrize("rule", WHOLE)
-@settings(max_examples=20)
+@settings(max_examples=cases(20))
 @given(data=st.data())
 def test_a_prompt_has_the_ids_of_its_row(rule, data):
     """Of features in any order and of Spans alike; also media that touch, stand first or last, and nothing at all."""
@@ -164,7 +164,7 @@ def test_a_prompt_has_the_ids_of_its_row(rule, data):
 
 
 @pytest.mark.parametrize("name", sorted(name for name, rule in BY_KEY.items() if rule.split_frames and not rule.revision))
-@settings(max_examples=20)
+@settings(max_examples=cases(20))
 @given(data=st.data())
 def test_a_split_video_is_one_feature_with_its_time_stamps(name, data):
     rule = with_tokens(name)
@@ -174,7 +174,7 @@ def test_a_split_video_is_one_feature_with_its_time_stamps(name, data):
     np.testing.assert_array_equal(ids, position_ids(row, rule).ids[:, 0])
 
 
-@settings(max_examples=50)
+@settings(max_examples=cases(50))
 @given(data=st.data())
 def test_sound_in_video_is_placed_as_its_tokens_lie(data):
     rule = with_tokens("qwen2_5_omni")
@@ -185,7 +185,7 @@ def test_sound_in_video_is_placed_as_its_tokens_lie(data):
 
 
 @pytest.mark.parametrize("rule", WHOLE)
-@settings(max_examples=20)
+@settings(max_examples=cases(20))
 @given(data=st.data(), new=st.integers(0, 9), ahead=st.integers(0, 3))
 def test_what_follows_goes_on_where_the_prompt_ends(rule, data, new, ahead):
     """Wherever the rule lets text go on after the largest id: that of every model that vLLM has, but for sound in video."""
@@ -352,7 +352,7 @@ def loosened(batch):
 
 
 @pytest.mark.parametrize("name", BY_INDEX)
-@settings(max_examples=20)
+@settings(max_examples=cases(20))
 @given(data=st.data())
 def test_batches_have_the_ids_of_their_rows(name, data):
     """In the shapes and dtypes of the function; padding, where it knows any, carries 1."""
@@ -373,7 +373,7 @@ def test_batches_have_the_ids_of_their_rows(name, data):
 
 
 @pytest.mark.parametrize("name", [name for name in BY_INDEX if not with_tokens(name).audio_tokens])
-@settings(max_examples=20)
+@settings(max_examples=cases(20))
 @given(data=st.data(), ahead=st.integers(0, 3))
 def test_decoding_goes_on_where_the_row_ends(name, data, ahead):
     rule = with_tokens(name)

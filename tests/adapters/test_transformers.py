@@ -15,6 +15,7 @@ import mmrope
 from mmrope import Segment
 from mmrope.adapters.transformers import RopeIndex
 from tests.positions.test_inputs import upstream_case
+from tests.support import cases
 from tests.support.strategies import upstream_batches
 from tests.support.upstream_ids import (
     IN_TRANSFORMERS,
@@ -43,7 +44,7 @@ def test_the_signature_is_the_methods(name):
 
 
 @pytest.mark.parametrize("name", WITH_THE_METHOD)
-@settings(max_examples=15)
+@settings(max_examples=cases(15))
 @given(data=st.data())
 def test_returns_equal_the_methods(name, data):
     """Ids and deltas with their shapes and dtypes, by place and by name."""
@@ -69,7 +70,7 @@ def test_returns_equal_the_methods(name, data):
 @pytest.mark.parametrize(
     "name", sorted({row.name for row in mmrope.FAMILIES.values() if row.revision.startswith("transformers")} - {"neomme"})
 )
-@settings(max_examples=10)
+@settings(max_examples=cases(10))
 @given(data=st.data())
 def test_the_reference_by_the_same_call(name, version, data):
     """The rule that weights were trained with, in the signature of either version."""

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from mmrope import FAMILIES, VLM, Processor, RotaryEmbedding, RotarySpec, Segment, position_ids
 from mmrope.vlm import VLMConfig
-from mmrope.vlm.config import DecoderConfig
 
 LENGTH = 300
 
@@ -63,12 +62,13 @@ def test_any_allocation_at_any_position(axis, position):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_models_logits(layout, dtype):
     torch.manual_seed(0)
-    model = VLM(VLMConfig(decoder=DecoderConfig(layout=layout))).to(dtype).eval()
+    spec = RotarySpec.mrope(32, theta=1e4, sections=(6, 5, 5), layout=layout)
+    model = VLM(VLMConfig(rotary=spec)).to(dtype).eval()
     inputs = Processor()([[{"role": "user", "content": "Where is each token?"}], [{"role": "user", "content": "Here"}]])
     ids = inputs["position_ids"]
     with torch.no_grad():
         logits = model(**inputs).logits
-        model.decoder.rotary = RotaryEmbedding(RotarySpec.rope(model.config.decoder.head_dim, theta=model.config.decoder.theta))
+        model.decoder.rotary = RotaryEmbedding(RotarySpec.rope(model.config.decoder.head_dim, theta=1e4))
         flat = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)[None]  # [1, B, S]
         assert torch.equal(ids, flat.expand_as(ids))
         assert torch.equal(model(**{**inputs, "position_ids": flat}).logits, logits)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mmrope import Segment, VideoTiming, family, position_ids, segments_from_inputs
 from mmrope.positions import TokenIds, rope_deltas
+from tests.support import cases
 from tests.support.strategies import BY_KEY, SECONDS, padded, processed, upstream_batches
 from tests.support.upstream_ids import (
     IN_TRANSFORMERS,
@@ -41,7 +42,7 @@ def joined(row, rule):
 
 
 @pytest.mark.parametrize("name", READABLE)
-@settings(max_examples=20)
+@settings(max_examples=cases(20))
 @given(data=st.data())
 def test_rows_come_back_from_a_processors_output(name, data):
     """Also media that touch, stand first or last, rows of media alone, empty rows, and padding on any side."""
@@ -52,7 +53,7 @@ def test_rows_come_back_from_a_processors_output(name, data):
 
 
 @pytest.mark.parametrize("name", [name for name in READABLE if with_tokens(name).token_ids != TokenIds()])
-@settings(max_examples=20)
+@settings(max_examples=cases(20))
 @given(data=st.data())
 def test_rows_come_back_from_token_ids_alone(name, data):
     """What processors of transformers 4 return: media are found by their token ids, frames of GLM by the markers around them."""
@@ -96,7 +97,7 @@ def assert_ids_equal_transformers(rule, batch, seconds_as_list=False):
 
 
 @pytest.mark.parametrize("name", IN_TRANSFORMERS)
-@settings(max_examples=40)
+@settings(max_examples=cases(40))
 @given(data=st.data())
 def test_ids_equal_transformers_on_random_batches(name, data):
     """Differential: its revision, on what it can place."""
@@ -361,7 +362,7 @@ def test_media_are_found_by_token_ids_when_a_config_states_them():
 
 
 @pytest.mark.parametrize("name", [name for name in READABLE if name not in ("rope", "minicpmv4_7")])
-@settings(max_examples=12)
+@settings(max_examples=cases(12))
 @given(data=st.data())
 def test_inputs_that_do_not_belong_together_are_refused(name, data):
     """Valid inputs, with one thing wrong: a grid too many, too few, too large, a row cut through a medium, seconds lost."""

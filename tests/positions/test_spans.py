@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mmrope import Segment, Span, VideoTiming, family, position_ids, segments_from_inputs, segments_from_spans
 from mmrope.positions.spans import _TYPES
 from tests.positions.test_inputs import joined
+from tests.support import cases
 from tests.support.strategies import BY_KEY, processed, upstream_rows
 from tests.support.upstream_ids import as_inputs, with_tokens
 
@@ -33,7 +34,7 @@ def spans_of(row, rule):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=20)
+@settings(max_examples=cases(20))
 @given(data=st.data())
 def test_rows_come_back_from_spans(name, data):
     """Also media that touch, stand first or last, and rows of media alone."""

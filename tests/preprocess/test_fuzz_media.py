@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.support import cases
 from tests.support.mutants import (
     AFTER_IMPORTS,
     BATCH,
@@ -27,7 +28,7 @@ def findings(*arguments, **options):
     return list(tried(*arguments, **options))[-1][1]
 
 
-@pytest.mark.parametrize(("kind", "number"), [("images", 20_000), ("videos", 1_000)])
+@pytest.mark.parametrize(("kind", "number"), [("images", cases(6_000)), ("videos", cases(300))])
 def test_mutants_are_opened_or_refused(kind, number):
     seeds = SEEDS[kind]()
     found = findings(mutants(seeds, 0, number), kind)

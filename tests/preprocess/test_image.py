@@ -27,7 +27,17 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize 
 from mmrope import MediaError, Processor, patch_position_ids
 from mmrope.preprocess import Limits, PatchConfig
 from mmrope.preprocess.image import load_image
-from mmrope.preprocess.patches import PRESETS, cut, frame_size, image_size, normalize, resize, smart_resize, video_patches
+from mmrope.preprocess.patches import (
+    FAMILY_PATCHES,
+    cut_patches,
+    frame_size,
+    image_size,
+    normalize,
+    resize,
+    smart_resize,
+    video_patches,
+)
+from tests.support import cases
 from tests.support.crafted import TURNS
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
@@ -229,7 +239,7 @@ VIDEO_PROCESSORS = {
 @given(frames=st.integers(2, 768), height=st.integers(16, 3000), width=st.integers(16, 3000))
 def test_frame_sizes_are_those_of_transformers(name, frames, height, width):
     """The more frames, the smaller each: with the budget of qwen-vl-utils that released checkpoints were used with."""
-    processor, config = VIDEO_PROCESSORS[name], PRESETS[name]
+    processor, config = VIDEO_PROCESSORS[name], FAMILY_PATCHES[name]
     video = torch.empty(1, frames, 3, height, width, dtype=torch.uint8, device="meta")
     options = {"factor": config.factor, "temporal_factor": 2, "cap_pixels_per_frame": True, "resample": None}
     try:
@@ -250,9 +260,9 @@ def test_sizes_are_those_of_glm(height, width):
         expected = glm_resize(2, height, width, **bounds)
     except ValueError:
         with pytest.raises(MediaError, match=r"more elongated than 200:1"):
-            image_size(height, width, PRESETS["glm4v"])
+            image_size(height, width, FAMILY_PATCHES["glm4v"])
     else:
-        assert image_size(height, width, PRESETS["glm4v"]) == expected
+        assert image_size(height, width, FAMILY_PATCHES["glm4v"]) == expected
 
 
 @given(st.integers(20, 3000), st.integers(20, 3000))
@@ -299,7 +309,7 @@ def test_pixels_are_those_of_transformers(name, photograph):
 
 
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from(("qwen2_vl", "qwen3_vl", "glm4v")))
-@settings(max_examples=40)
+@settings(max_examples=cases(40))
 def test_pixels_are_those_of_transformers_at_every_size(height, width, name):
     image = np.tile(data.rocket(), (2, 2, 1))[:height, :width]
     content = [{"role": "user", "content": [{"type": "image", "image": image}]}]
@@ -335,7 +345,7 @@ def test_patches_hold_the_pixels_where_their_positions_say(frames, h, w):
 def test_an_image_fills_its_temporal_patch_when_it_is_normalised():
     config = PatchConfig(patch_size=2, merge_size=1)
     frame = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
-    one, film = (torch.from_numpy(cut(frames, config)) for frames in ([frame], [frame, frame]))
+    one, film = (torch.from_numpy(cut_patches(frames, config)) for frames in ([frame], [frame, frame]))
     assert one.shape == (2, 12)
     assert torch.equal(normalize(one, config), normalize(film, config))
     with pytest.raises(

@@ -33,10 +33,11 @@ from mmrope import (
     segments_from_inputs,
 )
 from mmrope.positions import TokenIds
+from mmrope.positions.families import family_from_dict, family_to_dict
 from mmrope.preprocess import Access, Limits, PatchConfig, isolated, text
-from mmrope.preprocess.patches import PRESETS, frame_size, image_size
+from mmrope.preprocess.patches import FAMILY_PATCHES, frame_size, image_size
 from mmrope.preprocess.video import open_video
-from tests.support import upstream
+from tests.support import cases, upstream
 from tests.support.films import film
 
 LARGE = {"image_pixels": (900 * 32 * 32, 1000 * 32 * 32)}
@@ -116,7 +117,7 @@ def test_positions_go_into_a_model_of_transformers(mixed):
 
 
 @pytest.mark.parametrize(
-    "name", [key for key, row in FAMILIES.items() if row.name in PRESETS and not row.name.startswith("glm")]
+    "name", [key for key, row in FAMILIES.items() if row.name in FAMILY_PATCHES and not row.name.startswith("glm")]
 )
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_positions_are_those_of_the_inputs(name, side, mixed):
@@ -146,7 +147,7 @@ def test_a_batch_is_its_conversations_one_by_one(side, mixed):
 def test_sizes_alone_give_the_positions_of_files(h, w, t, fps):
     """A video stated as a grid, and an array of frames of that size sampled at that rate."""
     for name in ("qwen2_5_vl", "qwen3_vl"):
-        side = PRESETS[name].factor
+        side = FAMILY_PATCHES[name].factor
         frames = np.zeros((2 * t, side * h, side * w, 3), np.uint8)
         processor = Processor(family=name, fps=fps, min_frames=1, image_pixels=(1, 10**9), video_pixels=(1, 10**9))
         stated = processor.parts(
@@ -502,7 +503,7 @@ def test_files_of_released_checkpoints(tmp_path):
     }
     del video["image_processor_type"]
     qwen3 = read(QWEN3_VL, video)
-    assert (qwen3.family.name, qwen3._patches) == ("qwen3_vl", PRESETS["qwen3_vl"])
+    assert (qwen3.family.name, qwen3._patches) == ("qwen3_vl", FAMILY_PATCHES["qwen3_vl"])
     glm = read(
         {
             **QWEN2_VL,
@@ -512,7 +513,7 @@ def test_files_of_released_checkpoints(tmp_path):
             "processor_class": "Glm4vProcessor",
         }
     )
-    assert (glm.family.name, image_size(2000, 3000, glm._patches)) == ("glm4v", image_size(2000, 3000, PRESETS["glm4v"]))
+    assert (glm.family.name, image_size(2000, 3000, glm._patches)) == ("glm4v", image_size(2000, 3000, FAMILY_PATCHES["glm4v"]))
     unnamed = {key: value for key, value in QWEN2_VL.items() if key != "processor_class"}
     assert read(unnamed, family="qwen2_5_vl").family.name == "qwen2_5_vl"
     for broken, message in [
@@ -542,7 +543,7 @@ def test_files_of_released_checkpoints(tmp_path):
 @pytest.mark.parametrize("capped", [True, False])
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
 @given(frames=st.integers(2, 40), height=st.integers(28, 2000), width=st.integers(28, 2000), least=st.integers(1, 200))
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 def test_videos_of_a_checkpoint_are_as_large_as_there(name, capped, frames, height, width, least):
     """Whatever the bounds, and whether frames share a budget or not."""
     make = {"qwen2_vl": Qwen2VLVideoProcessor, "qwen3_vl": Qwen3VLVideoProcessor}[name]
@@ -633,12 +634,76 @@ def test_settings_survive_saving(tmp_path):
     assert Processor.from_pretrained(tmp_path, fps=3.0).fps == 3.0
     dataclasses.replace(processor, tokenizer=text.WordTokenizer(("row", " 3"))).save_pretrained(tmp_path / "words")
     assert Processor.from_pretrained(tmp_path / "words").tokenizer.encode("row 3!") == [263, 264, 33]
-    assert json.loads((tmp_path / "processor_config.json").read_text())["family"] == "qwen2_5_vl@transformers-5.23"
+    stated = json.loads((tmp_path / "processor_config.json").read_text())["family"]
+    assert stated["name"] == "qwen2_5_vl@transformers-5.23"
+    assert stated["facts"]["ids_per_second"] == 4
     with pytest.raises(
         ValueError,
         match=r"no processor_config.json and no preprocessor_config.json in .*: a processor is saved with save_pretrained",
     ):
         Processor.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_a_family_comes_back_equal(key):
+    """By its name, and with any of its fields changed under its own name or another."""
+    row = FAMILIES[key]
+    changed = [
+        row,
+        dataclasses.replace(row, name="mine", source="a paper"),
+        dataclasses.replace(row, pad_value=5),
+        dataclasses.replace(row, advance="tokens" if row.advance != "tokens" else "max"),
+        dataclasses.replace(row, token_ids=TokenIds(image=1, video_end=9)),
+        dataclasses.replace(row, spatial_merge=row.spatial_merge + 1),
+    ]
+    for one in changed:
+        assert family_from_dict(json.loads(json.dumps(family_to_dict(one)))) == one
+    assert list(family_to_dict(row)) == ["name", "facts"]
+
+
+def test_a_changed_rule_is_saved_whole(tmp_path):
+    mine = dataclasses.replace(family("qwen2_vl"), advance="spatial", origin="zero")  # under the name that the table has
+    processor = Processor(family=mine)
+    processor.save_pretrained(tmp_path)
+    assert Processor.from_pretrained(tmp_path) == processor
+    assert Processor.from_pretrained(tmp_path).family != family("qwen2_vl")
+
+
+def test_a_rule_of_ones_own_function_is_not_saved(tmp_path):
+    def place(segment, start, family):
+        return np.zeros((3, segment.length)), start + 1
+
+    mine = dataclasses.replace(family("qwen2_vl"), name="mine", place={"image": place})
+    with pytest.raises(ValueError, match="a function that no family of the table has, and a file holds no code"):
+        Processor(family=mine).save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"name": "qwen2_vl"}, "a family as JSON has the keys name and facts, or rule with"),
+        ({"name": "qwen9", "facts": {}}, "unknown family 'qwen9'"),
+        ({"rule": {"name": "mine"}}, "a family as JSON has the keys"),
+    ],
+)
+def test_a_family_that_json_does_not_state(stated, message):
+    with pytest.raises(ValueError, match=message):
+        family_from_dict(stated)
+
+
+def test_settings_that_are_interrupted_leave_the_old_ones(tmp_path, monkeypatch):
+    Processor(fps=1.0).save_pretrained(tmp_path)
+
+    def full(self, *arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        Processor(fps=3.0).save_pretrained(tmp_path)
+    monkeypatch.undo()
+    assert Processor.from_pretrained(tmp_path).fps == 1.0
+    assert [path.name for path in tmp_path.iterdir()] == ["processor_config.json"]
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
@@ -42,8 +43,6 @@ def film(
         stream.gop_size = keyframes
         if max_b_frames is not None:
             stream.max_b_frames = max_b_frames
-        if rotation is not None:
-            stream.set_display_rotation(rotation)
         for n, time in enumerate(times_ms):
             pixels = np.full((size[1], size[0], 3), grey_of(n), np.uint8)
             if moving:
@@ -53,7 +52,7 @@ def film(
             frame.pts, frame.time_base = round(time * MILLISECONDS / tick), tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    return path
+    return path if rotation is None else rotated(path, rotation)
 
 
 def trimmed(source: Path, path: Path, seconds: float) -> Path:
@@ -83,6 +82,13 @@ def sound(path: Path) -> Path:
 def numbers(frames: Sequence[np.ndarray]) -> list[int]:
     """Which of 25 frames these are, by their brightness."""
     return [min(range(25), key=lambda n: abs(grey_of(n) - float(frame[-8:, -8:].mean()))) for frame in frames]
+
+
+def rotated(path: Path, degrees: float) -> Path:
+    """The same mp4, to be shown rotated counterclockwise, with the matrix of FFmpeg's av_display_rotation_set: PyAV before 17.1
+    cannot ask for it."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return with_matrix(path, (cos, -sin, sin, cos))
 
 
 def with_matrix(path: Path, turn: tuple[float, float, float, float]) -> Path:

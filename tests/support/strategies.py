@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mmrope import FAMILIES, Family, Segment, family
 from mmrope.positions import placements
+from tests.support import cases
 from tests.support.upstream_ids import processor_order
 
 # at these steps, products with the usual rates land on or next to whole numbers
@@ -105,7 +106,7 @@ def any_rows(family: Family, **options: Any) -> st.SearchStrategy[list[Segment]]
 def law(test: Callable[..., None]) -> Any:
     """A test (rule, data) as a law that holds for every row of the table, a few cases each; scripts/fuzz_positions.py tries more."""
     every_row = [pytest.param(rule, id=key) for key, rule in sorted(BY_KEY.items())]
-    return pytest.mark.parametrize("rule", every_row)(settings(max_examples=8)(given(data=st.data())(test)))
+    return pytest.mark.parametrize("rule", every_row)(settings(max_examples=cases(4))(given(data=st.data())(test)))
 
 
 def length(row: Sequence[Segment]) -> int:

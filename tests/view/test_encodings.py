@@ -63,13 +63,6 @@ def test_the_command_draws(what, tmp_path):
     assert load_image(tmp_path / "out" / "a.png").shape[1] > 800
 
 
-def test_the_command_refuses(tmp_path):
-    done = mmrope("show", "frequencies", "--preset", "wam", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "unknown preset 'wam'" in done.stderr
-    assert mmrope("show", "colours").returncode == 2
-
-
 GUIDE = (ROOT / "docs" / "encodings.md").read_text(encoding="utf-8")
 
 

@@ -28,7 +28,6 @@ SMALL = VLMConfig(
         num_heads=4,
         num_kv_heads=2,
         head_dim=16,
-        sections=(4, 2, 2),
         intermediate_size=128,
     ),
 )
@@ -386,8 +385,15 @@ def test_inputs_that_do_not_belong_together_are_refused(model, processor, conver
 def test_positions_have_no_default(model, processor, conversations):
     inputs = processor(conversations)
     inputs.pop("position_ids")
-    with pytest.raises(TypeError, match="position_ids"):
+    with pytest.raises(ValueError, match="position_ids missing: pass all that the processor returned"):
         model(**inputs)
+
+
+def test_what_is_not_read_is_refused(model, processor, conversations):
+    with pytest.raises(
+        ValueError, match="the model does not read pixel_vales, token_types; it reads input_ids, position_ids, "
+    ):
+        model(**processor(conversations), pixel_vales=None, token_types=None)
 
 
 @pytest.mark.parametrize(

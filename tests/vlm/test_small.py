@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from mmrope.preprocess.image import load_image
 from mmrope.prompting import extract_answer, self_consistency
+from mmrope.vlm import VLMConfig
 from mmrope.vlm.assistant import Assistant, Chat, small_model
 from mmrope.vlm.attention import attention_weights, looked_at
 from mmrope.vlm.data import small_config, task_processor
@@ -160,6 +161,7 @@ def test_letters_of_several_tokens_come_whole():
 
     class Scripted:
         device = torch.device("cpu")
+        config = VLMConfig()
 
         def __init__(self, written):
             self.written = written
@@ -207,7 +209,7 @@ def test_auto_is_a_gpu_if_there_is_one():
 def test_weights_are_those_of_the_attention(assistant, grid, monkeypatch):
     """The fast kernel, fed with one-hot values, hands the same weights out."""
     inputs = assistant.processor([user("What is 1 + 1?"), user(grid, "Where is the 5?")])
-    weights = attention_weights(assistant.model, **inputs)
+    weights = attention_weights(assistant.model, inputs)
     seen = []
     real = F.scaled_dot_product_attention
 
@@ -270,6 +272,22 @@ def test_ask_says_what_the_model_knows(samples):
     assert done.stderr.startswith(
         "the shipped model has learned these questions alone: What is at row 2, column 3?  Read row 2."
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "question", "why"),
+    [
+        (["clip.mp4"], "When does the 5 appear?", "the shipped model has learned handwritten digits alone"),
+        (["cat.jpg"], "Read all.", "the shipped model has learned handwritten digits alone"),
+        (["grid.png"], "When does the 5 appear?", "no video is given, and the question is about one"),
+        ([], "Read all.", "no image is given, and the question is about one"),
+    ],
+)
+def test_ask_says_when_it_guesses(samples, files, question, why):
+    done = mmrope("ask", *(samples / name for name in files), typed=f"{question}\n" * 2) if files else mmrope("ask", question)
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"the answer is a guess: {why}")
+    assert done.stderr.count("\n") == 1  # once in a conversation
 
 
 def test_ask_draws(samples, tmp_path):

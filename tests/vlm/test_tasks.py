@@ -24,7 +24,8 @@ from mmrope.vlm.data import (
     to_batch,
 )
 from mmrope.vlm.evaluate import draw_question, exams
-from mmrope.vlm.tasks import CELL, FILM_KINDS, IMAGE_KINDS, KINDS, QUESTIONS, Film, Grid, Sums, digits, is_known
+from mmrope.vlm.tasks import CELL, FILM_KINDS, IMAGE_KINDS, QUESTION_KINDS, QUESTIONS, Film, Grid, Sums, digits, is_known
+from tests.support import cases
 
 SEEDS = st.integers(0, 2**32 - 1)
 PROCESSOR = task_processor(padding_side="right", threads=1)
@@ -107,7 +108,7 @@ def read(cells, question):
 
 
 @given(SEEDS, st.integers(1, 6), st.integers(1, 9), st.sampled_from(IMAGE_KINDS), st.none() | st.integers(1, 3))
-@settings(max_examples=200)
+@settings(max_examples=cases(200))
 def test_answers_about_pictures_are_true(seed, rows, columns, kind, number):
     rng = np.random.default_rng(seed)
     grid = Grid.draw(rng, rows, columns, "held_out")
@@ -128,7 +129,7 @@ def test_ink_is_where_the_digits_are():
 
 
 @given(SEEDS, st.sampled_from(FILM_KINDS))
-@settings(max_examples=200)
+@settings(max_examples=cases(200))
 def test_answers_about_films_are_what_is_seen(seed, kind):
     """Worked out from the frames that the model sees: which digit, if any, each shows."""
     rng = np.random.default_rng(seed)
@@ -165,7 +166,7 @@ def test_the_examples_of_questions_are_known(question):
 
 
 @given(seed=SEEDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=cases(25), deadline=None)
 def test_a_film_s_file_is_looked_at_as_its_frames(seed, tmp_path_factory):
     rng = np.random.default_rng(seed)
     film = Film.draw(rng, "train")
@@ -216,7 +217,7 @@ def test_labels_are_the_answers_and_nothing_else(mix):
         learned = torch.cat([torch.arange(a, b) for a, b in spans])
         assert (labels >= 0).nonzero().flatten().tolist() == learned.tolist()
         assert torch.equal(labels[learned], tokens[learned])
-        assert [KINDS[int(kinds[a])] for a, _ in spans] == list(sample.kinds)
+        assert [QUESTION_KINDS[int(kinds[a])] for a, _ in spans] == list(sample.kinds)
         assert ((kinds >= 0) == (labels >= 0)).all()
 
 
@@ -238,7 +239,7 @@ def test_phases_follow_each_other():
 
 
 @given(SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=cases(20), deadline=None)
 def test_exact_answers_counts_answers_that_are_right_throughout(seed):
     rng = np.random.default_rng(seed)
     batch = to_batch(PROCESSOR, [draw_sample(rng, FULL, "train", PROCESSOR.tokenizer) for _ in range(4)])
@@ -248,8 +249,8 @@ def test_exact_answers_counts_answers_that_are_right_throughout(seed):
     expected: dict[str, list[int]] = {}
     for row in range(len(labels)):
         for start, stop in answer_spans(batch["input_ids"][row].tolist(), PROCESSOR):
-            count = expected.setdefault(KINDS[int(kinds[row, start])], [0, 0])
+            count = expected.setdefault(QUESTION_KINDS[int(kinds[row, start])], [0, 0])
             count[0] += bool((guesses[row, start:stop] == labels[row, start:stop]).all())
             count[1] += 1
-    counts = dict(zip(KINDS, exact_answers(logits, batch).tolist(), strict=True))
+    counts = dict(zip(QUESTION_KINDS, exact_answers(logits, batch).tolist(), strict=True))
     assert {kind: count for kind, count in counts.items() if count[1]} == expected

@@ -36,9 +36,7 @@ def tiny(width=32):
     return VLM(
         VLMConfig(
             vision=VisionConfig(patches=PROCESSOR.patches, **shape),
-            decoder=DecoderConfig(
-                vocab_size=PROCESSOR.tokenizer.size, num_kv_heads=1, head_dim=16, sections=(4, 2, 2), **shape
-            ),
+            decoder=DecoderConfig(vocab_size=PROCESSOR.tokenizer.size, num_kv_heads=1, head_dim=16, **shape),
         )
     )
 

@@ -81,4 +81,4 @@ def test_without_rotation_the_encoder_has_no_order(inputs):
 
 def test_contiguous_is_another_order_of_the_axes():
     made = models()
-    assert made["contiguous"].config.decoder.rotary != made["interleaved"].config.decoder.rotary
+    assert made["contiguous"].config.rotary != made["interleaved"].config.rotary

@@ -21,9 +21,7 @@ from mmrope.vlm.weights import MANIFEST_NAME, verify, write_manifest
 NAMES = ["config.json", "model.safetensors"]
 TINY = VLMConfig(
     vision=VisionConfig(patches=PatchConfig(patch_size=2), hidden_size=8, num_layers=1, num_heads=1, intermediate_size=8),
-    decoder=DecoderConfig(
-        hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=16, sections=(4, 2, 2), intermediate_size=8
-    ),
+    decoder=DecoderConfig(hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=16, intermediate_size=8),
 )
 
 
