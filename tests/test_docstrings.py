@@ -8,6 +8,7 @@ import pkgutil
 from importlib import import_module
 
 import pytest
+import torch
 
 import mmrope
 from tests.support import public
@@ -35,7 +36,6 @@ METHODS = {
     "mmrope.VLM": "forward generate stream save_pretrained from_pretrained",
     "mmrope.vlm.VLMConfig": "to_dict from_dict",
     "mmrope.vlm.KVCache": "extend",
-    "mmrope.vlm.Training": "lr_share",
     "mmrope.vlm.Assistant": "from_pretrained stream answer",
     "mmrope.vlm.Chat": "answer stream",
 }
@@ -47,8 +47,6 @@ def with_docstring() -> dict[str, object]:
     found = {}
     for package, names in public.names().items():
         found |= {f"{package}.{name}": getattr(import_module(package), name) for name in names}
-    # its module has the same name, and `public.names` leaves modules out
-    found["mmrope.vlm.train"] = import_module("mmrope.vlm.train").train
     for module in map(import_module, MODULES):
         own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
         found |= {f"{module.__name__}.{name}": value for name, value in own.items() if not name.startswith("_")}
@@ -64,6 +62,15 @@ FILES = sorted(
     for info in pkgutil.walk_packages(mmrope.__path__, "mmrope.")
     if not info.name.startswith(("mmrope.cli", "mmrope.lab"))
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The tensors of examples are small: on a busy machine threads would wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ class Limits:
         ...     load_image(np.zeros((2000, 3000, 3), np.uint8), limits=Limits(max_image_pixels=5_000_000))
         ... except MediaError as error:
         ...     print(error)
-        ndarray object has 3000 x 2000 = 6.0 million pixels, the limit is 5 million; raise it with Limits(max_image_pixels=...)
+        ndarray object has 3000 x 2000 = 6 million pixels, the limit is 5 million; raise it with Limits(max_image_pixels=...)
     """
 
     max_image_pixels: int = 64_000_000

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  (registered)
+from PIL import AvifImagePlugin, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401  (registered)
 
 from mmrope.preprocess.access import Access, resolve
 from mmrope.preprocess.errors import Limits, MediaError
@@ -124,7 +124,8 @@ def open_image(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(f"{name} is too large: {error} (PIL.Image.MAX_IMAGE_PIXELS)") from error
     except DECODER_ERRORS as error:
-        raise MediaError(f"{name} is not an image that can be opened (known formats: {', '.join(formats)}): {error}") from error
+        reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"  # which says the object's address
+        raise MediaError(f"{name} is not an image that can be opened (known formats: {', '.join(formats)}){reason}") from error
     # what is read from a path would be mapped into memory, by other rules: a damaged file then looks otherwise than its bytes
     # do, and one that is cut while it is read ends the process
     image.filename = ""
@@ -301,7 +302,7 @@ def _check_size(name: str, size: tuple[int, ...], limits: Limits) -> None:
     width, height = (*size, 0, 0)[:2]
     if width * height > limits.max_image_pixels:
         raise MediaError(
-            f"{name} has {width} x {height} = {width * height / 1e6:.1f} million pixels, "
+            f"{name} has {width} x {height} = {width * height / 1e6:.4g} million pixels, "
             f"the limit is {limits.max_image_pixels / 1e6:g} million; raise it with Limits(max_image_pixels=...)"
         )
 

@@ -196,7 +196,7 @@ def check_frame_size(name: str, width: int, height: int, limits: Limits) -> None
     """Refuses frames of too many pixels."""
     if width * height > limits.max_image_pixels:
         raise MediaError(
-            f"{name} has frames of {width} x {height} = {width * height / 1e6:.1f} million pixels, the limit is "
+            f"{name} has frames of {width} x {height} = {width * height / 1e6:.4g} million pixels, the limit is "
             f"{limits.max_image_pixels / 1e6:g} million; raise it with Limits(max_image_pixels=...)"
         )
 

@@ -2,6 +2,7 @@
 
 from mmrope.vlm.assistant import Assistant as Assistant
 from mmrope.vlm.assistant import Chat as Chat
+from mmrope.vlm.assistant import small_model as small_model
 from mmrope.vlm.attention import Looked as Looked
 from mmrope.vlm.attention import attention_weights as attention_weights
 from mmrope.vlm.attention import looked_at as looked_at
@@ -12,5 +13,3 @@ from mmrope.vlm.decoder import KVCache as KVCache
 from mmrope.vlm.model import VLM as VLM
 from mmrope.vlm.model import VLMOutput as VLMOutput
 from mmrope.vlm.model import next_token_loss as next_token_loss
-from mmrope.vlm.train import Training as Training
-from mmrope.vlm.train import train as train

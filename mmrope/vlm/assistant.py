@@ -37,6 +37,11 @@ def small_model() -> Path:
 
     Raises:
         ImportError: mmrope-small is not installed.
+
+    Example:
+        >>> from mmrope.vlm import small_model
+        >>> sorted(path.name for path in small_model().glob("*.json"))
+        ['config.json', 'manifest.json', 'processor_config.json', 'training.json']
     """
     with needed_for("the small model"):
         import mmrope_small

@@ -43,7 +43,7 @@ class Training:
     """The settings of a training. On a CPU, the same settings, processes and threads give the same weights.
 
     Example:
-        >>> from mmrope.vlm import Training
+        >>> from mmrope.vlm.train import Training
         >>> training = Training(steps=1000, warmup=50, cooldown=0.4)
         >>> [round(training.lr_share(step), 2) for step in (0, 49, 500, 800, 999)]
         [0.02, 1.0, 1.0, 0.5, 0.0]
@@ -84,7 +84,7 @@ class Training:
         """The share of the learning rates that a step has.
 
         Example:
-            >>> from mmrope.vlm import Training
+            >>> from mmrope.vlm.train import Training
             >>> Training(steps=100, warmup=10, cooldown=0.5).lr_share(4)  # the fifth of ten steps of warmup
             0.5
         """

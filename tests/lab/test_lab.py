@@ -103,7 +103,7 @@ def test_results_of_other_settings_are_not_mixed(tmp_path):
         ValueError, match=r"r.json has results with settings \{'size': 2.0\}, now asked for settings \{'size': 1.0\}"
     ):
         run(counting([]), tmp_path / "r.json", seeds=1, quick=True)
-    with pytest.raises(ValueError, match="counting has the variants a, b, not c"):
+    with pytest.raises(ValueError, match="counting has the variants a; b, not c"):
         run(counting([]), tmp_path / "s.json", variants=("c",))
     with pytest.raises(ValueError, match="counting needs at least one seed, got 0: ask for three"):
         run(counting([]), tmp_path / "s.json", seeds=0)
