@@ -16,10 +16,10 @@ COMPILE = --compile-bytecode
 endif
 INSTALL = $(PIP) --constraint constraints.txt
 
-.PHONY: help demo test proof check gpu references samples constraints clean
+.PHONY: help demo test lowest proof check check-all gpu references samples constraints clean
 
 help:
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
 
 demo: .venv/demo  ## ids, pictures and a small model on real photographs and a video
 	$(BIN)/python scripts/demo.py --device $(DEVICE)
@@ -31,10 +31,16 @@ proof: .venv/dev .venv/kernels  ## every long proof whole, in the background: ab
 	mkdir -p out/proof
 	nohup nice $(BIN)/python scripts/proof.py > out/proof/output 2>&1 &
 
+lowest: .venv-lowest/ready  ## the tests that need no upstream, with the lowest versions that pyproject.toml allows
+	MMROPE_LOWEST=1 .venv-lowest/bin/python -m pytest -n auto --dist worksteal -W ignore::DeprecationWarning
+
 check: .venv/dev  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check-all: check  ## the same, and the types for every Python that mmrope runs on
+	for version in 3.11 3.12 3.13 3.14; do $(BIN)/pyright --pythonpath $(BIN)/python --pythonversion $$version || exit 1; done
 
 gpu: .venv/dev  ## scripts/gpu.py, which needs no .venv: the kernel's tests and bench on a GPU; then the models' tests on it
 	PYTHONPATH=. $(BIN)/python scripts/gpu.py
@@ -52,7 +58,7 @@ constraints: .venv/dev  ## pin the newest versions
 		--prerelease disallow --no-header --no-annotate --upgrade --output-file constraints.txt
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-lowest out
 
 # --- set-up: stamps in .venv, made anew when the versions change
 
@@ -66,6 +72,12 @@ endif
 
 .venv/demo: .venv/base pyproject.toml
 	$(INSTALL) -e '.[cli,viz,vlm,decord]' -e small
+	@touch $@
+
+# of what pyproject.toml names itself the lowest versions, of what that needs the newest
+.venv-lowest/ready: .venv/base pyproject.toml small/pyproject.toml
+	$(BIN)/python -m venv --clear .venv-lowest
+	$(BIN)/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct $(COMPILE) -e '.[test]' -e small
 	@touch $@
 
 # beside the environment, for tests/adapters/test_replace.py alone: a transformers and a kernels that it takes

@@ -359,7 +359,7 @@ def test_mistakes_are_said_in_a_line(arguments, message):
 
 def test_words_that_are_no_command():
     assert mmrope("idz").stderr == "mmrope: No such command 'idz'. Did you mean 'ids'?\n"
-    assert mmrope("--nope").stderr.startswith("mmrope: No such option: --nope")
+    assert re.match(r"mmrope: No such option:? .?--nope", mmrope("--nope").stderr)
     assert mmrope("lab", "nope").stderr == "mmrope lab: No such command 'nope'.\n"
 
 
@@ -392,7 +392,6 @@ ODD = [
     ["families", "--json"],
     ["--version", "ids"],
     ["-h"],
-    ["--install-completion", "nonsense"],
 ]
 
 

@@ -12,7 +12,7 @@ from mmrope.preprocess.image import load_image
 from mmrope.preprocess.video import open_video
 from tests.support import ROOT
 
-SHORTER = {"extend_context.py": ("--steps", "20")}
+SHORTER = {"extend_context.py": ("--steps", "4")}
 """How a script that trains for a while is made a quick one."""
 SCRIPTS = sorted(path.name for path in (ROOT / "samples").glob("*.py"))
 

@@ -133,7 +133,7 @@ EXPERIMENT = Experiment(
     "does not (get_rope_index). No paper compares the two.",
     variants=tuple(f"{name}{read}" for name in ("shipped", *RULES) for read in ("", ", read by the other")),
     full={"steps": 400, "batch": 32, "lr_share": 0.3, "looks": 8, "tokens": 120, "tested": [4, 8, 16], "count": 96},
-    quick={"steps": 2, "batch": 1, "lr_share": 0.3, "looks": 4, "tokens": 40, "tested": [4], "count": 1},
+    quick={"steps": 1, "batch": 1, "lr_share": 0.3, "looks": 4, "tokens": 40, "tested": [4], "count": 1},
     cell=cell,
     together=True,
     x="looks at a film",

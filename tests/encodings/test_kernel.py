@@ -419,7 +419,8 @@ def test_the_operators_keep_the_rules_of_operators(by):
 # --- what a GPU would get -----------------------------------------------------------------------------------------------
 
 COMPILE = """
-import json, sys, torch, stub_gpu, warnings
+import json, sys, torch, warnings
+from tests.support import stub_gpu
 warnings.simplefilter("error")  # of Triton
 from mmrope.encodings import kernel
 stub_gpu.install(int(sys.argv[1]))

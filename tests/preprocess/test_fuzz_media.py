@@ -28,7 +28,7 @@ def findings(*arguments, **options):
     return list(tried(*arguments, **options))[-1][1]
 
 
-@pytest.mark.parametrize(("kind", "number"), [("images", cases(6_000)), ("videos", cases(300))])
+@pytest.mark.parametrize(("kind", "number"), [("images", cases(3_000)), ("videos", cases(300))])
 def test_mutants_are_opened_or_refused(kind, number):
     seeds = SEEDS[kind]()
     found = findings(mutants(seeds, 0, number), kind)

@@ -229,9 +229,11 @@ def test_sizes_are_those_of_transformers(height, width):
 
 
 VIDEO_PROCESSORS = {
-    "qwen2_vl": Qwen2VLVideoProcessor(cap_pixels_per_frame=True),
-    "qwen3_vl": Qwen3VLVideoProcessor(size={"shortest_edge": 4096, "longest_edge": 25165824}, cap_pixels_per_frame=True),
-    "glm4v": Glm4vVideoProcessor(),
+    "qwen2_vl": lambda: Qwen2VLVideoProcessor(cap_pixels_per_frame=True),
+    "qwen3_vl": lambda: Qwen3VLVideoProcessor(
+        size={"shortest_edge": 4096, "longest_edge": 25165824}, cap_pixels_per_frame=True
+    ),
+    "glm4v": lambda: Glm4vVideoProcessor(),
 }
 
 
@@ -239,7 +241,7 @@ VIDEO_PROCESSORS = {
 @given(frames=st.integers(2, 768), height=st.integers(16, 3000), width=st.integers(16, 3000))
 def test_frame_sizes_are_those_of_transformers(name, frames, height, width):
     """The more frames, the smaller each: with the budget of qwen-vl-utils that released checkpoints were used with."""
-    processor, config = VIDEO_PROCESSORS[name], FAMILY_PATCHES[name]
+    processor, config = VIDEO_PROCESSORS[name](), FAMILY_PATCHES[name]
     video = torch.empty(1, frames, 3, height, width, dtype=torch.uint8, device="meta")
     options = {"factor": config.factor, "temporal_factor": 2, "cap_pixels_per_frame": True, "resample": None}
     try:
@@ -285,10 +287,10 @@ def test_long_sides_are_refused():
 
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 IMAGE_PROCESSORS = {
-    "qwen2_vl": Qwen2VLImageProcessor(),
-    "qwen2_5_vl": Qwen2VLImageProcessor(),
-    "qwen3_vl": Qwen2VLImageProcessor(patch_size=16, size={"shortest_edge": 65536, "longest_edge": 16777216}, **HALF),
-    "glm4v": Glm4vImageProcessor(),
+    "qwen2_vl": lambda: Qwen2VLImageProcessor(),
+    "qwen2_5_vl": lambda: Qwen2VLImageProcessor(),
+    "qwen3_vl": lambda: Qwen2VLImageProcessor(patch_size=16, size={"shortest_edge": 65536, "longest_edge": 16777216}, **HALF),
+    "glm4v": lambda: Glm4vImageProcessor(),
 }
 
 
@@ -296,7 +298,7 @@ IMAGE_PROCESSORS = {
 @pytest.mark.parametrize("photograph", ["chelsea", "coffee", "astronaut", "rocket"])
 def test_pixels_are_those_of_transformers(name, photograph):
     image = Image.fromarray(getattr(data, photograph)())
-    upstream = IMAGE_PROCESSORS[name](image, return_tensors="pt")
+    upstream = IMAGE_PROCESSORS[name]()(image, return_tensors="pt")
     content = [{"role": "user", "content": [{"type": "image", "image": image}]}]
     inputs = Processor(family=name)(content)
     assert torch.equal(inputs["image_grid_thw"], upstream["image_grid_thw"])
@@ -314,7 +316,7 @@ def test_pixels_are_those_of_transformers_at_every_size(height, width, name):
     image = np.tile(data.rocket(), (2, 2, 1))[:height, :width]
     content = [{"role": "user", "content": [{"type": "image", "image": image}]}]
     try:
-        upstream = IMAGE_PROCESSORS[name](Image.fromarray(image), return_tensors="pt")
+        upstream = IMAGE_PROCESSORS[name]()(Image.fromarray(image), return_tensors="pt")
     except ValueError:
         with pytest.raises(MediaError, match=r"more elongated than 200:1"):
             Processor(family=name)(content)

@@ -19,7 +19,7 @@ from mmrope.vlm import VLMConfig
 from mmrope.vlm.config import DecoderConfig, VisionConfig
 from mmrope.vlm.data import Mix, task_processor
 from mmrope.vlm.train import Training, last_checkpoint, make_optimizers, train
-from tests.support import ROOT
+from tests.support import PROOF, ROOT
 
 PROCESSOR = task_processor(padding_side="right", threads=1)
 SHORT = Training(steps=6, batch_size=2, warmup=2, save_every=3, log_every=1)
@@ -61,12 +61,14 @@ class Killed(Exception):
 
 
 def test_it_learns_to_read_a_digit(tmp_path):
-    training = Training(steps=80, batch_size=16, warmup=5, save_every=80, log_every=20, bfloat16=False)
+    steps = 240 if PROOF else 40
+    training = Training(steps=steps, batch_size=16, warmup=5, save_every=steps, log_every=10, bfloat16=False)
     train(tiny(96), PROCESSOR, training, tmp_path, schedule=((1.0, Mix(images=1, side=1, tokens=16)),))
     entries = log(tmp_path)
-    assert [entry["step"] for entry in entries] == [20, 40, 60, 80]
-    assert entries[-1]["loss"] < 0.3 * entries[0]["loss"]
-    assert entries[-1]["exact"]["at"] > 0.25  # chance is a tenth
+    assert [entry["step"] for entry in entries] == [*range(10, steps + 1, 10)]
+    assert entries[-1]["loss"] < (0.2 if PROOF else 0.4) * entries[0]["loss"]
+    if PROOF:
+        assert entries[-1]["exact"]["at"] > 0.4  # chance is a tenth; a third of the cells are blank
 
 
 def test_the_script_trains_and_draws_its_loss(tmp_path):
