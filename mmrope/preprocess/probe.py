@@ -35,9 +35,9 @@ _OPTIONS = {
 }
 
 PYAV_17_1 = hasattr(av.stream, "Discard")
-"""An older PyAV cannot leave streams unread. And options that reach a file's streams end its process where a stream turns up late,
-as in MPEG program streams: files are opened without them, so that a frame of millions of pixels is decoded once, and takes up to
-2 GB, before it is refused."""
+"""An older PyAV cannot leave streams unread. And options that reach a file's streams end its process where a stream turns up
+late, as in MPEG program streams: files are opened without them, so that a frame of millions of pixels is decoded once, and
+takes up to 2 GB, before it is refused."""
 
 Turn = tuple[int, int, int, int]
 """How a decoded frame is turned and mirrored to be upright: (a, b, c, d), each -1, 0 or 1, moves the pixel at (x, y) to
