@@ -11,16 +11,26 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 BROUGHT_BY = {
     **{"torch": "mmrope[torch]", "triton": "mmrope[torch]"},
-    **{"PIL": "mmrope[media]", "av": "mmrope[media]", "tqdm": "mmrope[media]", "pillow_heif": "mmrope[heic]"},
+    **{"PIL": "mmrope[media]", "av": "mmrope[media]", "tqdm": "mmrope[media]", "tokenizers": "mmrope[media]"},
+    "pillow_heif": "mmrope[heic]",
     **{"einops": "mmrope[vlm]", "safetensors": "mmrope[vlm]", "sklearn": "mmrope[train]", "mmrope_small": "mmrope-small"},
     **{"typer": "mmrope[cli]", "matplotlib": "mmrope[viz]", "decord": "mmrope[decord]"},
 }
 """Modules -> what to install for them."""
+
+
+_NEEDS = {
+    **{f"mmrope.encodings.{name}": "torch" for name in ("absolute", "alibi", "mixed", "rotary", "xpos")},
+    **{"mmrope.preprocess.image": "PIL", "mmrope.preprocess.video": "av"},
+    **{f"mmrope.vlm.{name}": "torch" for name in ("assistant", "attention", "config", "decoder", "model")},
+}
+"""Modules of mmrope whose names are listed only where another module can be imported: `help(mmrope)` works without it."""
 
 
 @contextmanager
@@ -43,7 +53,8 @@ def needed_for(what: str) -> Iterator[None]:
 
 
 def names_of(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """The `__getattr__`, `__dir__` and `__all__` of a package, from the imports of its `__init__.pyi`.
+    """The `__getattr__`, `__dir__` and `__all__` of a package, from the imports of its `__init__.pyi`: of a name whose extra is
+    missing the first says so, and the others do not list it.
 
     Args:
         package: its `__name__`.
@@ -53,6 +64,9 @@ def names_of(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[]
     for line in ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8")).body:
         if isinstance(line, ast.ImportFrom) and line.module and line.module != "__future__":
             homes |= {alias.asname or alias.name: (line.module, alias.name) for alias in line.names}
+
+    def names() -> list[str]:
+        return sorted(name for name, (module, _) in homes.items() if module not in _NEEDS or _is_there(_NEEDS[module]))
 
     def __getattr__(name: str) -> Any:
         if name not in homes:
@@ -65,4 +79,11 @@ def names_of(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[]
         setattr(sys.modules[package], name, value)  # found without this function from now on
         return value
 
-    return __getattr__, lambda: sorted(homes), sorted(homes)
+    return __getattr__, lambda: sorted({*names(), *(name for name in vars(sys.modules[package]) if name[:2] == "__")}), names()
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

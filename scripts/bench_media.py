@@ -37,7 +37,7 @@ from mmrope.preprocess.patches import FAMILY_PATCHES, image_patches, image_size,
 from mmrope.preprocess.readers import _frames
 
 ROOT = Path(__file__).parents[1]
-HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+HALF: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 UPSTREAM = {
     "qwen2_vl": Qwen2VLImageProcessor(),
     "qwen3_vl": Qwen2VLImageProcessor(patch_size=16, size={"shortest_edge": 65536, "longest_edge": 16777216}, **HALF),

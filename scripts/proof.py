@@ -2,9 +2,9 @@
 
     python scripts/proof.py [--out out/proof] [--again]
 
-Parts that are done are not run again: killed, it goes on where it was. A folder at a time, so that a part is at most an hour
-or so of two cores; everything takes about a day. out/proof/proof.json has the exit code, the seconds and the last lines of
-each part, and out/proof/NAME.log all that it said.
+Parts that this commit has passed are not run again: killed, it goes on where it was. A folder at a time, so that a part is at
+most an hour or so of two cores; everything takes about a day. out/proof/proof.json has the exit code, the seconds and
+the last lines of each part, and out/proof/NAME.log all that it said.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "proof.json"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     results = json.loads(path.read_text()) if path.is_file() and not options.again else {}
     for name, command in parts().items():
-        if name in results:
+        if (done := results.get(name)) and done["commit"] == commit and done["exit code"] == 0:
             continue
         began = time.monotonic()
         with (options.out / f"{name}.log").open("w+") as log:
@@ -40,7 +41,13 @@ def main() -> int:
             code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False).returncode
             log.seek(0)
             said = log.read().splitlines()[-3:]
-        results[name] = {"exit code": code, "seconds": round(time.monotonic() - began), "date": str(date.today()), "said": said}
+        results[name] = {
+            "commit": commit,
+            "exit code": code,
+            "seconds": round(time.monotonic() - began),
+            "date": str(date.today()),
+            "said": said,
+        }
         path.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{name}: exit code {code} after {results[name]['seconds']} s: {' '.join(said)}", flush=True)
     return int(any(result["exit code"] for result in results.values()))

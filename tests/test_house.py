@@ -217,6 +217,12 @@ def test_what_an_extra_would_bring_is_named():
                 asked()
             except ImportError as error:
                 print(error)
+
+        import inspect
+        for package in (mmrope, mmrope.positions, mmrope.encodings, mmrope.preprocess, mmrope.view, mmrope.vlm):
+            inspect.getmembers(package)  # as help() does
+            exec(f"from {{package.__name__}} import *", {{}})
+        assert "RotaryEmbedding" not in dir(mmrope) and "RotarySpec" in dir(mmrope) and "__version__" in dir(mmrope)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
@@ -228,6 +234,12 @@ def test_what_an_extra_would_bring_is_named():
         "a video needs av: pip install 'mmrope[media]'",
         "a figure needs matplotlib: pip install 'mmrope[viz]'",
     ]
+
+
+def test_every_module_of_others_is_brought_by_an_extra():
+    allowed = {"mmrope", "numpy", "torchcodec", "kernels", *sys.stdlib_module_names}  # two are used where the user has them
+    for path in FILES:
+        assert {module.split(".")[0] for module in imports(path, top_level_only=False)} <= allowed | set(BROUGHT_BY), path
 
 
 def test_versions_agree():

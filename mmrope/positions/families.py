@@ -412,9 +412,9 @@ def family_to_dict(row: Family) -> dict[str, Any]:
     """
     known = FAMILIES.get(row.key)
     if known is not None:
-        facts = {fact: getattr(row, fact) for fact in FACTS if row.has(fact)}
-        if dataclasses.replace(known, **facts) == row:
-            changed = {fact: value for fact, value in facts.items() if value != getattr(known, fact)}
+        other = [f.name for f in dataclasses.fields(Family) if getattr(row, f.name) != getattr(known, f.name)]
+        if all(name in FACTS and known.has(name) for name in other):
+            changed = {fact: getattr(row, fact) for fact in other}
             return {"name": row.key, "facts": {fact: _plain(value) for fact, value in changed.items()}}
     return {"rule": {field.name: _plain(getattr(row, field.name), field.name) for field in dataclasses.fields(row)}}
 

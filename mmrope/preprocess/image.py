@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401  (registered)
+from PIL import (  # noqa: F401  (registered)
+    AvifImagePlugin,
+    Image,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+    features,
+)
 
 from mmrope.preprocess.access import Access, resolve
 from mmrope.preprocess.errors import Limits, MediaError
@@ -25,6 +34,10 @@ ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 """Those that can be films."""
 _SEVERAL_VIEWS = ("MPO", "HEIF")
 """Formats of phones whose further images are views of the same photograph."""
+_LIBTIFF = features.version("libtiff") or ""
+FAX_IS_SOUND = [int(part) for part in re.findall(r"\d+", _LIBTIFF)] >= [4, 7, 2]
+"""Whether a damaged TIFF of fax compression is decoded from its own bytes alone: an older libtiff, in the wheels of Pillow
+before 13, fills what it misses with whatever the memory held before (found on mutated files)."""
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1")
 
 # what Pillow's decoders raise on damaged files (tried on mutated files); anything else is a bug and passes through
@@ -131,6 +144,11 @@ def open_image(
     image.filename = ""
     try:
         _check_size(name, image.size, limits)
+        if not FAX_IS_SOUND and image.info.get("compression") in ("tiff_ccitt", "group3", "group4"):
+            raise MediaError(
+                f"{name} is a TIFF with fax compression, which libtiff {_LIBTIFF} does not decode safely; "
+                "use Pillow 13 or newer, or convert it to PNG"
+            )
     except MediaError:
         image.__exit__()  # closes what was opened here, and not a file that was given
         raise

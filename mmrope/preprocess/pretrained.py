@@ -10,7 +10,7 @@ from typing import Any
 from mmrope.positions.families import family as find_family
 from mmrope.positions.families import family_from_config, family_from_dict
 from mmrope.preprocess.patches import FAMILY_PATCHES, PatchConfig
-from mmrope.preprocess.text import TOKENIZER_NAME, FileTokenizer, WordTokenizer
+from mmrope.preprocess.text import TOKENIZER_NAME, ByteTokenizer, FileTokenizer, WordTokenizer
 
 CONFIG_NAME = "processor_config.json"
 IMAGE_NAME, VIDEO_NAME = "preprocessor_config.json", "video_preprocessor_config.json"
@@ -61,7 +61,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     own = _read(folder / CONFIG_NAME)
     if own is not None and "family" in own:
-        return _own_settings(own) | _tokenizer(folder)
+        return _own_settings(own, folder)
     if own is not None and "image_processor" in own:
         image, video = own["image_processor"], own.get("video_processor")
         image = {"processor_class": own.get("processor_class"), **image}
@@ -103,12 +103,16 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _own_settings(settings: dict[str, Any]) -> dict[str, Any]:
+def _own_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     settings = {**{key: _tuples(value) for key, value in settings.items()}, "family": family_from_dict(settings["family"])}
     settings["patches"] = settings["patches"] and PatchConfig(**settings["patches"])
-    if "words" in settings:
-        settings["tokenizer"] = WordTokenizer(settings.pop("words"))
-    return settings
+    kind = settings.pop("tokenizer", None)  # a tokenizer.json beside the settings may be another's
+    if kind == "words":
+        words = WordTokenizer(settings.pop("words"))
+        return {**settings, "tokenizer": words}
+    if kind not in ("bytes", "file"):
+        raise ValueError(f"{folder / CONFIG_NAME} has the tokenizer {kind!r}; known are 'bytes', 'words' and 'file'")
+    return {**settings, "tokenizer": ByteTokenizer() if kind == "bytes" else FileTokenizer.from_folder(folder)}
 
 
 def _tuples(value: Any) -> Any:

@@ -662,9 +662,11 @@ class Processor:
         settings["patches"] = self.patches and dataclasses.asdict(self.patches)
         if family_from_dict(json.loads(json.dumps(settings["family"]))) != self._family:
             raise ValueError(f"{self.family} does not come back from JSON as it is, so the processor is not saved")
+        kinds = {ByteTokenizer: "bytes", WordTokenizer: "words", FileTokenizer: "file"}
+        settings["tokenizer"] = kinds.get(type(self.tokenizer))
         if isinstance(self.tokenizer, WordTokenizer):
             settings["words"] = self.tokenizer.words
-        elif not isinstance(self.tokenizer, (ByteTokenizer, FileTokenizer)):
+        if settings["tokenizer"] is None:
             raise ValueError(f"a tokenizer of type {type(self.tokenizer).__name__} cannot be saved here; save it by itself")
         content = json.dumps(settings, indent=2) + "\n"
         Path(folder).mkdir(parents=True, exist_ok=True)

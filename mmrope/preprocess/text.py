@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mmrope.extras import needed_for
 from mmrope.files import replacing
 
 SPECIAL_TOKENS = (
@@ -149,12 +150,11 @@ class FileTokenizer:
         """The tokenizer of a folder with tokenizer.json, and the name of its padding token in tokenizer_config.json.
 
         Raises:
-            ValueError: the files cannot be read, tokens of the chat format are missing, or `tokenizers` is not installed.
+            ValueError: the files cannot be read, tokens of the chat format are missing.
+            ImportError: `tokenizers` is not installed.
         """
-        try:
+        with needed_for(f"the {TOKENIZER_NAME} of a checkpoint"):
             import tokenizers
-        except ImportError as error:
-            raise ValueError(f"{folder} has a {TOKENIZER_NAME}, which takes the package tokenizers: pip install it") from error
         path, config_path = Path(folder) / TOKENIZER_NAME, Path(folder) / TOKENIZER_CONFIG_NAME
         try:
             tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
@@ -184,7 +184,14 @@ class FileTokenizer:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=not special)
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json, and the name of the padding token to tokenizer_config.json."""
+        """Writes tokenizer.json, and the name of the padding token to tokenizer_config.json.
+
+        Raises:
+            ValueError: special tokens under other ids or names than a file's: they would not come back.
+        """
+        named = {name: self.tokenizer.id_to_token(token) for name, token in self.special.items()}
+        if set(named) != set(SPECIAL_TOKENS) or any(named[name] != name for name in SPECIAL_TOKENS[1:]):
+            raise ValueError(f"special must give {', '.join(SPECIAL_TOKENS)} the ids that the tokenizer has, got {named}")
         with replacing(Path(folder) / TOKENIZER_NAME) as new:
             new.write_text(self.tokenizer.to_str(), encoding="utf-8")
         path = Path(folder) / TOKENIZER_CONFIG_NAME

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mmrope.encodings.spec import RotarySpec
 from mmrope.positions.families import family as find_family
 from mmrope.positions.families import family_from_dict, family_to_dict
@@ -31,12 +33,16 @@ class VisionConfig:
     intermediate_size: int = 512
     num_layers: int = 4
     num_heads: int = 6
-    theta: float = 1e4
+    theta: float | None = 1e4
+    """Of the 2D RoPE; None for patches without places."""
 
     @property
     def rotary(self) -> RotarySpec:
         """2D RoPE over (h, w)."""
-        return RotarySpec.axial(self.hidden_size // self.num_heads, axes="hw", theta=self.theta)
+        spec = RotarySpec.axial(self.hidden_size // self.num_heads, axes="hw", theta=self.theta or 1e4)
+        if self.theta is None:
+            return RotarySpec(spec.head_dim, np.zeros_like(spec.inv_freq), spec.axis, spec.axes, spec.pairing)
+        return spec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,7 +176,10 @@ class VLM(nn.Module):
         """
         from safetensors.torch import save_file
 
-        content = json.dumps(self._config_to_save().to_dict(), indent=2) + "\n"
+        stated = self._config_to_save().to_dict()
+        if type(self) is not VLM:  # which may place or see otherwise: its own from_pretrained loads it, and no other's
+            stated["class"] = type(self).__name__
+        content = json.dumps(stated, indent=2) + "\n"
         config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
         config.parent.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
@@ -188,7 +191,7 @@ class VLM(nn.Module):
     def _config_to_save(self) -> VLMConfig:
         """The config, with the rotary embedding that the decoder has, which may have been replaced."""
         for name, rotary in (("decoder", self.decoder.rotary), ("vision", self.vision.rotary)):
-            if not isinstance(rotary, RotaryEmbedding) or rotary.angles != "exact":
+            if type(rotary) is not RotaryEmbedding or rotary.angles != "exact":
                 raise ValueError(
                     f"model.{name}.rotary is {rotary!r}: saved is a RotaryEmbedding(spec) with exact angles. Keep the model by "
                     "torch.save, or give its spec to VLMConfig(rotary=...)"
@@ -200,7 +203,7 @@ class VLM(nn.Module):
             )
         config = replace(self.config, rotary=self.decoder.rotary.spec)
         if VLMConfig.from_dict(json.loads(json.dumps(config.to_dict()))) != config:
-            raise ValueError(f"{config.rotary!r} does not come back from JSON as it is, so the model is not saved")
+            raise ValueError(f"the config does not come back from JSON as it is, so the model is not saved: {config}")
         return config
 
     @classmethod
@@ -209,7 +212,7 @@ class VLM(nn.Module):
 
         Raises:
             ValueError: files that are missing, differ from their manifest, or are not of one model; weights in another format
-                than safetensors.
+                than safetensors; a model of another class.
 
         Example:
             >>> import tempfile
@@ -228,9 +231,13 @@ class VLM(nn.Module):
         refuse_pickles(folder, WEIGHTS_NAME)
         contents = verify(folder, [CONFIG_NAME, WEIGHTS_NAME])
         try:
-            config = VLMConfig.from_dict(json.loads(contents[CONFIG_NAME]))
-        except (TypeError, ValueError) as error:
+            stated = json.loads(contents[CONFIG_NAME])
+            saved_as = stated.pop("class", VLM.__name__)
+            config = VLMConfig.from_dict(stated)
+        except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{Path(folder) / CONFIG_NAME} is not the config of a VLM: {error}") from error
+        if saved_as != cls.__name__:
+            raise ValueError(f"{folder} holds a {saved_as}, not a {cls.__name__}: load it with {saved_as}.from_pretrained")
         model = cls(config)
         try:
             model.load_state_dict(load(contents[WEIGHTS_NAME]))

@@ -320,7 +320,7 @@ def _resume(path: Path, model: VLM, optimizers: Sequence[torch.optim.Optimizer],
     from safetensors.torch import load_file
 
     progress = json.loads((path / PROGRESS_NAME).read_text(encoding="utf-8"))
-    saved = VLM.from_pretrained(path)
+    saved = type(model).from_pretrained(path)
     before = {**progress["settings"], "config": saved.config.to_dict()}
     now = json.loads(json.dumps({**settings, "config": model.config.to_dict()}))
     before = json.loads(json.dumps(before))

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from mmrope.encodings.rotary import RotaryEmbedding
 from mmrope.encodings.spec import RotarySpec
 from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.model import VLM, VLMOutput
@@ -27,19 +25,6 @@ class FlatIds(VLM):
         return super().forward(**changed)
 
 
-class NoRotation(nn.Module):
-    """In the place of a RotaryEmbedding: cos and sin of no rotation at all."""
-
-    def __init__(self, rotary: RotaryEmbedding) -> None:
-        super().__init__()
-        self.rotary = rotary
-
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ones and zeros, of the shapes that the embedding has."""
-        cos, sin = self.rotary(ids)
-        return torch.ones_like(cos), torch.zeros_like(sin)
-
-
 def contiguous(config: VLMConfig) -> VLM:
     """The axes' channels one after the other, as Qwen2-VL has them."""
     pairs = [config.rotary.axis_letters.count(axis) for axis in "thw"]
@@ -51,9 +36,7 @@ def contiguous(config: VLMConfig) -> VLM:
 
 def no_vision_rope(config: VLMConfig) -> VLM:
     """An encoder whose patches have no places but the four in a token."""
-    model = VLM(config)
-    model.vision.rotary = NoRotation(model.vision.rotary)  # pyright: ignore[reportAttributeAccessIssue]
-    return model
+    return VLM(dataclasses.replace(config, vision=dataclasses.replace(config.vision, theta=None)))
 
 
 VARIANTS: dict[str, Callable[[VLMConfig], VLM]] = {

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import mmrope
 from mmrope import Segment
 from mmrope.adapters.attention import flex_block_mask, sdpa_mask, varlen
-from tests.support import cases
+from tests.support import cases, lowest
 from tests.support.strategies import rows as rows_of
 
 ROWS = [[Segment.text(3), Segment.image(h=2, w=3)], [Segment.pad(2), Segment.text(5)], [Segment.text(140), Segment.pad(1)]]
@@ -83,6 +83,7 @@ def test_varlen_arguments(interface, names):
         assert longest == 140
 
 
+@lowest.newer_torch("varlen attention")
 def test_the_names_are_those_of_torch_and_transformers():
     import inspect
 

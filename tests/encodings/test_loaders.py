@@ -31,6 +31,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmrope import RotaryEmbedding, RotarySpec
 from mmrope.encodings import DynamicNTK, LongRoPE, MixedRotary, SinusoidalEmbedding, XPos
+from tests.support import lowest
 
 BFLOAT16 = torch.bfloat16
 TOKENS = 12
@@ -569,6 +570,7 @@ def test_fsdp1(precision):
     trains_and_is_right(fsdp1(saved_owner(n), **options), n, dtype)
 
 
+@lowest.newer_torch("FSDP2 on a CPU")
 @pytest.mark.usefixtures("world")
 @pytest.mark.parametrize("precision", PRECISIONS2)
 def test_fsdp2(precision):
@@ -591,6 +593,7 @@ def test_fsdp1_makes_what_was_made_on_the_meta_device():
             right(name, outputs, n)
 
 
+@lowest.newer_torch("FSDP2 on a CPU")
 @pytest.mark.usefixtures("world")
 def test_fsdp2_makes_what_was_made_on_the_meta_device():
     n = fresh()

@@ -33,6 +33,7 @@ from mmrope.encodings import (
 from mmrope.encodings.blocks import BLOCK
 from mmrope.encodings.scaling import Temperature
 from tests.encodings.test_spec import upstream_case
+from tests.support import lowest
 
 SPECS = {
     "1D": RotarySpec.rope(16),
@@ -238,6 +239,7 @@ def test_one_graph_for_every_length():
             torch.testing.assert_close(one, other)
 
 
+@lowest.newer_torch("one graph for layers that are alike")
 def test_layers_that_are_alike_share_one_graph():
     """As many as a model has, each with a module of its own, that no call has been through before."""
 

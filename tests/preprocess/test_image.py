@@ -67,6 +67,16 @@ def test_every_entry_gives_the_same_pixels(tmp_path):
         assert pixels(array) is array
 
 
+@pytest.mark.parametrize("compression", ["tiff_ccitt", "group3", "group4"])
+def test_fax_is_refused_where_libtiff_shows_memory(compression, monkeypatch):
+    content = encoded(Image.new("1", (8, 8), 1), "TIFF", compression=compression)
+    monkeypatch.setattr("mmrope.preprocess.image.FAX_IS_SOUND", False)
+    with pytest.raises(MediaError, match=r"is a TIFF with fax compression, which libtiff .* use Pillow 13 or newer"):
+        load_image(content)
+    monkeypatch.setattr("mmrope.preprocess.image.FAX_IS_SOUND", True)
+    assert load_image(content).min() == 255
+
+
 def test_large_images_are_copied_whole():
     """Band by band, the last of them narrower."""
     image = Image.effect_noise((2003, 1777), 90).convert("RGB")

@@ -655,6 +655,8 @@ def test_a_family_comes_back_equal(key):
         dataclasses.replace(row, advance="tokens" if row.advance != "tokens" else "max"),
         dataclasses.replace(row, token_ids=TokenIds(image=1, video_end=9)),
         dataclasses.replace(row, spatial_merge=row.spatial_merge + 1),
+        dataclasses.replace(row, stride=2),
+        *([] if row.uses_seconds else [dataclasses.replace(row, time="seconds", ids_per_second=2.0)]),
     ]
     for one in changed:
         assert family_from_dict(json.loads(json.dumps(family_to_dict(one)))) == one
@@ -667,6 +669,34 @@ def test_a_changed_rule_is_saved_whole(tmp_path):
     processor.save_pretrained(tmp_path)
     assert Processor.from_pretrained(tmp_path) == processor
     assert Processor.from_pretrained(tmp_path).family != family("qwen2_vl")
+
+
+def test_the_tokenizer_that_was_saved_last_is_loaded(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("of another model")
+    Processor().save_pretrained(tmp_path)
+    assert Processor.from_pretrained(tmp_path).tokenizer == text.ByteTokenizer()
+    Processor(tokenizer=text.WordTokenizer(("row",))).save_pretrained(tmp_path)
+    assert Processor.from_pretrained(tmp_path).tokenizer == text.WordTokenizer(("row",))
+
+
+def test_a_tokenizer_that_would_not_come_back_is_refused(tmp_path):
+    class Mine(text.ByteTokenizer):
+        pass
+
+    vocabulary = {name: n for n, name in enumerate(["<unk>", *text.SPECIAL_TOKENS])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    right = {name: vocabulary[name] for name in text.SPECIAL_TOKENS}
+    wrong = {**right, text.SPECIAL_TOKENS[1]: 0}
+    for one, message in (
+        (Mine(), "a tokenizer of type Mine cannot be saved here"),
+        (text.FileTokenizer(wrong, words), "special must give"),
+        (text.FileTokenizer({}, words), "special must give"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Processor(tokenizer=one).save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    Processor(tokenizer=text.FileTokenizer(right, words)).save_pretrained(tmp_path)
+    assert Processor.from_pretrained(tmp_path).tokenizer.special == right
 
 
 def test_a_rule_of_ones_own_function_is_not_saved(tmp_path):

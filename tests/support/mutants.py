@@ -28,7 +28,7 @@ from PIL import Image
 
 from mmrope import MediaError
 from mmrope.preprocess import Limits
-from mmrope.preprocess.image import load_image
+from mmrope.preprocess.image import FAX_IS_SOUND, load_image
 from mmrope.preprocess.isolation import isolated
 from mmrope.preprocess.video import open_video
 
@@ -96,7 +96,7 @@ def image_seeds() -> dict[str, bytes]:
         "tiff, deflate": stored(deep, "TIFF", compression="tiff_adobe_deflate"),
         "tiff, packbits": stored(colour.quantize(16), "TIFF", compression="packbits"),
         "tiff, jpeg": stored(colour, "TIFF", compression="jpeg"),
-        "tiff, group 4": stored(plain.convert("1"), "TIFF", compression="group4"),
+        **({"tiff, group 4": stored(plain.convert("1"), "TIFF", compression="group4")} if FAX_IS_SOUND else {}),
         "tiff, float": stored(exact, "TIFF"),
         "tiff, lab": stored(Image.merge("LAB", [plain] * 3), "TIFF"),
         "tiff, two pages": stored(colour, "TIFF", save_all=True, append_images=[clear]),

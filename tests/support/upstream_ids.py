@@ -217,6 +217,8 @@ def rope_index_arguments(family: Family, inputs: dict[str, Any]) -> dict[str, An
 
 def upstream_class(family: Family) -> Any:
     """The class of the installed transformers that has the family's get_rope_index."""
+    if lowest.WANTED:
+        lowest.skip("transformers")
     module = importlib.import_module(f"transformers.models.{family.name}.modeling_{family.name}")
     found = [
         value

@@ -72,6 +72,7 @@ def test_what_a_config_cannot_state_is_not_saved(tmp_path):
     for part, rotary, message in (
         ("decoder", RotaryEmbedding(MROPE, angles="hf"), "saved is a RotaryEmbedding\\(spec\\) with exact angles"),
         ("decoder", torch.nn.Identity(), "saved is a RotaryEmbedding"),
+        ("decoder", type("Mine", (RotaryEmbedding,), {})(MROPE), "saved is a RotaryEmbedding"),
         (
             "vision",
             RotaryEmbedding(RotarySpec.axial(16, axes="hw", theta=7.0)),

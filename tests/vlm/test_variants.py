@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmrope import VLM
 from mmrope.vlm.data import small_config, task_processor
 from mmrope.vlm.variants import VARIANTS
 
@@ -77,6 +78,18 @@ def test_without_rotation_the_encoder_has_no_order(inputs):
     for name, same in (("no_vision_rope", True), ("interleaved", False)):
         encoder = made[name].vision
         assert torch.allclose(encoder(moved, grid), encoder(pixels, grid)[order], atol=1e-5) == same
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_saved_as_what_it_is(name, tmp_path):
+    model = models()[name]
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert loaded.vision.rotary.spec == model.vision.rotary.spec
+    if type(model) is not VLM:
+        with pytest.raises(ValueError, match=r"holds a FlatIds, not a VLM: load it with FlatIds.from_pretrained"):
+            VLM.from_pretrained(tmp_path)
 
 
 def test_contiguous_is_another_order_of_the_axes():
