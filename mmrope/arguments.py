@@ -142,7 +142,7 @@ def between(least: float, most: float) -> Callable[[Any], Any]:
     """A check of an option's number."""
 
     def check(value: Any) -> Any:
-        if not least <= value <= most:  # nor NaN
+        if value is not None and not least <= value <= most:  # nor NaN
             raise typer.BadParameter(f"{value:g} is not from {least:g} to {most:g}")
         return value
 

@@ -336,7 +336,7 @@ def show(
         str, typer.Option("--family", help="Whose rotary embedding.", show_default="qwen2_vl", autocompletion=family_names)
     ] = "",
     preset_name: Annotated[str, typer.Option("--preset", help="A preset instead, such as wan.", show_default=False)] = "",
-    heads: Annotated[int, typer.Option(help="Heads, for alibi.", callback=between(1, 1024))] = 8,
+    heads: Annotated[int | None, typer.Option(help="Heads, for alibi; 8 by default.", callback=between(1, 1024))] = None,
     figure: Annotated[
         Path | None, typer.Option(help="Draw it into this file instead (png, svg, pdf, jpg).", callback=drawable)
     ] = None,
@@ -353,8 +353,12 @@ def show(
     if what is Shown.alibi:
         from mmrope.encodings.alibi import alibi_slopes
 
-        name, shown = f"ALiBi, {heads} heads", alibi_slopes(heads).tolist()
+        if family_name or preset_name:
+            raise ValueError("ALiBi has heads alone: leave --family and --preset out")
+        name, shown = f"ALiBi, {heads or 8} heads", alibi_slopes(heads or 8).tolist()
     else:
+        if heads is not None:
+            raise ValueError("--heads is for alibi alone")
         from mmrope.encodings.presets import preset
         from mmrope.encodings.spec import RotarySpec
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 BROUGHT_BY = {
-    **{"torch": "mmrope[torch]", "triton": "mmrope[torch]"},
+    **{"torch": "mmrope[torch]", "triton": "mmrope[torch]", "typing_extensions": "mmrope[torch]"},
     **{"PIL": "mmrope[media]", "av": "mmrope[media]", "tqdm": "mmrope[media]", "tokenizers": "mmrope[media]"},
     "pillow_heif": "mmrope[heic]",
     **{"einops": "mmrope[vlm]", "safetensors": "mmrope[vlm]", "sklearn": "mmrope[train]", "mmrope_small": "mmrope-small"},

@@ -1,11 +1,15 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what is written to them as JSON."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 @contextmanager
@@ -17,3 +21,14 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def to_json(values: Any) -> str:
+    """As indented JSON; numpy's numbers, which settings are often computed with, are numbers."""
+    return json.dumps(values, indent=2, default=_number) + "\n"
+
+
+def _number(value: object) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r}, a {type(value).__name__}, cannot be written as JSON")

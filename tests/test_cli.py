@@ -341,6 +341,8 @@ def test_a_stride_that_users_choose():
         (["show", "decay", "--preset", "wan", "--family", "rope"], "give --family or --preset, not both"),
         (["show", "decay", "--family", "hunyuan_vl@transformers-5.23"], "that is no rotation; use the reference's 'contiguous'"),
         (["show", "scaling", "--preset", "dinov3"], "dinov3 states its frequencies one by one"),
+        (["show", "alibi", "--family", "nonsense"], "ALiBi has heads alone: leave --family and --preset out"),
+        (["show", "decay", "--heads", "4"], "--heads is for alibi alone"),
         (["show", "alibi", "--heads", "0"], "Invalid value for '--heads': 0 is not from 1 to 1024"),
         (["ask", ""], "the question is empty"),
         (["ask", "What is 1 + 1?", "--device", "gpu"], "cannot use the device 'gpu': give cpu, cuda, cuda:1, mps, xpu or auto"),

@@ -189,7 +189,8 @@ def spec_of(own: nn.Module, layer_type: str | None = None) -> RotarySpec:
     """
     if (layer_type or "") not in _layers(own):
         raise ValueError(f"{type(own).__name__} has layers of types {list(_layers(own))}, not {layer_type!r}")
-    text = config_dict(own.config)
+    config = config_dict(own.config)
+    text = config_dict(config.get("text_config") or config)  # a module's own config is the text's, as a rule
     rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
     mine = dict(rope[layer_type] if layer_type else rope)
     if not {"mrope_section", "xdrope_section"} & set(mine):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mmrope.extras import needed_for
-from mmrope.files import replacing
+from mmrope.files import replacing, to_json
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import family as find_family
 from mmrope.positions.families import family_from_dict, family_to_dict
@@ -199,6 +199,9 @@ class Processor:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+        for name in ("image_pixels", "video_pixels", "background"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))  # as it comes back from a file
         for name in ("image_pixels", "video_pixels"):
             if (bounds := getattr(self, name)) is not None and not (len(bounds) == 2 and 0 <= bounds[0] <= bounds[1] > 0):
                 raise ValueError(f"{name} must be the fewest and the most, got {bounds}")
@@ -660,7 +663,7 @@ class Processor:
         settings = {name: getattr(self, name) for name in sorted(kept)}
         settings["family"] = family_to_dict(self._family)
         settings["patches"] = self.patches and dataclasses.asdict(self.patches)
-        if family_from_dict(json.loads(json.dumps(settings["family"]))) != self._family:
+        if family_from_dict(json.loads(to_json(settings["family"]))) != self._family:
             raise ValueError(f"{self.family} does not come back from JSON as it is, so the processor is not saved")
         kinds = {ByteTokenizer: "bytes", WordTokenizer: "words", FileTokenizer: "file"}
         settings["tokenizer"] = kinds.get(type(self.tokenizer))
@@ -668,7 +671,7 @@ class Processor:
             settings["words"] = self.tokenizer.words
         if settings["tokenizer"] is None:
             raise ValueError(f"a tokenizer of type {type(self.tokenizer).__name__} cannot be saved here; save it by itself")
-        content = json.dumps(settings, indent=2) + "\n"
+        content = to_json(settings)
         Path(folder).mkdir(parents=True, exist_ok=True)
         if isinstance(self.tokenizer, FileTokenizer):
             self.tokenizer.save(folder)

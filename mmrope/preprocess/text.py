@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmrope.extras import needed_for
-from mmrope.files import replacing
+from mmrope.files import replacing, to_json
 
 SPECIAL_TOKENS = (
     "<|pad|>",
@@ -198,7 +198,7 @@ class FileTokenizer:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # with others' settings
         config["pad_token"] = self.tokenizer.id_to_token(self.special[SPECIAL_TOKENS[0]])
         with replacing(path) as new:
-            new.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            new.write_text(to_json(config), encoding="utf-8")
 
 
 def encode(text: str) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mmrope.extras import needed_for
+from mmrope.positions.rules import Family
 from mmrope.preprocess.messages import Messages, is_conversation
 from mmrope.preprocess.processor import Processor
 from mmrope.vlm.model import VLM
@@ -94,9 +95,10 @@ class Assistant:
 
     def __post_init__(self) -> None:
         rule = self.model.config.family
-        if rule is not None and rule != self.processor.family:
+        if rule is not None and rule != (made := self.processor.family):
+            differ = [field.name for field in fields(Family) if getattr(rule, field.name) != getattr(made, field.name)]
             raise ValueError(
-                f"the model was trained with the ids of {rule}, the processor makes those of {self.processor.family}"
+                f"the model was trained with the ids of {rule}, the processor makes those of {made}: {', '.join(differ)} differ"
             )
 
     def stream(self, messages: Messages, *, seed: int | None = None, **options: Any) -> Iterator[str]:

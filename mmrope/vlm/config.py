@@ -98,7 +98,13 @@ class VLMConfig:
             object.__setattr__(self, "family", find_family(self.family))
         if self.rotary.head_dim != self.decoder.head_dim:
             raise ValueError(
-                f"rotary is of heads of {self.rotary.head_dim} channels, the decoder's have {self.decoder.head_dim}"
+                f"rotary is of heads of {self.rotary.head_dim} channels, the decoder's have {self.decoder.head_dim}: "
+                "give one of its size, or rotary=None for the default of it"
+            )
+        if isinstance(self.family, Family) and len(self.family.axes) != len(self.rotary.axes):
+            raise ValueError(
+                f"{self.family} has ids of the axes {self.family.axes!r}, but rotary turns by {self.rotary.axes!r}: "
+                "give the one that reads them"
             )
         if self.rotary.needs_length or self.rotary.score_factor != 1 or self.rotary.temperature is not None:
             raise ValueError(

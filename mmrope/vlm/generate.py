@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.decoder import KVCache
+from mmrope.vlm.inputs import check_inputs
+
+_OPTIONS = ("max_new_tokens", "temperature", "top_p", "stop", "generator")
 
 
 class Writer(Protocol):
@@ -64,8 +67,9 @@ def stream(
         The new token of each row; the padding token in rows that have ended.
 
     Raises:
-        ValueError: rows padded on the right, or options out of range.
+        ValueError: rows padded on the right, options out of range, or what is neither an input nor an option.
     """
+    check_inputs({"input_ids": input_ids, "position_ids": position_ids, **media}, options=_OPTIONS)
     if not bool(attention_mask[:, -1].all()):
         raise ValueError(
             "a row ends in padding, so its next token cannot be read off: pad on the left (Processor(padding_side='left'))"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -38,13 +38,14 @@ class Inputs(_Needed, total=False):
     """Of each video, seconds of its sampled frames; in the ids already."""
 
 
-def check_inputs(inputs: Mapping[str, Any]) -> None:
-    """That these are a Processor's output.
+def check_inputs(inputs: Mapping[str, Any], *, options: Collection[str] = ()) -> None:
+    """That these are a Processor's output, where `options` are known, too.
 
     Raises:
         ValueError: a key that is missing or unknown.
     """
     if unknown := sorted(set(inputs) - set(Inputs.__annotations__)):
-        raise ValueError(f"the model does not read {', '.join(unknown)}; it reads {', '.join(Inputs.__annotations__)}")
+        known = [*options, *Inputs.__annotations__]
+        raise ValueError(f"{', '.join(unknown)}: not known here; known are {', '.join(known)}")
     if missing := [key for key in ("input_ids", "position_ids") if inputs.get(key) is None]:
         raise ValueError(f"{' and '.join(missing)} missing: pass all that the processor returned")

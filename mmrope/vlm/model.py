@@ -11,23 +11,21 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Unpack  # of typing from Python 3.11 on; torch brings it
 
 from mmrope.encodings.rotary import RotaryEmbedding
-from mmrope.files import replacing
+from mmrope.files import replacing, to_json
 from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.decoder import Decoder, KVCache
 from mmrope.vlm.generate import new_tokens, stream
 from mmrope.vlm.inputs import Inputs, check_inputs
 from mmrope.vlm.vision import VisionEncoder
 from mmrope.vlm.weights import refuse_pickles, verify, write_manifest
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack  # of typing from Python 3.11 on
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
@@ -99,7 +97,7 @@ class VLM(nn.Module):
         """What the decoder reads, [B, S, hidden]: embeddings of tokens, and of pixels in their places."""
         x, types = self.embedding(inputs["input_ids"]), inputs.get("mm_token_type_ids")  # [B, S, hidden]
         for kind, pixels, grid in ((1, "pixel_values", "image_grid_thw"), (2, "pixel_values_videos", "video_grid_thw")):
-            if inputs.get(pixels) is not None:
+            if inputs.get(pixels) is not None and len(inputs[pixels]):  # a row without media has none of them
                 x = self._with_media(x, kind, inputs[pixels], inputs.get(grid), types)
             elif types is not None and bool((types == kind).any()):
                 name = {1: "image", 2: "video"}[kind]
@@ -179,7 +177,7 @@ class VLM(nn.Module):
         stated = self._config_to_save().to_dict()
         if type(self) is not VLM:  # which may place or see otherwise: its own from_pretrained loads it, and no other's
             stated["class"] = type(self).__name__
-        content = json.dumps(stated, indent=2) + "\n"
+        content = to_json(stated)
         config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
         config.parent.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
@@ -202,7 +200,7 @@ class VLM(nn.Module):
                 f"{self.config.vision.rotary!r}: the vision encoder's rotary embedding cannot be saved"
             )
         config = replace(self.config, rotary=self.decoder.rotary.spec)
-        if VLMConfig.from_dict(json.loads(json.dumps(config.to_dict()))) != config:
+        if VLMConfig.from_dict(json.loads(to_json(config.to_dict()))) != config:
             raise ValueError(f"the config does not come back from JSON as it is, so the model is not saved: {config}")
         return config
 

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
-from mmrope.files import replacing
+from mmrope.files import replacing, to_json
 from mmrope.preprocess.processor import Processor
 from mmrope.vlm.data import SCHEDULE, Mix, TaskBatches, exact_answers
 from mmrope.vlm.model import VLM, next_token_loss
@@ -308,7 +308,7 @@ def _save(
         for name, value in values.items()
     }
     save_file(state, partial / STATE_NAME)
-    (partial / PROGRESS_NAME).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
+    (partial / PROGRESS_NAME).write_text(to_json(progress), encoding="utf-8")
     old = [other for other in folder.glob("step-*") if other != path]
     os.replace(partial, path)
     for other in old:
@@ -322,7 +322,7 @@ def _resume(path: Path, model: VLM, optimizers: Sequence[torch.optim.Optimizer],
     progress = json.loads((path / PROGRESS_NAME).read_text(encoding="utf-8"))
     saved = type(model).from_pretrained(path)
     before = {**progress["settings"], "config": saved.config.to_dict()}
-    now = json.loads(json.dumps({**settings, "config": model.config.to_dict()}))
+    now = json.loads(to_json({**settings, "config": model.config.to_dict()}))
     before = json.loads(json.dumps(before))
     if other := [key for key in now if before.get(key) != now[key]]:
         raise ValueError(

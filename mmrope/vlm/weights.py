@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrope.files import replacing
+from mmrope.files import replacing, to_json
 
 MANIFEST_NAME = "manifest.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -21,7 +21,7 @@ def write_manifest(folder: str | Path, names: Sequence[str]) -> None:
     """Writes `manifest.json`: the SHA-256 and the size in bytes of each of these files of the folder, as they are now."""
     files = {name: _entry((Path(folder) / name).read_bytes()) for name in names}
     with replacing(Path(folder) / MANIFEST_NAME) as path:
-        path.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+        path.write_text(to_json({"files": files}), encoding="utf-8")
 
 
 def verify(folder: str | Path, names: Sequence[str]) -> dict[str, bytes]:

@@ -159,6 +159,13 @@ def test_a_spec_that_the_models_code_cannot_apply_is_refused():
             RotaryInPlace(own, spec=spec)
 
 
+def test_a_module_may_have_the_whole_config():
+    own = own_module("qwen2_vl")
+    expected = spec_of(own)
+    own.config = {"model_type": "qwen2_vl", "text_config": own.config.to_dict()}
+    assert spec_of(own) == expected
+
+
 def test_a_call_that_cannot_be_right():
     ours = RotaryInPlace(own_module("qwen2_vl"))
     with pytest.raises(

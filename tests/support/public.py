@@ -21,11 +21,30 @@ def names() -> dict[str, list[str]]:
 
 
 def lines() -> list[str]:
-    return [
-        f"{package}.{name}{_parameters(getattr(import_module(package), name))}"
-        for package, has in names().items()
-        for name in has
-    ]
+    """Every public name: of the packages, of the adapters and of prompting; behind a class its own methods and fields, once."""
+    found: list[str] = []
+    known: set[object] = set()
+    for package, has in names().items():
+        for name in has:
+            value = getattr(import_module(package), name)
+            found += _of(f"{package}.{name}", value, members=inspect.isclass(value) and value not in known)
+            known |= {value} if inspect.isclass(value) else set()
+    modules = [f"mmrope.adapters.{path.stem}" for path in sorted((ROOT / "mmrope" / "adapters").glob("[a-z]*.py"))]
+    for module in ("mmrope.adapters", *modules, "mmrope.prompting"):
+        for name, value in vars(import_module(module)).items():
+            if not name.startswith("_") and getattr(value, "__module__", None) == module:
+                found += _of(f"{module}.{name}", value, members=inspect.isclass(value))
+    return found
+
+
+def _of(name: str, value: object, *, members: bool) -> list[str]:
+    found = [f"{name}{_parameters(value)}"]
+    if members:
+        for attribute, member in vars(value).items():
+            function = getattr(value, attribute) if isinstance(member, (classmethod, staticmethod)) else member
+            if not attribute.startswith("_"):
+                found.append(f"{name}.{attribute}{_parameters(function) if inspect.isroutine(function) else ''}")
+    return found
 
 
 def _parameters(value: object) -> str:
@@ -33,7 +52,7 @@ def _parameters(value: object) -> str:
         return ""
     try:
         signature = inspect.signature(value)
-    except ValueError:  # of a class that is made otherwise
+    except (ValueError, TypeError):  # of a class that is made otherwise
         return ""
     parameters = [p.replace(annotation=p.empty, default=p.empty) for p in signature.parameters.values()]
     return str(signature.replace(parameters=parameters, return_annotation=signature.empty))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmrope import VLM, Processor, RotaryEmbedding, RotarySpec, YaRN
+from mmrope import VLM, Processor, RotaryEmbedding, RotarySpec, YaRN, family
 from mmrope.encodings import NTK, PI, Scaling, Temperature
 from mmrope.vlm import Assistant, DecoderConfig, VisionConfig, VLMConfig
 
@@ -93,6 +93,7 @@ def test_what_a_config_cannot_state_is_not_saved(tmp_path):
         ({"rotary": dataclasses.replace(MROPE, score_factor=1.5)}, "its scores are not scaled"),
         ({"rotary": dataclasses.replace(RotarySpec.rope(16), temperature=Temperature(0.1, 64))}, "its scores are not scaled"),
         ({"family": "qwen9"}, "unknown family 'qwen9'"),
+        ({"family": "vrope"}, "vrope has ids of the axes 'abcd', but rotary turns by 'thw': give the one that reads them"),
     ],
 )
 def test_configs_that_cannot_be(options, message):
@@ -105,3 +106,16 @@ def test_a_processor_of_another_rule_is_refused():
     Assistant(model, Processor(family="qwen2_vl"))
     with pytest.raises(ValueError, match="trained with the ids of qwen2_vl, the processor makes those of qwen2_5_vl"):
         Assistant(model, Processor())
+    changed = dataclasses.replace(family("qwen2_vl"), pad_value=7)
+    with pytest.raises(ValueError, match="the ids of qwen2_vl, the processor makes those of qwen2_vl: pad_value differ"):
+        Assistant(model, Processor(family=changed))
+
+
+def test_numbers_of_numpy_and_lists_are_saved_as_numbers(tmp_path):
+    """Settings are often computed, or come from a file."""
+    processor = Processor(fps=np.float32(1.5), num_frames=np.int64(8), background=[0, 0, 0], image_pixels=[784, 7840])
+    processor.save_pretrained(tmp_path)
+    assert Processor.from_pretrained(tmp_path) == processor
+    model = VLM(VLMConfig(**SIZES, eos_token_id=np.int64(3)))
+    model.save_pretrained(tmp_path)
+    assert VLM.from_pretrained(tmp_path).config == model.config

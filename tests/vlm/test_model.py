@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 
 import numpy as np
 import pytest
@@ -389,10 +390,43 @@ def test_positions_have_no_default(model, processor, conversations):
         model(**inputs)
 
 
-def test_what_is_not_read_is_refused(model, processor, conversations):
+def test_a_row_without_media_has_no_pixels(model, processor):
+    """As `Processor.row` makes it for tables: all keys in every row."""
+    messages = [{"role": "user", "content": "Hello"}]
+    row = {
+        key: torch.as_tensor(value)[None] for key, value in processor.row({"messages": messages}).items() if "times" not in key
+    }
+    for key in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
+        row[key] = row[key][0]
+    row["position_ids"] = row["position_ids"].transpose(0, 1)  # [A, B, S]
+    assert torch.equal(model(**row).logits, model(**processor(messages)).logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": None}, "^labels: not known here; known are max_new_tokens, temperature, top_p, stop, generator, input_ids"),
+        ({"max_tokens": 3}, "^max_tokens: not known here"),
+    ],
+)
+def test_writing_has_no_other_options(model, processor, conversations, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(**processor(conversations), **options)
+
+
+def test_a_mistyped_config_is_explained():
     with pytest.raises(
-        ValueError, match="the model does not read pixel_vales, token_types; it reads input_ids, position_ids, "
+        ValueError, match=r"rotary is of heads of 32 channels, the decoder's have 16: .* or rotary=None for the default"
     ):
+        dataclasses.replace(VLMConfig(), decoder=DecoderConfig(head_dim=16))
+
+
+def test_the_types_of_inputs_can_be_read():
+    assert "inputs" in typing.get_type_hints(VLM.forward)
+
+
+def test_what_is_not_read_is_refused(model, processor, conversations):
+    with pytest.raises(ValueError, match=r"^pixel_vales, token_types: not known here; known are input_ids, position_ids, "):
         model(**processor(conversations), pixel_vales=None, token_types=None)
 
 
