@@ -7,7 +7,7 @@ can be named; all by default:
 
     tests   the kernel's tests and those of rotations on the GPU
     bench   scripts/bench_rotary.py's cases, what matters most first, until the time is up
-    model   where einops, safetensors, Pillow, torchvision and scikit-learn import: the small model's answers, CPU against GPU
+    model   where einops, safetensors, Pillow and scikit-learn import: the small model's answers, CPU against GPU
 
 Ends within --seconds, writes FOLDER/gpu.json after every part and every case, and FOLDER/gpu.md, a table, which it also prints
 last. --dry runs the same parts on a CPU, in Triton's interpreter and at tiny sizes: not for figures, to see that it works.
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("einops", "safetensors", "PIL", "torchvision", "sklearn")  # by the small model
+NEEDED = ("einops", "safetensors", "PIL", "sklearn")  # by the small model
 DRY_TESTS = "one_rounding_at_most or one_graph"
 
 

@@ -34,6 +34,8 @@ _OPTIONS = {
     "protocol_whitelist": "file",
 }
 
+RAW_IS_SOUND = int(av.__version__.partition(".")[0]) >= 17
+"""An older PyAV ends its process at raw video whose frames are shorter than their size says."""
 PYAV_17_1 = hasattr(av.stream, "Discard")
 """An older PyAV cannot leave streams unread. And options that reach a file's streams end its process where a stream turns up
 late, as in MPEG program streams: files are opened without them, so that a frame of millions of pixels is decoded once, and
@@ -136,6 +138,10 @@ def video_stream(container: Any, name: str) -> Any:
     codec = found.codec_context and found.codec_context.codec.canonical_name
     if codec not in CODECS:
         raise MediaError(f"{name} is coded as {codec or 'something unknown'}, which is not opened; re-encode it as h264")
+    if codec == "rawvideo" and not RAW_IS_SOUND:
+        raise MediaError(
+            f"{name} is raw video, which PyAV {av.__version__} does not read safely; use PyAV 17 or newer, or re-encode it as h264"
+        )
     return found
 
 

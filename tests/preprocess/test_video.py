@@ -101,6 +101,15 @@ def test_frames_from_keyframe_to_keyframe_are_the_frames_in_order(tmp_path, endi
             np.testing.assert_array_equal(one, everything[index])
 
 
+def test_raw_video_is_refused_where_damage_ends_the_process(tmp_path, monkeypatch):
+    path = film(tmp_path / "raw.avi", range(0, 120, 40), codec="rawvideo", tick=Fraction(1, 25))
+    monkeypatch.setattr("mmrope.preprocess.probe.RAW_IS_SOUND", False)
+    with pytest.raises(MediaError, match=r"is raw video, which PyAV .* does not read safely; use PyAV 17 or newer"):
+        open_video(path)
+    monkeypatch.setattr("mmrope.preprocess.probe.RAW_IS_SOUND", True)
+    assert len(open_video(path).seconds) == 3
+
+
 @pytest.mark.parametrize(
     ("ending", "codec", "trusted"),
     [
