@@ -140,7 +140,8 @@ def video_stream(container: Any, name: str) -> Any:
         raise MediaError(f"{name} is coded as {codec or 'something unknown'}, which is not opened; re-encode it as h264")
     if codec == "rawvideo" and not RAW_IS_SOUND:
         raise MediaError(
-            f"{name} is raw video, which PyAV {av.__version__} does not read safely; use PyAV 17 or newer, or re-encode it as h264"
+            f"{name} is raw video, which PyAV {av.__version__} does not read safely; use PyAV 17 or newer, or "
+            "re-encode it as h264"
         )
     return found
 
