@@ -399,7 +399,7 @@ def check(
     they cannot be checked.
     """
     from mmrope import positions
-    from mmrope.positions.checks import WrongPositions
+    from mmrope.positions.compare import WrongPositions
 
     if bool(family_name) == (config is not None):
         raise ValueError("name the family (--family qwen2_5_vl) or the checkpoint's config (--config config.json)")

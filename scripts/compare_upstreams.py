@@ -40,7 +40,7 @@ from mmrope import (  # noqa: E402
     position_ids,
     segments_from_inputs,
 )
-from mmrope.positions import rope_deltas  # noqa: E402
+from mmrope.positions import AudioInVideo, Canvas, rope_deltas  # noqa: E402
 from mmrope.preprocess.text import IMAGE_PAD, VIDEO_PAD, VISION_START  # noqa: E402
 from tests.support import upstream as hugging_face  # noqa: E402
 from tests.support.upstream_ids import (  # noqa: E402
@@ -344,12 +344,12 @@ def pictured(rule: Family) -> bool:
 
 def by_grids(rule: Family) -> bool:
     """Each image has a row of image_grid_thw, and nothing else has."""
-    return pictured(rule) and "canvas" not in rule.media and not rule.targets
+    return pictured(rule) and "canvas" not in rule.media and not rule.reading.targets
 
 
 def by_runs(rule: Family) -> bool:
     """Media are runs of tokens, and no marker around them is part of the rule."""
-    return by_grids(rule) and not rule.audio_tokens
+    return by_grids(rule) and not rule.reading.states_audio
 
 
 def timed(rule: Family) -> bool:
@@ -366,14 +366,14 @@ def sizes(*most: int) -> list[tuple[int, ...]]:
 
 
 def picture(rule: Family, h: int = 1, w: int = 1) -> Segment:
-    return Segment.canvas(h=h, w=w) if "canvas" in rule.media else Segment.image(h=h, w=w + rule.row_token)
+    return Canvas.make(h=h, w=w) if "canvas" in rule.media else Segment.image(h=h, w=w + rule.row_token)
 
 
 def around(rule: Family, *media: Segment) -> list[Segment]:
     """A row of media and the text that they need around them: room for the markers that the family counts."""
-    text = Segment.text(2) if rule.name == "neomme" or (rule.audio_tokens and len(media) > 1) else TEXT
+    text = Segment.text(2) if rule.name == "neomme" or (rule.reading.states_audio and len(media) > 1) else TEXT
     row = [part for medium in media for part in (text, medium)]
-    return [TEXT, *row[1:], TEXT] if rule.audio_tokens else row
+    return [TEXT, *row[1:], TEXT] if rule.reading.states_audio else row
 
 
 def video(rule: Family, t: int, h: int = 1, w: int = 1, every: float = 1.0) -> Input:
@@ -395,7 +395,7 @@ def films_with_sound(rule: Family) -> Iterator[Input]:
 
 def with_sound(rule: Family, t: int, every: float, h: int = 1, w: int = 1, sound: int = 0) -> Input:
     sound = sound or max(1, round(t * every * (rule.ids_per_second or 0)))
-    return Input([[TEXT, Segment.audio_in_video(t=t, h=h, w=w, audio=sound, seconds_per_grid=every), TEXT]])
+    return Input([[TEXT, AudioInVideo.make(t=t, h=h, w=w, audio=sound, seconds_per_grid=every), TEXT]])
 
 
 def shorter(given: Input) -> Iterator[Input]:
@@ -414,7 +414,7 @@ def but(key: str) -> dict[str, Any]:
 
 
 def seconds_key(rule: Family) -> str:
-    return "video_second_per_grid" if rule.audio_tokens else "second_per_grid_ts"
+    return "video_second_per_grid" if rule.reading.states_audio else "second_per_grid_ts"
 
 
 def grids(rule: Family, *tokens: tuple[float, float]) -> dict[str, Any]:
@@ -509,7 +509,7 @@ CASES = (
     Case("a row after another", "two rows with an image each", by_grids,
          lambda rule: [Input([around(rule, picture(rule))] * 2)], last_row),
     Case("no images_per_sample", "two rows with an image each, where the images of a row are not counted",
-         lambda rule: rule.targets,
+         lambda rule: rule.reading.targets,
          lambda rule: [Input([[TEXT, picture(rule, *size), TEXT] for size in ((1, 2), (2, 1))], **but("images_per_sample"))],
          last_row, by_rule=False),
 )  # fmt: skip
@@ -639,7 +639,7 @@ def of_hunyuan() -> Iterator[Record]:
     from transformers.models.hunyuan_vl.modeling_hunyuan_vl import HunYuanVLRotaryEmbedding, apply_rotary_pos_emb
 
     rule, spec = with_tokens("hunyuan_vl"), RotarySpec.from_family("hunyuan_vl")
-    rope = {"rope_type": "default", "rope_theta": rule.theta, "mrope_section": list(rule.sections)}
+    rope = {"rope_type": "default", "rope_theta": rule.rotary.theta, "mrope_section": list(rule.rotary.sections)}
     theirs = HunYuanVLRotaryEmbedding(HunYuanVLTextConfig(head_dim=spec.head_dim, rope_parameters=rope))
     ours = RotaryEmbedding(spec)
     for h, w in sizes(3, 3):

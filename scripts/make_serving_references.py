@@ -32,7 +32,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mmrope import FAMILIES, Family, Segment  # noqa: E402
-from mmrope.positions.placements import qwen3_omni_audio_tokens  # noqa: E402
+from mmrope.positions import AudioInVideo
+from mmrope.positions.omni import qwen3_omni_audio_tokens  # noqa: E402
 from tests.adapters.test_serving import config_of, rule_of, sglang_request, vllm_request  # noqa: E402
 from tests.support.reference_format import as_json, segment  # noqa: E402
 from tests.support.upstream_ids import AUDIO_END, TOKENS, VLLM, function_of  # noqa: E402
@@ -80,8 +81,8 @@ NOT_ESTABLISHED = {
 
 SECONDS = [float(np.float32(seconds)) for seconds in (0.1, 0.3, 0.5, 0.7, 0.83, 1.0, 1.001, 1.5, 2.0, 10.0)]  # as in tensors
 SOUND_IN_VIDEO = (  # times that are nearly whole, or cut to whole steps change places with the sound's
-    Segment.audio_in_video(t=11, h=1, w=1, audio=20, seconds_per_grid=SECONDS[0]),
-    Segment.audio_in_video(t=3, h=1, w=2, audio=30, seconds_per_grid=SECONDS[4]),
+    AudioInVideo.make(t=11, h=1, w=1, audio=20, seconds_per_grid=SECONDS[0]),
+    AudioInVideo.make(t=3, h=1, w=2, audio=30, seconds_per_grid=SECONDS[4]),
 )
 Batch = list[list[Segment]]
 
@@ -119,7 +120,7 @@ def _drawn(rng: random.Random, rule: Family, kinds: Sequence[str]) -> list[Segme
             row.append(Segment.audio(rng.randint(1, 30)))
         elif kind == "audio_in_video":
             t, audio = rng.randint(1, 4), rng.randint(1, 60)
-            row.append(Segment.audio_in_video(t=t, h=h, w=w, audio=audio, seconds_per_grid=seconds))
+            row.append(AudioInVideo.make(t=t, h=h, w=w, audio=audio, seconds_per_grid=seconds))
         else:  # a video's frames, with a time stamp before each but the first
             row.append(Segment.frame(h=h, w=w))
             for _ in range(rng.randint(0, 3)):
@@ -247,7 +248,7 @@ def by_sglang(folder: Path) -> dict[str, Any]:
 
 def _padded(rows: list[list[Segment]], rule: Family) -> list[Batch]:
     """Rows of different lengths as a batch, padded on each side; of functions that take an attention mask."""
-    if rule.token_ids.video_start is None:
+    if rule.checkpoint.token_ids.video_start is None:
         return []
     pair, longest = rows[1:3], max(sum(s.length for s in row) for row in rows[1:3])
     pads = [[Segment.pad(longest - sum(s.length for s in row))] for row in pair]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from mmrope.positions.batches import Packed
+from mmrope.positions.sequences import Packed
 
 Interface = Literal["torch", "flash_attn", "transformers"]
 _VARLEN: dict[Interface, tuple[str, str, str, str]] = {

@@ -20,7 +20,7 @@ from torch import Tensor
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import FAMILIES, family, family_of
 from mmrope.positions.inputs import segments_from_inputs
-from mmrope.positions.layouts import rope_deltas
+from mmrope.positions.formats import rope_deltas
 from mmrope.positions.rules import Family, TokenIds
 
 _OMNI = ("audio_token_id", "audio_start_token_id", "position_id_per_seconds", "use_audio_in_video", "audio_seqlens")
@@ -83,7 +83,7 @@ def get_rope_index(
     _refuse(set(kwargs) - set(_OMNI))
     facts: dict[str, Any] = {"spatial_merge": spatial_merge_size}
     rate, name = (tokens_per_second, "tokens_per_second")
-    if row.audio_tokens is not None:
+    if row.reading.states_audio:
         rate, name = kwargs.get("position_id_per_seconds"), "position_id_per_seconds"
     if row.uses_seconds and rate is not None:
         facts["ids_per_second"] = rate
@@ -93,14 +93,14 @@ def get_rope_index(
         image=image_token_id,
         video=video_token_id,
         vision_start=vision_start_token_id,
-        **{key: kwargs.get(f"{key}_token_id") for key in ("audio", "audio_start") if row.audio_tokens is not None},
+        **{key: kwargs.get(f"{key}_token_id") for key in ("audio", "audio_start") if row.reading.states_audio},
     )
     inputs = {
         "input_ids": input_ids,
         "image_grid_thw": image_grid_thw,
         "video_grid_thw": video_grid_thw,
         "second_per_grid_ts": second_per_grid_ts,
-        "audio_seqlens": kwargs.get("audio_seqlens") if row.audio_tokens is not None else None,
+        "audio_seqlens": kwargs.get("audio_seqlens") if row.reading.states_audio else None,
     }
     return _placed(inputs, family(row, **facts, token_ids=tokens), sound_in_video=bool(kwargs.get("use_audio_in_video")))
 
@@ -217,7 +217,7 @@ def decode_positions(mrope_position_deltas: Tensor, seq_lens: Tensor) -> Tensor:
 
 def _is_found_by_these(row: Family) -> bool:
     """Whether get_rope_index is told the ids of all tokens that say where the family's media are."""
-    needed = {path for path in row.config if path.startswith("token_ids.")}
+    needed = {path for path in row.checkpoint.config if path.startswith("token_ids.")}
     return row.axes == "thw" and bool(needed) and needed <= _TOKENS
 
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from mmrope.adapters import family_of_model
 from mmrope.adapters.attention import varlen
-from mmrope.positions.batches import pack
+from mmrope.positions.sequences import pack
 from mmrope.positions.build import Positions, position_ids
-from mmrope.positions.checks import check
+from mmrope.positions.compare import check
 from mmrope.positions.families import FAMILIES
 from mmrope.positions.inputs import INPUTS, segments_from_inputs
-from mmrope.positions.layouts import hf_position_ids, rope_deltas
+from mmrope.positions.formats import hf_position_ids, rope_deltas
 from mmrope.positions.rules import Family
 from mmrope.positions.segments import Row, Segment
 
@@ -82,10 +82,10 @@ class RopeIndex:
         """The method's, without self."""
         upstream, modern = self._upstream, self.version == "5.23"
         assert upstream is not None
-        if upstream.audio_tokens is not None:
+        if upstream.reading.states_audio:
             modern, names = False, ["image_grid_thw", "video_grid_thw", "attention_mask"]
             names += ["use_audio_in_video", "audio_seqlens", "second_per_grids"]
-        elif upstream.targets:
+        elif upstream.reading.targets:
             names = ["image_grid_thw", "images_per_sample", "attention_mask"]
         elif "canvas" in upstream.media:
             names = ["mm_token_type_ids", "target_sizes", "target_sizes_videos", "downsample_mode", "attention_mask"]
@@ -139,9 +139,9 @@ class RopeIndex:
 
     def _deltas(self, positions: Positions) -> Tensor:
         """[B, 1] rope_deltas by the version's meaning, int64, or float32 where ids are fractions."""
-        if self.family.targets:
+        if self.family.reading.targets:
             return torch.zeros(len(positions.rows), 1, dtype=torch.int64)
-        padded = self.version == "4.57" and self.family.audio_tokens is None
+        padded = self.version == "4.57" and not self.family.reading.states_audio
         return torch.from_numpy(rope_deltas(positions, length="padded" if padded else "unpadded"))
 
 
@@ -246,7 +246,7 @@ def _packed(
         batch[key] = taken.masked_fill(shown, fills[key])[None]  # [1, T, ...]
     if "labels" in batch:
         batch["labels"][0, torch.from_numpy(whole.text_ids == 0).to(batch["labels"].device)] = -100
-    if family.recurrent:
+    if family.checkpoint.recurrent:
         batch.update(varlen(whole, "transformers"), seq_idx=torch.from_numpy(whole.sequence_index)[None])  # [1, T]
     return {**batch, "position_ids": torch.from_numpy(hf_position_ids(whole)), "use_cache": False}
 
@@ -345,7 +345,7 @@ def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = No
             "step). Decode by hand, model(input_ids, position_ids=..., past_key_values=...), or use transformers 5"
         )
     family = family_of_model(model if family is None else family)
-    if family.targets:
+    if family.reading.targets:
         raise ValueError(
             f"{family} takes no ids by generate: its prepare_inputs_for_generation sets them to None, and reads those that its "
             "own get_rope_index left on the model. Its forward takes them: decode by hand"

@@ -22,10 +22,10 @@ from torch import Tensor
 from mmrope.adapters import family_of_model
 from mmrope.positions.build import position_ids
 from mmrope.positions.inputs import on_host
-from mmrope.positions.layouts import rope_deltas
+from mmrope.positions.formats import rope_deltas
 from mmrope.positions.rules import Family
 from mmrope.positions.segments import whole
-from mmrope.positions.spans import Span, segments_from_spans
+from mmrope.positions.inputs import Span, segments_from_spans
 
 _SECONDS = "second_per_grid_ts"
 

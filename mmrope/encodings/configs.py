@@ -59,9 +59,9 @@ def rotary_from_config(config: Any, *, layer_type: str | None = None, revision: 
     head_dim = _head_dim(text, layer_type, name)
     scaling = _scaling(rope, text, name)
     fraction = rope.get("partial_rotary_factor")
-    partial = stated in _PARTIAL if family is None else family.rotary_fraction != 1
+    partial = stated in _PARTIAL if family is None else family.rotary.rotary_fraction != 1
     if partial and fraction is None:
-        released = f"; released checkpoints have {family.rotary_fraction}" if family else ""
+        released = f"; released checkpoints have {family.rotary.rotary_fraction}" if family else ""
         raise ValueError(f"{name}: the config has no partial_rotary_factor, and class defaults differ between models{released}")
     if family is None and {"mrope_section", "mrope_interleaved", "xdrope_section"} & set(rope):
         raise ValueError(f"{name} is a model of text alone, whose code does not read mrope_section: correct the config")
@@ -77,15 +77,15 @@ def rotary_from_config(config: Any, *, layer_type: str | None = None, revision: 
 
 
 def _of_family(family: Family, rope: Mapping[str, Any], head_dim: int, rotary_dim: int, theta: float) -> RotarySpec:
-    if bool(rope.get("mrope_interleaved", family.layout == "interleaved")) != (family.layout == "interleaved"):
+    if bool(rope.get("mrope_interleaved", family.rotary.layout == "interleaved")) != (family.rotary.layout == "interleaved"):
         raise ValueError(
             f"{family}: the config says mrope_interleaved={rope['mrope_interleaved']}, but the model's code always rotates "
-            f"{family.layout} and does not read the flag; correct the config"
+            f"{family.rotary.layout} and does not read the flag; correct the config"
         )
-    order = family.section_order or family.axes
+    order = family.rotary.section_order or family.axes
     sections = rope.get("mrope_section", rope.get("xdrope_section"))
     if sections is None or len(sections) != len(order):
-        released = [family.sections[family.axes.index(axis)] for axis in order] if family.sections else "none"
+        released = [family.rotary.sections[family.axes.index(axis)] for axis in order] if family.rotary.sections else "none"
         raise ValueError(
             f"{family}: the config has "
             + ("no mrope_section" if sections is None else f"mrope_section {sections}, not one number each for {order}")
@@ -95,10 +95,10 @@ def _of_family(family: Family, rope: Mapping[str, Any], head_dim: int, rotary_di
         head_dim,
         theta=theta,
         sections=[sections[order.index(axis)] for axis in family.axes],
-        layout=family.layout,
+        layout=family.rotary.layout,
         axes=family.axes,
         rotary_dim=rotary_dim,
-        pairing=family.pairing,
+        pairing=family.rotary.pairing,
     )
 
 

@@ -286,18 +286,18 @@ class RotarySpec:
             (128, 'thwthwthwthw')
         """
         family = find_family(family)
-        rotary_dim = 2 * sum(family.sections) or 128
+        rotary_dim = 2 * sum(family.rotary.sections) or 128
         spec = cls.mrope(
-            int(rotary_dim / family.rotary_fraction),
-            theta=family.theta,
-            sections=family.sections or (rotary_dim // 2,),
-            layout=family.layout,
+            int(rotary_dim / family.rotary.rotary_fraction),
+            theta=family.rotary.theta,
+            sections=family.rotary.sections or (rotary_dim // 2,),
+            layout=family.rotary.layout,
             axes=family.axes,
             rotary_dim=rotary_dim,
-            pairing=family.pairing,
+            pairing=family.rotary.pairing,
         )
         assert spec.spectra is not None
-        still = np.isin(spec.axis, [family.axes.index(axis) for axis in family.still])
+        still = np.isin(spec.axis, [family.axes.index(axis) for axis in family.rotary.still])
         spectra = replace(spec.spectra, which=np.where(still, -1, spec.spectra.which))
         return cls._of(spec.head_dim, spectra, spec.axis, spec.axes, spec.pairing)
 

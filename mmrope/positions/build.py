@@ -1,36 +1,32 @@
 """Rows of segments to position IDs.
 
-A batch is planned first (plan.py): where each segment begins. Then the ids of the asked slice are written, whole segments at a
-time. Nothing here loops over tokens.
+Each row is planned first: `places` walks over its segments and says where each begins, as a token and as an id. Then `write_row`
+writes the asked slice, whole segments at a time; the frames of a video with its time stamps are written at once. Both are a few
+operations a segment: nothing here loops over tokens.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from mmrope.extras import needed_for
 from mmrope.positions.families import family as find_family
-from mmrope.positions.plan import Plan, plan
 from mmrope.positions.rules import Family
-from mmrope.positions.segments import (
-    AUDIO,
-    IMAGE,
-    PAD,
-    TEXT,
-    VIDEO,
-    Row,
-    Segment,
-    whole_grids,
-)
+from mmrope.positions.segments import Custom, Row, Segment, frame_by_frame, segment_of, whole, whole_grids
+from mmrope.positions.timing import no_clock
 
 Rows = Row | Sequence[Segment] | Sequence[Row] | Sequence[Sequence[Segment]]
 """One row, or a list of rows."""
+
+_RAMP = np.arange(1 << 16)
+"""The numbers from 0 up, read-only: most text is a slice of it."""
+_RAMP.flags.writeable = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,7 +47,7 @@ class Positions:
     mask: np.ndarray
     """[B, S] bool, True at real tokens."""
     next: np.ndarray
-    """[B] the id that text after the row takes: decoding goes on there. int64; float32 where ids are fractional."""
+    """[B] the id that text after the row takes: decoding continues there. int64; float32 where ids are fractional."""
     family: Family
     rows: tuple[Row, ...]
     start: int = 0
@@ -67,7 +63,7 @@ class Positions:
 
     def torch(self, device: Any = None) -> dict[str, Any]:
         """`position_ids` [A, B, S], `attention_mask` [B, S] and `next_position` [B] as tensors on `device`: int64, and
-        float32 where ids are fractional.
+        float32 where ids are fractional. On the CPU they share the memory of `ids` and `next`.
 
         Example:
             >>> from mmrope import Segment, position_ids
@@ -133,151 +129,366 @@ def position_ids(
     """
     family = find_family(family)
     batch = batch_of(rows)
-    p = plan(batch, family)
-    length = _common_length(p.lengths)
-    start, stop = _slice(start, stop, length)
-    ids = output(out, dtype, (len(family.axes), len(batch), stop - start), family)
-    if ids.dtype in LARGEST:
-        check_fits(p.bounds(start, stop), ids.dtype)
-    mask = np.ones(ids.shape[1:], dtype=bool)  # [B, S]
-    ramp = shared_ramp(ids, len(batch), stop - start)
-    for b in range(len(batch)):
-        write_row(ids[:, b], mask[b], p, b, start, stop, ramp)
-    return Positions(
-        ids, mask, np.array(p.next, dtype=ids.dtype if family.fractional else family.dtype), family, tuple(batch), start
-    )
+    length = _common_length(batch)
+    start, stop = (0, length) if start == 0 and stop is None else _slice(start, stop, length)
+    plans = plan(batch, family)
+    ids = output(out, dtype, (len(family.axes), len(batch), stop - start), family)  # [A, B, stop - start]
+    mask = np.ones(ids.shape[1:], dtype=bool)  # [B, stop - start]
+    check_fits(plans, family, ids.dtype, start, stop)
+    for b, (placed, following, tokens) in enumerate(plans):
+        write_row(ids[:, b], mask[b], placed, following, tokens, family, start, stop)
+    following = np.array([following for _, following, _ in plans], ids.dtype if family.fractional else family.dtype)  # [B]
+    return Positions(ids, mask, following, family, tuple(batch), start)
+
+
+def decode_position_ids(following: Any, step: Any = 0, count: int = 1, *, axes: int = 3) -> np.ndarray:
+    """The ids of a decode step: text after rows that were placed before, for a server that keeps `Positions.next` of each request.
+
+    Args:
+        following: [B] `Positions.next` of the prompts.
+        step: how many tokens have been generated already, a number or [B].
+        count: tokens of this step; more than one when drafts are verified.
+        axes: of the family.
+
+    Returns:
+        [A, B, count], in the dtype of `following`: what `position_ids(row, family, start=length + step, stop=length + step +
+        count)` gives for each row.
+
+    Raises:
+        ValueError: shapes that differ, a count below 0.
+
+    Example:
+        >>> from mmrope import Segment, position_ids
+        >>> from mmrope.positions import decode_position_ids
+        >>> rows = [[Segment.text(5)], [Segment.text(1), Segment.image(h=2, w=2)]]
+        >>> prompts = position_ids(rows, "qwen2_vl")
+        >>> decode_position_ids(prompts.next, step=[2, 0])[0].tolist()  # t of the third and of the first new token
+        [[7], [3]]
+    """
+    following = np.asarray(following)
+    first = following + np.asarray(step, dtype=following.dtype)  # [B]
+    if first.ndim != 1 or first.shape != following.shape:
+        raise ValueError(f"following must be [B] and step a number or [B], got {following.shape} and {np.shape(step)}")
+    ids = np.empty((whole(axes, "axes", least=1), len(first), whole(count, "count", least=0)), dtype=following.dtype)
+    ids[:] = first[:, None] if count == 1 else first[:, None] + np.arange(count, dtype=following.dtype)  # [A, B, count]
+    return ids
 
 
 def real_tokens(row: Row, stop: int | None = None) -> int:
     """How many of the first `stop` tokens of a row, or of all, are no padding; past its end all are none."""
-    lengths = row.lengths
-    length = int(lengths.sum())
-    stop = length if stop is None else stop
-    before = np.minimum(lengths, np.maximum(stop - (lengths.cumsum() - lengths), 0))
-    return int(before[row.kind != PAD].sum()) + max(stop - length, 0)
+    stop, token, padding = row.length if stop is None else stop, 0, 0
+    for kind, _, n, _ in row.items:
+        if kind == "pad" and token < stop:
+            padding += min(n, stop - token)
+        token += n
+    return stop - padding
 
+
+# --- where segments begin ---------------------------------------------------------------------------------------------
+
+Place = tuple[str, tuple[int, int, int], int, int, Any, Any, int]
+"""(kind, grid, tokens, first token, first id, more, media before it): more is a video's last time step, seconds per grid and times, of frames the text tokens and
+the ids from one to the next, of a "table", which a function placed, its ids [A, tokens]."""
+RowPlan = tuple[list[Place], Any, int]
+"""Where the segments of a row are, the id at which text continues, and the tokens of the row."""
+
+_LINES = ("text", "audio")
+_INSTEAD = {
+    "video": "splits videos into frames: list text (the time stamp) and Segment.frame alternately, one frame per temporal grid",
+    "frame": "places videos whole: use Segment.video, or Segment.image for a picture on its own",
+}
+
+
+def plan(rows: Sequence[Row], family: Family) -> list[RowPlan]:
+    """Where every segment of a batch begins."""
+    plans, media = [], 0
+    for b, row in enumerate(rows):
+        placed, following, count = _places(rows, b, family, media)
+        plans.append((placed, following, row.length))
+        media = count if family.ordinal == "batch" else 0
+    return plans
+
+
+def _places(rows: Sequence[Row], b: int, family: Family, media: int) -> tuple[list[Place], Any, int]:
+    """Where the segments of row b are, the id at which text continues, and the media up to there."""
+    row, place, exact = rows[b], family.place, not family.fractional
+    alike = exact and "frame" not in place and "i" not in family.axes  # frames are written at once
+    known = {"text", "pad", "custom", *family.media}
+    made: list[Place] = []
+    token, at = 0, 0 if exact else 0.0
+    for item in row.items if alike else row.singles:
+        kind, grid, n, more = item
+        name = "frame" if kind == "frames" else kind
+        extra: Any = None
+        if name not in known:
+            _refuse(rows, b, item, family, "")
+        if kind == "text" or kind == "pad":
+            step = n if kind == "text" else 0
+            following = at + step if exact else _rounded(at + _rounded(step))
+        elif kind == "custom" or kind in place:
+            extra, following = _by_itself(rows, b, item, at, family)
+            kind = "table"
+        elif kind == "audio":
+            following = at + n if exact else _rounded(_rounded(at + _rounded(n - 1)) + 1)
+        else:
+            last = 0
+            if kind == "video":
+                extra = _clock(rows, b, item, family)
+                last = family.steps(np.asarray(grid[0] - 1), *extra).item()
+                extra = (last, *extra)
+            elif family.stride is None and "p" in family.axes:
+                _refuse(rows, b, item, family, _NO_STRIDE.format(family.key))
+            extent = _extent(grid, n, last, family)  # how far the largest id that counts lies from the first
+            following = at + extent + 1 if exact else _rounded(_rounded(at + _rounded(extent)) + 1)
+            if kind == "frames":
+                _, h, w = grid
+                extra = (more, _extent((1, h, w), h * w, 0, family) + 1 + more)
+                following = at + grid[0] * extra[1] - more
+        made.append((kind, grid, n, token, at, extra, media))
+        media += name in ("image", "frame", "video")
+        token += n
+        at = following
+    if not abs(at) < 2**62:
+        raise ValueError(f"the ids of a row go up to {at:,}: they must stay below 2^62")
+    return made, at, media
+
+
+def _rounded(x: float) -> float:
+    """To float32, in which upstreams add fractional ids."""
+    return float(np.float32(x))
+
+
+def _extent(grid: tuple[int, int, int], n: int, last: Any, family: Family) -> Any:
+    """From where vision begins to its largest id that counts; `last` is its last time step."""
+    _, h, w = grid
+    if family.advance == "max":
+        return max(h - 1, w - 1, last)
+    if family.advance == "spatial":
+        return max(h, w) - 1
+    if family.advance == "time":
+        return last
+    return (n if family.stride == 1 else math.ceil(n * (family.stride or 0))) - 1
+
+
+def _clock(rows: Sequence[Row], b: int, item: Any, family: Family) -> tuple[float | None, tuple[float, ...] | None]:
+    """A video's seconds per grid, or the times of its grids."""
+    more = item[3]
+    if family.stride is None:
+        _refuse(rows, b, item, family, _NO_STRIDE.format(family.key))
+    if family.uses_seconds and more is None:
+        _refuse(rows, b, item, family, _NO_SECONDS)
+    if isinstance(more, tuple):
+        if family.revision and family.uses_seconds:
+            _refuse(rows, b, item, family, _EVEN_ALONE)
+        return None, more
+    return more, None
+
+
+def _by_itself(rows: Sequence[Row], b: int, item: Any, at: Any, family: Family) -> tuple[np.ndarray, Any]:
+    """The ids [A, tokens] of a segment that no field places, and the id at which text continues."""
+    kind, _, n, _ = item
+    segment, number = segment_of(item), np.dtype(family.dtype).type
+    if isinstance(segment, Custom):
+        return _custom(segment, at, family), (number(at) + number(segment.advance)).item()
+    if family.uses_seconds and segment.has_time:
+        if segment.seconds_per_grid is None and segment.times is None:
+            _refuse(rows, b, item, family, _NO_SECONDS)
+        if segment.times is not None and family.revision:
+            _refuse(rows, b, item, family, _EVEN_ALONE)
+    function = family.place[kind]
+    found = function(segment, number(at), family)
+    ids, following = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
+    right = isinstance(ids, np.ndarray) and ids.shape == (len(family.axes), n) and ids.dtype.kind in "iuf"
+    right = right and (family.fractional or ids.dtype.kind != "f") and isinstance(following, (int, float, np.number))
+    if not right or (not family.fractional and following != int(following)):
+        what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else f"{type(found).__name__}"
+        raise ValueError(
+            f"{family}: {function.__name__} returned {what} for {segment!r}; a function in place returns (ids, next): ids "
+            f"{family.dtype} [{len(family.axes)}, {n}], and the id at which text continues"
+        )
+    return ids, number(following).item()
+
+
+def _custom(segment: Custom, start: Any, family: Family) -> np.ndarray:
+    table = np.array(segment.ids)
+    table = table if table.size else table.astype(np.int64)
+    if len(table) != len(family.axes):
+        raise ValueError(f"{segment!r} has ids on {len(table)} axes, but {family} has {len(family.axes)} ({family.axes})")
+    if not family.fractional and (table.dtype.kind == "f" or segment.advance != int(segment.advance)):
+        raise ValueError(f"{segment!r} has fractional ids, but those of {family} are whole numbers")
+    return table + start
+
+
+_NO_STRIDE = "leaves its stride to the user: family({0!r}, stride=...), on the command line --stride"
+_NO_SECONDS = (
+    "places videos by time: state seconds_per_grid (temporal patch size / frames sampled per second) or times=[...]; there is no "
+    "default"
+)
+_EVEN_ALONE = "is an upstream's rule, which takes evenly spaced grids alone: state seconds_per_grid"
+
+
+def _refuse(rows: Sequence[Row], b: int, item: Any, family: Family, why: str) -> NoReturn:
+    """A segment that the family does not place."""
+    item = next(frame_by_frame(item)) if item[0] == "frames" else item
+    where, name, number = f"row {b}, " if len(rows) > 1 else "", item[0], list(rows[b].singles).index(item)
+    if not why:
+        other = {"video": "frame", "frame": "video"}.get(name)
+        why = _INSTEAD[name] if other in family.media else f"places {', '.join(family.media)} and no {name}"
+    raise ValueError(f"{where}segment {number} is {segment_of(item)!r}, but {family} {why}")
+
+
+# --- which dtype holds them -------------------------------------------------------------------------------------------
 
 # the largest ids that a narrow dtype holds: int32 would wrap past it, float32 give neighbours one number
-LARGEST = {np.dtype(np.int32): (2**31 - 1, "int64"), np.dtype(np.float32): (2**24, "float64")}
+_LARGEST = {np.dtype(np.int32): (2**31 - 1, "int64"), np.dtype(np.float32): (2**24, "float64")}
 
 
-def check_fits(bounds: tuple[float, float], dtype: np.dtype) -> None:
-    """Refuses ids that a narrow dtype cannot tell apart."""
-    largest, wider = LARGEST[dtype]
-    for bound in bounds:
-        if abs(bound) > largest:
-            raise ValueError(f"position id {bound:,} does not fit {dtype}; ask for {wider} (dtype=, or the dtype of out)")
+def check_fits(plans: Sequence[RowPlan], family: Family, dtype: np.dtype, start: int = 0, stop: int | None = None) -> None:
+    """Refuses ids of the slice start .. stop, or of whole rows, that a narrow dtype cannot tell apart."""
+    if dtype not in _LARGEST:
+        return
+    largest, wider = _LARGEST[dtype]
+    for placed, following, length in plans:
+        end = length if stop is None else stop
+        bounds = [_bounds(place, family) for place in placed if place[3] < end and place[3] + place[2] > start]
+        if end > length:
+            bounds.append((following + max(start - length, 0), following + end - length - 1))
+        for bound in (min((low for low, _ in bounds), default=0), max((high for _, high in bounds), default=0)):
+            if abs(bound) > largest:
+                raise ValueError(f"position id {int(bound):,} does not fit {dtype}; ask for {wider} (dtype=, or the dtype of out)")
+
+
+def largest_ids(rows: Sequence[Row], family: Family) -> list[Any]:
+    """[B] the largest id of each row's real tokens; -1 where there are none."""
+    plans = plan(rows, family)
+    return [max((_bounds(p, family)[1] for p in placed if p[2] and p[0] != "pad"), default=-1) for placed, _, _ in plans]
+
+
+def _bounds(place: Place, family: Family) -> tuple[Any, Any]:
+    """The smallest and the largest id of a segment."""
+    kind, (t, h, w), n, _, at, extra, _ = place
+    if kind == "pad" or not n:
+        return 0, 0
+    if kind in _LINES:
+        return at, at + n - 1
+    if kind == "table":
+        return extra.min(), extra.max()
+    plane, last = max(h, w) - 1, extra[0] if kind == "video" else 0
+    low = plane // 2 if family.center else 0
+    high = max(last, plane - low + (last if family.couple else 0))
+    if family.origin == "zero":
+        low, high = at, max(last, plane - at)
+    if "p" in family.axes:
+        high = max(high, n - 1 if family.stride == 1 else math.ceil(n * (family.stride or 0)))
+    if kind == "frames":
+        high += (t - 1) * extra[1]
+    return at - low, at + high
 
 
 # --- writing ids ------------------------------------------------------------------------------------------------------
 
 
-def write_row(ids: np.ndarray, mask: np.ndarray, p: Plan, b: int, start: int, stop: int, ramp: np.ndarray) -> None:
-    """Writes the tokens start .. stop of row b of a plan: ids [A, stop - start], mask [stop - start]. `ramp` holds the numbers
-    from 0 up, as many as there are."""
-    begin, end, length, plain = p.cuts[b], p.cuts[b + 1], p.lengths[b], p.plain
+def write_row(
+    ids: np.ndarray,
+    mask: np.ndarray,
+    placed: Sequence[Place],
+    following: Any,
+    length: int,
+    family: Family,
+    start: int,
+    stop: int,
+) -> None:
+    """Writes the tokens start .. stop of a row: ids [A, stop - start], mask [stop - start], which is True already."""
     if start < length:
-        if start > 0:
-            begin += int(np.searchsorted(p.offset[begin:end], start, side="right")) - 1
-        if stop < length:
-            end = begin + int(np.searchsorted(p.offset[begin:end], stop, side="left"))
-        heads, counts = _series(p, begin, end)
-        numbers = range(begin, end) if isinstance(heads, slice) else heads.tolist()
-        columns = (p.kind[heads], p.grid[heads], p.offset[heads], p.first[heads])
-        for i, count, kind, (t, h, w), offset, first in zip(numbers, counts, *(c.tolist() for c in columns), strict=False):
-            n, at = t * h * w, offset - start
-            if count > 1:
-                last = i + 2 * count - 2
-                if at >= 0 and p.offset[last] + n <= stop:
-                    _write_series(ids, p, i, count, start)
-                else:  # cut by the slice
-                    for j in range(i, last + 1, 2):
-                        _write_part(ids, mask, p, j, start, stop)
-            elif at < 0 or offset + n > stop:
-                _write_part(ids, mask, p, i, start, stop)
-            elif kind in (TEXT, AUDIO):
-                ids[:, at : at + n] = _counting(first, n, ramp)
-            elif kind == IMAGE and plain:  # the usual case: as _write_grids has it, in a third of the time
-                grid, line = ids[:, at : at + n].reshape(3, h, w), _counting(first, max(h, w), ramp)  # [3, h, w], a view
-                grid[0], grid[1], grid[2] = first, line[:h, None], line[:w]
-            elif kind == PAD:
-                ids[:, at : at + n] = p.family.pad_value
-                mask[at : at + n] = False
-            elif i in p.tables:
-                ids[:, at : at + n] = p.tables[i]
-            else:
-                _write_grids(
-                    ids[:, at : at + n].reshape(len(ids), t, h, w), p, i, first, 0
-                )  # a view: splits the last dimension
+        _write(ids, mask, placed, family, start, stop, cut=start > 0 or stop < length)
     if stop > length:
         lo = max(start, length)
-        ids[:, lo - start :] = np.arange(lo - length, stop - length) + p.next[b]
+        ids[:, lo - start :] = np.arange(lo - length, stop - length) + following
 
 
-def shared_ramp(ids: np.ndarray, rows: int, tokens: int) -> np.ndarray:
-    """The numbers from 0 up, which rows share; for a few it does not pay."""
-    return np.arange(tokens if rows >= 4 else 0, dtype=_working(ids))
+def _write(
+    ids: np.ndarray, mask: np.ndarray, placed: Sequence[Place], family: Family, start: int, stop: int, *, cut: bool
+) -> None:
+    """Writes what segments have in the slice start .. stop; without `cut` they are all inside."""
+    plain = family.axes == "thw" and family.origin == "next" and not (family.center or family.couple or family.fractional)
+    for place in placed:
+        kind, (t, h, w), n, token, at, extra, media = place
+        begin = token - start
+        if cut and (begin < 0 or begin + n > stop - start):
+            if begin + n > 0 and begin < stop - start:
+                _write_part(ids, mask, place, family, start, stop)
+        elif kind == "text" or kind == "audio":
+            ids[:, begin : begin + n] = _counting(at, n)
+        elif kind == "image" and plain:  # the usual case: as _write_grids has it, in a third of the time
+            grid, line = ids[:, begin : begin + n].reshape(3, h, w), _counting(at, max(h, w))  # [3, h, w], a view
+            grid[0], grid[1], grid[2] = at, line[:h, None], line[:w]
+        elif kind == "pad":
+            ids[:, begin : begin + n] = family.pad_value
+            mask[begin : begin + n] = False
+        elif kind == "table":
+            ids[:, begin : begin + n] = extra
+        elif kind == "frames":
+            _write_frames(ids, place, family, start)
+        else:
+            grids = ids[:, begin : begin + n].reshape(len(ids), t, h, w)  # a view: splits the last dimension
+            _write_grids(grids, at, family, clock=extra, media=media)
 
 
-def _series(p: Plan, begin: int, end: int) -> tuple[Any, Iterable[int]]:
-    """The heads of series, and how many each has: every other segment for as long as they are alike and equally far apart. The
-    frames of a video and the time stamps between them are two such series; elsewhere each segment is a series of its own."""
-    if end - begin < 64 or p.tables or p.ordinal is not None:
-        return slice(begin, end), itertools.repeat(1)
-    kind, grid, offset = p.kind[begin:end], p.grid[begin:end], p.offset[begin:end]
-    distance = offset[2:] - offset[:-2]
-    alike = (kind[2:] == kind[:-2]) & (grid[2:] == grid[:-2]).all(axis=1) & (kind[2:] != PAD) & (kind[2:] != VIDEO)
-    alike[2:] &= ~alike[:-2] | (distance[2:] == distance[:-2])
-    heads, counts = [], []
-    for parity in (0, 1):
-        follows = alike[parity::2]  # whether segment parity + 2, parity + 4, ... goes on with a series
-        at = np.append(0, np.flatnonzero(~follows) + 1)
-        heads.append(begin + parity + 2 * at)
-        counts.append(np.diff(at, append=len(follows) + 1))
-    return np.concatenate(heads), np.concatenate(counts).tolist()
-
-
-def _write_part(ids: np.ndarray, mask: np.ndarray, p: Plan, i: int, start: int, stop: int) -> None:
-    """Writes the tokens of segment i that are in the slice start .. stop of its row, by way of whole temporal grids."""
-    (t, h, w), offset, first = p.grid[i].tolist(), int(p.offset[i]) - start, p.first[i].item()
-    lo, hi = max(0, -offset), min(t * h * w, stop - start - offset)  # of the segment's tokens
-    to, kind = ids[:, offset + lo : offset + hi], p.kind[i]
-    if kind in (TEXT, AUDIO):
-        to[:] = _counting(first, hi, np.arange(0, dtype=_working(ids)))[lo:]
-    elif kind == PAD:
-        to[:] = p.family.pad_value
-        mask[offset + lo : offset + hi] = False
-    elif i in p.tables:
-        to[:] = p.tables[i][:, lo:hi]
+def _write_part(ids: np.ndarray, mask: np.ndarray, place: Place, family: Family, start: int, stop: int) -> None:
+    """Writes the tokens of a segment that are in the slice start .. stop of its row, by way of whole temporal grids."""
+    kind, (t, h, w), n, token, at, extra, media = place
+    if kind == "frames":
+        gap, step = extra
+        for i in range(t):
+            frame, words = token + i * (h * w + gap), at + i * step + step - gap
+            parts = [("frame", (1, h, w), h * w, frame, at + i * step, None, media)]
+            parts += [("text", (1, 1, gap), gap, frame + h * w, words, None, media)] * (gap > 0 and i + 1 < t)
+            _write(ids, mask, parts, family, start, stop, cut=True)
+        return
+    begin = token - start
+    lo, hi = max(0, -begin), min(n, stop - start - begin)  # of the segment's tokens
+    to = ids[:, begin + lo : begin + hi]  # [A, hi - lo]
+    if kind in _LINES:
+        to[:] = _counting(at, hi)[lo:]
+    elif kind == "pad":
+        to[:] = family.pad_value
+        mask[begin + lo : begin + hi] = False
+    elif kind == "table":
+        to[:] = extra[:, lo:hi]
     else:
         t0, t1 = lo // (h * w), -(-hi // (h * w))  # the temporal grids that the slice touches
-        whole = np.empty((len(ids), t1 - t0, h, w), dtype=ids.dtype)
-        _write_grids(whole, p, i, first, t0)
-        to[:] = whole.reshape(len(ids), -1)[:, lo - t0 * h * w : hi - t0 * h * w]
+        grids = np.empty((len(ids), t1 - t0, h, w), dtype=ids.dtype)
+        _write_grids(grids, at, family, clock=extra, media=media, t0=t0)
+        to[:] = grids.reshape(len(ids), -1)[:, lo - t0 * h * w : hi - t0 * h * w]
 
 
-def _write_series(ids: np.ndarray, p: Plan, head: int, count: int, start: int) -> None:
-    """Writes the segments head, head + 2, ...: `count` of them, alike and equally far apart, all inside the slice."""
-    _, h, w = p.grid[head].tolist()
-    n, offset, distance = h * w, int(p.offset[head]) - start, int(p.offset[head + 2] - p.offset[head])
-    first = p.first[head : head + 2 * count : 2].astype(_working(ids))
-    end = offset + distance * (count - 1)  # the last has no whole distance after it, so it is written alone
-    parts = ids[:, offset:end].reshape(len(ids), count - 1, distance)[..., :n], ids[:, None, end : end + n]
-    for to, at in zip(parts, (first[:-1], first[-1:]), strict=True):
-        if p.kind[head] == TEXT or p.kind[head] == AUDIO:
-            to[:] = at[:, None] + np.arange(n, dtype=first.dtype)
-        else:
-            _write_grids(to.reshape(len(ids), len(at), h, w), p, head, at[:, None, None], 0)
+def _write_frames(ids: np.ndarray, place: Place, family: Family, start: int) -> None:
+    """Writes frames that are alike and equally far apart, and the text between them, all inside the slice."""
+    _, (count, h, w), _, token, at, (gap, step), media = place
+    n, begin = h * w, token - start
+    end = begin + (n + gap) * (count - 1)  # the last has no text after it, so it is written alone
+    first = at + step * np.arange(count, dtype=ids.dtype)  # [count]
+    both = ids[:, begin:end].reshape(len(ids), count - 1, n + gap)  # [A, count - 1, n + gap], a view
+    for to, of in ((both[..., :n], first[:-1]), (ids[:, None, end : end + n], first[-1:])):
+        _write_grids(to.reshape(len(ids), len(of), h, w), of[:, None, None], family, media=media)
+    both[..., n:] = (first[:-1] + (step - gap))[:, None] + np.arange(gap, dtype=ids.dtype)
 
 
-def _write_grids(to: np.ndarray, p: Plan, i: int, first: Any, t0: int) -> None:
-    """Writes temporal grids t0, t0 + 1, ... of segment i into `to` [A, grids, h, w], or one grid each of several segments like
-    it, whose first ids are `first` [segments, 1, 1]."""
-    family, (n, h, w), dtype = p.family, to.shape[1:], _working(to)
+def _write_grids(
+    to: np.ndarray, first: Any, family: Family, *, clock: Any = None, media: int = 0, t0: int = 0
+) -> None:
+    """Writes temporal grids t0, t0 + 1, ... of a segment into `to` [A, grids, h, w], or one grid each of several frames.
+
+    Args:
+        first: the id that the segment begins at; of frames [grids, 1, 1].
+        clock: of a video its last time step, seconds per grid and times.
+        media: the media before it.
+    """
+    n, h, w = to.shape[1:]
+    working = to.dtype if to.dtype.kind == "i" else np.float64  # whose sums are rounded once, when they are stored
     time, origin = first, first if family.origin == "next" else 0
-    if p.kind[i] == VIDEO:
-        special = p.special.get(i)
-        step = family.steps(np.arange(t0, t0 + n), p.seconds[i], special and special.times)[:, None, None]
+    if clock is not None:
+        step = family.steps(np.arange(t0, t0 + n), *clock[1:])[:, None, None]  # [grids, 1, 1]
         time = first + step
         origin = origin + step if family.couple else origin
     for a, axis in enumerate(family.axes):
@@ -285,20 +496,16 @@ def _write_grids(to: np.ndarray, p: Plan, i: int, first: Any, t0: int) -> None:
             to[a] = time
         elif axis == "h" or axis == "w":
             size = h if axis == "h" else w
+            line = np.arange(size, dtype=working)
+            line = line[:, None] if axis == "h" else line
             base = origin - (size - 1) // 2 if family.center else origin
-            if isinstance(base, int):
-                line = np.arange(base, base + size, dtype=dtype)
-                line = line[:, None] if axis == "h" else line
-                # a whole grid, copied many times, is faster than its rows
-                to[a] = line if n == 1 else np.array(np.broadcast_to(line, (h, w)), order="C")
-            else:
-                line = np.arange(size, dtype=dtype)
-                to[a] = base + (line[:, None] if axis == "h" else line)
+            # a whole grid, copied many times, is faster than its rows
+            to[a] = base + line if n == 1 or np.ndim(base) else np.array(np.broadcast_to(base + line, (h, w)), order="C")
         elif axis == "p":
             to[a] = _in_order(first, t0 * h * w, to[a], family)
         else:
-            assert p.ordinal is not None, axis
-            to[a] = p.ordinal[i]
+            assert axis == "i", axis
+            to[a] = media
 
 
 def _in_order(first: Any, begin: int, to: np.ndarray, family: Family) -> np.ndarray:
@@ -306,21 +513,16 @@ def _in_order(first: Any, begin: int, to: np.ndarray, family: Family) -> np.ndar
     _, h, w = to.shape
     n = to.size if np.ndim(first) == 0 else h * w
     if family.stride == 1:
-        return first + np.arange(begin, begin + n).reshape(-1, h, w)
+        return first + np.arange(begin, begin + n).reshape(-1, h, w)  # [grids, h, w]
     # the first is a stride after the last id of the text, not a whole one
-    return (first - 1) + (family.stride or 0) * np.arange(begin + 1, begin + n + 1).reshape(-1, h, w)
+    return (first - 1) + (family.stride or 0) * np.arange(begin + 1, begin + n + 1).reshape(-1, h, w)  # [grids, h, w]
 
 
-def _counting(first: Any, n: int, ramp: np.ndarray) -> np.ndarray:
-    """first, first + 1, ..., n of them; fractions are rounded once, when they are stored."""
-    if isinstance(first, float):
-        return first + np.arange(n)
-    return ramp[first : first + n] if 0 <= first <= len(ramp) - n else np.arange(first, first + n, dtype=ramp.dtype)
-
-
-def _working(ids: np.ndarray) -> Any:
-    """What ids are computed in: their own integers, or float64, whose sums are rounded once, when they are stored."""
-    return ids.dtype if ids.dtype.kind == "i" else np.float64
+def _counting(first: Any, n: int) -> np.ndarray:
+    """[n] first, first + 1, ...; fractions are rounded once, when they are stored."""
+    if isinstance(first, int) and 0 <= first <= len(_RAMP) - n:
+        return _RAMP[first : first + n]
+    return np.arange(first, first + n) if isinstance(first, int) else first + np.arange(n)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -333,18 +535,24 @@ def batch_of(rows: Rows) -> list[Row]:
     if not isinstance(rows, Iterable) or isinstance(rows, (str, dict)):
         raise ValueError(f"rows must be a list of Segments or a list of such lists, got {type(rows).__name__}")
     items: list[Any] = list(rows)
+    if items and isinstance(items[0], Row) and all(type(item) is Row for item in items):
+        return items
     if items and all(isinstance(item, Sequence) and not isinstance(item, str) for item in items):
         return [Row.of(item) for item in items]
     return [Row.of(items)]
 
 
-def _common_length(lengths: list[int]) -> int:
-    if len(set(lengths)) > 1:
+def _common_length(rows: Sequence[Row]) -> int:
+    if not rows:
+        return 0
+    length = rows[0].length
+    if any(row.length != length for row in rows):
+        lengths = [row.length for row in rows]
         raise ValueError(
-            f"rows have {', '.join(map(str, lengths))} tokens; a batch needs rows of equal length: "
-            f"fill up to {max(lengths)} with Segment.pad(n), before the row or after it"
+            f"rows have {', '.join(map(str, lengths))} tokens; a batch needs rows of equal length: collate(rows) fills them up to "
+            f"{max(lengths)} with padding"
         )
-    return lengths[0]
+    return length
 
 
 def _slice(start: int, stop: int | None, length: int) -> tuple[int, int]:
@@ -362,7 +570,7 @@ def output(out: np.ndarray | None, dtype: Any, shape: tuple[int, ...], family: F
     wanted = None if dtype is None else np.dtype(dtype)
     if out is None:
         wanted = np.dtype(family.dtype) if wanted is None else wanted
-    elif not isinstance(out, np.ndarray) or out.shape != shape:
+    elif not isinstance(out, np.ndarray) or out.shape != shape or (out.size and 0 in out.strides):
         raise ValueError(
             f"out must be a numpy array of shape {shape} (axes, rows, tokens), got {getattr(out, 'shape', type(out))}"
         )

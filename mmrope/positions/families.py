@@ -8,14 +8,16 @@ tests/references/; nothing else in the library names a family.
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from mmrope.positions import placements
-from mmrope.positions.rules import Family, TokenIds
+from mmrope.positions import canvas, omni, research
+from mmrope.positions.rules import REGISTRY, CheckpointFacts, Family, Reading, RotaryFacts, TokenIds, changed, fact_of, register_family, registered, with_facts
 
 _QWEN_TRAINING = "QwenLM/Qwen3-VL at commit 9658872, qwen-vl-finetune/qwenvl/data/rope2d.py"
 _QWEN_CONFIG = {
@@ -34,18 +36,27 @@ _GLM_CONFIG = {
 }
 
 
+def _row(**fields: Any) -> Family:
+    """A row, from its fields and those of its records."""
+    records = {"rotary": RotaryFacts, "checkpoint": CheckpointFacts, "reading": Reading}
+    for record, kind in records.items():
+        mine = {f.name: fields.pop(f.name) for f in dataclasses.fields(kind) if f.name in fields}
+        fields.setdefault(record, kind(**mine))
+    return Family(**fields)
+
+
 def _transformers(version: str, name: str) -> str:
     return f"transformers {version}, models/{name}/modeling_{name}.py, get_rope_index"
 
 
-_QWEN2_VL = Family(
+_QWEN2_VL = _row(
     name="qwen2_vl",
     source=f"Qwen2-VL paper (arXiv 2409.12191), section 2.1; {_QWEN_TRAINING}, get_rope_index_2",
     sections=(16, 24, 24),
     theta=1e6,
     config=_QWEN_CONFIG,
 )
-_QWEN2_5_VL = dataclasses.replace(
+_QWEN2_5_VL = changed(
     _QWEN2_VL,
     name="qwen2_5_vl",
     source=f"Qwen2.5-VL paper (arXiv 2502.13923), section 2.1.2; {_QWEN_TRAINING}, get_rope_index_25",
@@ -53,7 +64,7 @@ _QWEN2_5_VL = dataclasses.replace(
     ids_per_second=2.0,
     config={**_QWEN_CONFIG, "ids_per_second": "vision_config.tokens_per_second"},
 )
-_QWEN3_VL = dataclasses.replace(
+_QWEN3_VL = changed(
     _QWEN2_VL,
     name="qwen3_vl",
     source=f"{_QWEN_TRAINING}, get_rope_index_3",
@@ -62,7 +73,7 @@ _QWEN3_VL = dataclasses.replace(
     sections=(24, 20, 20),
     theta=5e6,
 )
-_GLM4V = Family(
+_GLM4V = _row(
     name="glm4v",
     source=_transformers("4.57.1", "glm4v"),
     media=("image", "frame"),
@@ -71,16 +82,15 @@ _GLM4V = Family(
     rotary_fraction=0.5,
     config=_GLM_CONFIG,
 )
-_QWEN2_5_OMNI = dataclasses.replace(
+_QWEN2_5_OMNI = changed(
     _QWEN2_VL,
     name="qwen2_5_omni",
     source=_transformers("4.57.1", "qwen2_5_omni"),
-    media=("image", "video", "audio", "audio_in_video"),
+    media=("image", "video", "audio", omni.KIND),
     time="seconds",
     ids_per_second=25.0,
-    seconds_per_chunk=2.0,
-    place={"audio_in_video": placements.audio_in_video_by_chunk},
-    audio_tokens=placements.qwen2_5_omni_audio_tokens,
+    place={omni.KIND: omni.audio_in_video_by_chunk},
+    reading=omni.OmniReading(frames_to_tokens=omni.qwen2_5_omni_audio_tokens, seconds_per_chunk=2.0),
     model_types=("qwen2_5_omni_thinker",),
     config={
         "spatial_merge": "thinker_config.vision_config.spatial_merge_size|vision_config.spatial_merge_size",
@@ -93,16 +103,15 @@ _QWEN2_5_OMNI = dataclasses.replace(
         "token_ids.audio_start": "thinker_config.audio_start_token_id|audio_start_token_id?",
     },
 )
-_QWEN3_OMNI = dataclasses.replace(
+_QWEN3_OMNI = changed(
     _QWEN2_5_OMNI,
     name="qwen3_omni_moe",
-    source=f"{_transformers('4.57.1', 'qwen3_omni_moe')}; sound in video in the order of processing_qwen3_omni_moe.py",
+    source=f"{_transformers('4.57.1', 'qwen3_omni_moe')}; audio in video in the order of processing_qwen3_omni_moe.py",
     dtype="float32",
     time="fractional_seconds",
     ids_per_second=13.0,
-    seconds_per_chunk=None,
-    place={"audio_in_video": placements.audio_in_video_by_time},
-    audio_tokens=placements.qwen3_omni_audio_tokens,
+    place={omni.KIND: omni.audio_in_video_by_time},
+    reading=omni.OmniReading(frames_to_tokens=omni.qwen3_omni_audio_tokens, marker_apart=True),
     model_types=("qwen3_omni_moe_thinker",),
     layout="interleaved",
     sections=(24, 20, 20),
@@ -116,7 +125,7 @@ _QWEN3_OMNI = dataclasses.replace(
         "token_ids.audio_start": "thinker_config.audio_start_token_id|audio_start_token_id?",
     },
 )
-_VIDEOROPE = dataclasses.replace(
+_VIDEOROPE = changed(
     _QWEN2_VL,
     name="videorope",
     source="VideoRoPE (arXiv 2502.05173), as in its code, Wiselnn570/VideoRoPE at commit 7712ca3, "
@@ -131,7 +140,7 @@ _VIDEOROPE = dataclasses.replace(
 )
 
 _REFERENCES = (
-    Family(
+    _row(
         name="rope",
         source="RoFormer (arXiv 2104.09864), section 3.2: every token counts one",
         axes="p",
@@ -141,9 +150,9 @@ _REFERENCES = (
     _QWEN2_VL,
     _QWEN2_5_VL,
     _QWEN3_VL,
-    dataclasses.replace(_QWEN3_VL, name="qwen3_vl_moe"),
+    changed(_QWEN3_VL, name="qwen3_vl_moe"),
     *(
-        dataclasses.replace(
+        changed(
             _QWEN3_VL,
             name=name,
             source=_transformers("5.23.0", name),
@@ -157,16 +166,16 @@ _REFERENCES = (
     _QWEN2_5_OMNI,
     _QWEN3_OMNI,
     _GLM4V,
-    dataclasses.replace(_GLM4V, name="glm46v", source=_transformers("5.23.0", "glm46v")),
-    dataclasses.replace(
+    changed(_GLM4V, name="glm46v", source=_transformers("5.23.0", "glm46v")),
+    changed(
         _GLM4V,
         name="glm4v_moe",
         source=_transformers("4.57.1", "glm4v_moe"),
         pairing="half",
         model_types=("Glm4vMoe",),  # of the text config in transformers 4.57
     ),
-    dataclasses.replace(_GLM4V, name="glm_ocr", source=_transformers("5.23.0", "glm_ocr")),
-    Family(
+    changed(_GLM4V, name="glm_ocr", source=_transformers("5.23.0", "glm_ocr")),
+    _row(
         name="glm_image",
         source=_transformers("5.23.0", "glm_image"),
         media=("image",),
@@ -179,7 +188,7 @@ _REFERENCES = (
             "token_ids.image_end": "image_end_token_id?",
         },
     ),
-    Family(
+    _row(
         name="ernie4_5_vl_moe",
         source="PaddlePaddle/ERNIE at commit 40c348d, data_processor/steps/image_modification/processor.py, get_rope_index",
         temporal_merge=2,
@@ -197,7 +206,7 @@ _REFERENCES = (
             "token_ids.video": "video_token_id?",
         },
     ),
-    Family(
+    _row(
         name="paddleocr_vl",
         source="PaddlePaddle/PaddleX at commit 2e5291e, paddlex/inference/models/doc_vlm/modeling/paddleocr_vl/"
         "_paddleocr_vl.py, get_rope_index",
@@ -208,7 +217,7 @@ _REFERENCES = (
         theta=5e5,
         config={**_QWEN_CONFIG, "ids_per_second": "vision_config.tokens_per_second?"},
     ),
-    Family(
+    _row(
         name="hunyuan_vl",
         source="Tencent-Hunyuan/HunyuanOCR at commit b8759d6, train/data_processor.py: transformers' get_rope_index, a sample "
         "at a time",
@@ -221,12 +230,13 @@ _REFERENCES = (
         sections=(16, 16, 16, 16),
         config={"spatial_merge": "vision_config.spatial_merge_size", "token_ids.image": "image_token_id?"},
     ),
-    Family(
+    _row(
         name="minicpmv4_7",
         source=_transformers("5.23.0", "minicpmv4_7"),
-        media=("canvas",),
+        media=(canvas.KIND,),
         spatial_merge=4,
-        place={"canvas": placements.canvas},
+        place={canvas.KIND: canvas.on_canvas},
+        reading=canvas.CanvasReading(),
         layout="interleaved",
         sections=(11, 11, 10),
         rotary_fraction=0.25,
@@ -241,12 +251,12 @@ _REFERENCES = (
             "token_ids.video": "video_token_id?",
         },
     ),
-    dataclasses.replace(_QWEN3_VL, name="cohere_compass", source=_transformers("5.23.0", "cohere_compass")),
-    dataclasses.replace(_QWEN3_VL, name="cosmos3_omni", source=_transformers("5.23.0", "cosmos3_omni")),
-    dataclasses.replace(
+    changed(_QWEN3_VL, name="cohere_compass", source=_transformers("5.23.0", "cohere_compass")),
+    changed(_QWEN3_VL, name="cosmos3_omni", source=_transformers("5.23.0", "cosmos3_omni")),
+    changed(
         _QWEN3_VL, name="cosmos3_edge", source=_transformers("5.23.0", "cosmos3_edge"), frames_per_grid=1, theta=1e8
     ),
-    Family(
+    _row(
         name="neomme",
         source="transformers 5.23.0, models/neomme/processing_neomme.py, _build_position_ids",
         axes="hw",
@@ -260,7 +270,7 @@ _REFERENCES = (
         config={"token_ids.image": "image_token_id?"},
     ),
     _VIDEOROPE,
-    dataclasses.replace(
+    changed(
         _VIDEOROPE,
         name="hope",
         source="HoPE (arXiv 2505.20444), hrlics/HoPE at commit 85b76c0, modeling_hope.py, get_dynamic_rope_index; the stride "
@@ -269,7 +279,7 @@ _REFERENCES = (
         stride=None,
         still="t",
     ),
-    dataclasses.replace(
+    changed(
         _QWEN3_VL,
         name="mrope_i",
         source="MRoPE-I (arXiv 2510.23095), JJJYmmm/Multimodal-RoPEs at commit cd413b9, multimodal_ropes/pos_design/mrope_i.py "
@@ -277,7 +287,7 @@ _REFERENCES = (
         origin="zero",
         config={},
     ),
-    Family(
+    _row(
         name="v2pe",
         source="V2PE (arXiv 2412.09616), OpenGVLab/V2PE at commit f96f189, internvl/model/internvl_chat/"
         "modeling_internvl_chat.py, get_rope_pos_id (v2pe_fix); the stride, 1, 1/2, ... 1/256, is chosen by the user",
@@ -288,15 +298,15 @@ _REFERENCES = (
         advance="tokens",
         theta=1e6,
     ),
-    Family(
+    _row(
         name="vrope",
         source="VRoPE (arXiv 2502.11664), johncaged/VRoPE at commit 6a7adbc, vrope.py (time takes no channels of its own)",
         axes="abcd",
-        place={"image": placements.vrope, "video": placements.vrope},
+        place={"image": research.vrope, "video": research.vrope},
         layout="interleaved",
         sections=(16, 16, 16, 16),
     ),
-    dataclasses.replace(
+    changed(
         _QWEN2_5_VL,
         name="circle_rope",
         source="Circle-RoPE (arXiv 2505.16416), lose4578/CircleRoPE at commit 063fb2c, code/circle_rope.py and config.json "
@@ -305,7 +315,7 @@ _REFERENCES = (
         media=("image",),
         time="index",
         ids_per_second=None,
-        place={"image": placements.circle},
+        place={"image": research.circle},
         config={},
     ),
 )
@@ -316,9 +326,9 @@ _SINGLE_FRAMES = (
     *("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
     *("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "cohere_compass", "cosmos3_omni", "cosmos3_edge"),
 )
-_BY_CHUNK = {"audio_in_video": placements.get_rope_index_by_chunk}
-_BY_TIME = {"audio_in_video": placements.get_rope_index_by_time}
-_NO_SOUND_IN_VIDEO = {"media": ("image", "video", "audio"), "place": {}, "seconds_per_chunk": None}
+_BY_CHUNK = {omni.KIND: omni.get_rope_index_by_chunk}
+_BY_TIME = {omni.KIND: omni.get_rope_index_by_time}
+_VIDEO_AND_AUDIO_APART = {"media": ("image", "video", "audio"), "place": {}}
 _REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
     # what each upstream does otherwise; {} where its ids are the reference's
     "transformers-5.23": {
@@ -344,8 +354,8 @@ _REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
     "vllm-0.33": {
         "qwen2_5_vl": {"time": "seconds_float64"},
         "paddleocr_vl": {"time": "seconds_float64"},
-        "qwen2_5_omni": {"time": "seconds_float64", **_NO_SOUND_IN_VIDEO},
-        "qwen3_omni_moe": {"time": "seconds_float64", "dtype": "int64", **_NO_SOUND_IN_VIDEO},
+        "qwen2_5_omni": {"time": "seconds_float64", **_VIDEO_AND_AUDIO_APART},
+        "qwen3_omni_moe": {"time": "seconds_float64", "dtype": "int64", **_VIDEO_AND_AUDIO_APART},
     },
 }
 _SOURCES = {
@@ -361,15 +371,16 @@ def _with_revisions(row: Family) -> list[Family]:
     for revision, rows in _REVISIONS.items():
         if row.name in rows:
             changes = {"source": _SOURCES[revision].format(row.name), **rows[row.name]}
-            found.append(dataclasses.replace(row, revision=revision, **changes))
+            found.append(changed(row, revision=revision, **changes))
     return found
 
 
-FAMILIES: dict[str, Family] = {row.key: row for reference in _REFERENCES for row in _with_revisions(reference)}
-"""Every family and revision, by name."""
+for _reference in _REFERENCES:
+    for _with in _with_revisions(_reference):
+        register_family(_with)
 
-FACTS = (*("spatial_merge", "temporal_merge", "frames_per_grid", "ids_per_second", "seconds_per_chunk", "stride", "token_ids"),)
-"""The fields of a Family that belong to a checkpoint rather than to the rule."""
+FAMILIES: Mapping[str, Family] = MappingProxyType(REGISTRY)
+"""Every family and revision by name, those of `register_family`, too. It cannot be written to."""
 
 
 def family(name: str | Family, **facts: Any) -> Family:
@@ -388,95 +399,21 @@ def family(name: str | Family, **facts: Any) -> Family:
         ('qwen2_5_vl', 'thw', 4)
     """
     if isinstance(name, Family):
-        row = name
-    elif name in FAMILIES:
-        row = FAMILIES[name]
-    else:
-        raise ValueError(_unknown(str(name)))
-    for fact in facts:
-        if fact not in FACTS:
-            raise ValueError(
-                f"{row}: {fact!r} is not a checkpoint's fact ({', '.join(FACTS)}); "
-                "to change the rule itself use dataclasses.replace"
-            )
-        if not row.has(fact):
-            raise ValueError(f"{row} has no {fact}: it places {', '.join(row.media)} without; leave it out")
-    return dataclasses.replace(row, **facts) if facts else row
+        return with_facts(name, facts) if facts else name
+    if name in REGISTRY and not facts:
+        return REGISTRY[name]
+    if not isinstance(name, str):
+        raise ValueError(f"family must be a Family or its name, got {type(name).__name__}; the rows come first, the family second")
+    if name not in REGISTRY:
+        _from_packages()
+    return with_facts(registered(name), facts)
 
 
-def family_to_dict(row: Family) -> dict[str, Any]:
-    """A family as plain JSON: a row of the table by its name and its checkpoint's facts, a changed rule whole.
-
-    Raises:
-        ValueError: a rule with a function that no row of the table has: a file holds no code.
-    """
-    known = FAMILIES.get(row.key)
-    if known is not None:
-        other = [f.name for f in dataclasses.fields(Family) if getattr(row, f.name) != getattr(known, f.name)]
-        if all(name in FACTS and known.has(name) for name in other):
-            changed = {fact: getattr(row, fact) for fact in other}
-            return {"name": row.key, "facts": {fact: _plain(value) for fact, value in changed.items()}}
-    return {"rule": {field.name: _plain(getattr(row, field.name), field.name) for field in dataclasses.fields(row)}}
-
-
-def family_from_dict(stated: Mapping[str, Any]) -> Family:
-    """What `family_to_dict` made, equal to it.
-
-    Raises:
-        ValueError: keys that are missing or unknown, a family or a function that is not in the table.
-    """
-    if set(stated) == {"name", "facts"}:
-        return family(stated["name"], **{fact: _unplain(value, fact) for fact, value in stated["facts"].items()})
-    known = {field.name for field in dataclasses.fields(Family)}
-    if set(stated) != {"rule"} or set(stated["rule"]) != known:
-        raise ValueError(f"a family as JSON has the keys name and facts, or rule with {sorted(known)}, got {stated}")
-    return Family(**{name: _unplain(value, name) for name, value in stated["rule"].items()})
-
-
-def _plain(value: Any, name: str = "") -> Any:
-    """A field's value as JSON has it; functions by the name of a row that has them in the same place."""
-    if isinstance(value, TokenIds):
-        return dataclasses.asdict(value)
-    if name == "place":
-        return {kind: _row_with(function, lambda row, kind=kind: row.place.get(kind)) for kind, function in value.items()}
-    if name == "audio_tokens" and value is not None:
-        return _row_with(value, lambda row: row.audio_tokens)
-    return dict(value) if isinstance(value, Mapping) else value
-
-
-def _unplain(value: Any, name: str) -> Any:
-    if name == "token_ids":
-        return TokenIds(**value)
-    if name == "place":
-        return {kind: _row(key).place[kind] for kind, key in value.items()}
-    if name == "audio_tokens" and value is not None:
-        return _row(value).audio_tokens
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _row_with(function: Any, of: Callable[[Family], Any]) -> str:
-    for key, row in FAMILIES.items():
-        if of(row) is function:
-            return key
-    raise ValueError(
-        f"{function!r} is a function that no family of the table has, and a file holds no code: it cannot be saved"
-    )
-
-
-def _row(key: str) -> Family:
-    if key not in FAMILIES:
-        raise ValueError(_unknown(key))
-    return FAMILIES[key]
-
-
-def _unknown(key: str) -> str:
-    name, _, revision = key.partition("@")
-    if name in FAMILIES:
-        has = [row.revision for row in FAMILIES.values() if row.name == name and row.revision]
-        return f"family {name} has no revision {revision!r}; it has {', '.join(has) or 'none'}, and the reference, {name!r}"
-    near = difflib.get_close_matches(key, FAMILIES, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown family {key!r}.{hint} Known: {', '.join(dict.fromkeys(row.name for row in FAMILIES.values()))}"
+@functools.cache
+def _from_packages() -> None:
+    """Registers the families of installed packages: entry points of the group "mmrope.families"."""
+    for point in entry_points(group="mmrope.families"):
+        register_family(point.load())
 
 
 _IN_WORDS: dict[str, dict[Any, str]] = {
@@ -493,8 +430,8 @@ _IN_WORDS: dict[str, dict[Any, str]] = {
     "layout": {"by_channel": "its rotary embedding is no rotation"},
     "media": {("image", "video", "audio"): "sound in video is not placed"},
     "place": {
-        placements.get_rope_index_by_chunk: "sound in video is laid out by the times of the ids, not as the tokens lie",
-        placements.get_rope_index_by_time: "sound in video is laid out by the float32 times of the ids, not as the tokens lie",
+        omni.get_rope_index_by_chunk: "audio in video is laid out by the times of the ids, not as the tokens lie",
+        omni.get_rope_index_by_time: "audio in video is laid out by the float32 times of the ids, not as the tokens lie",
     },
 }
 
@@ -504,8 +441,8 @@ def departures(row: Family) -> list[str]:
     reference = FAMILIES[row.name]
     found = []
     for name, words in _IN_WORDS.items():
-        value = getattr(row, name)
-        if value != getattr(reference, name):
+        value = fact_of(row, name)
+        if value != fact_of(reference, name):
             values = value.values() if name == "place" else [value]
             found += [words[value] for value in values]
     return found
@@ -513,7 +450,7 @@ def departures(row: Family) -> list[str]:
 
 def family_of(model_type: str | None, revision: str | None = None, *, whole: bool = False) -> Family:
     """The row of a model type of Hugging Face configs; that of a text config means its family unless `whole`."""
-    names = {known: row.name for row in FAMILIES.values() if row.config for known in (row.name, *row.model_types)}
+    names = {known: row.name for row in FAMILIES.values() if row.checkpoint.config for known in (row.name, *row.checkpoint.model_types)}
     stated = str(model_type)
     is_part = stated.endswith(("_text", "_vision"))
     name = names.get(stated) or ("" if whole else names.get(stated.removesuffix("_text"), ""))
@@ -547,7 +484,7 @@ def family_from_config(config: Any, revision: str | None = None) -> Family:
     row = family_of(config.get("model_type"), revision, whole=True)
     facts: dict[str, Any] = {}
     tokens: dict[str, int] = {}
-    for fact, paths in row.config.items():
+    for fact, paths in row.checkpoint.config.items():
         if not fact.startswith("token_ids.") and not row.has(fact):
             continue
         value = _stated(config, paths, row)

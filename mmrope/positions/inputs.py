@@ -1,36 +1,39 @@
-"""The door in for what a Hugging Face processor returns: a batch of tensors, turned into rows of segments."""
+"""The entry points: what a processor returned, or the placeholder spans that a server keeps, to rows of segments.
+
+Both make runs of it, stretches of tokens of one type, and for each kind of media a queue of its grids, in the order of the batch.
+`_rows` then walks over the runs and takes from the queues what each run holds. Every check of inputs stands here, once: what does
+not belong together is refused with the row, the item and its tokens in the message.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from mmrope.positions.canvases import SIZES, canvas_rows
 from mmrope.positions.families import family as find_family
-from mmrope.positions.rules import Family
-from mmrope.positions.runs import (
-    T_AUDIO,
-    T_IMAGE,
-    T_VIDEO,
-    RunMedia,
-    Runs,
-    rows_of,
-    with_end_markers_apart,
-    with_sound_in_video,
-)
-from mmrope.positions.segments import MAX_SECONDS, Row, whole_grids
-from mmrope.positions.timing import VideoTiming
+from mmrope.positions.rules import REGISTRY, Family, Run
+from mmrope.positions.segments import MEDIA, Item, Row, add_frame, pad, text, token_mask, whole
+from mmrope.positions.timing import VideoTiming, check_seconds, no_clock, one_clock
 
-_GRIDS = {T_IMAGE: "image_grid_thw", T_VIDEO: "video_grid_thw"}
 _SECONDS = ("second_per_grid_ts", "video_second_per_grid")
-_SOUNDS = ("audio_seqlens", "audio_feature_lengths", "feature_attention_mask")
-INPUTS = (  # what is read of a processor's output
+_GRIDS = {kind: MEDIA[kind].grids for kind in ("image", "video")}
+_TYPE_OF = {kind.name: kind.token_type for kind in MEDIA.values()}
+_KIND_OF = {kind.token_type: kind.name for kind in MEDIA.values()}
+_PADDING, _TEXT = -1, 0
+_OF_READINGS = tuple(dict.fromkeys(key for row in REGISTRY.values() for key in row.reading.keys))
+INPUTS = (
     *("input_ids", "attention_mask", "mm_token_type_ids", "images_per_sample"),
-    *(*_GRIDS.values(), *_SECONDS, *_SOUNDS, *SIZES.values()),
+    *(*_GRIDS.values(), *_SECONDS, *_OF_READINGS),
 )
-_MEDIA = ("pixel_values", "pixel_values_videos", "input_features", *_GRIDS.values())
+"""What is read of a processor's output."""
+_MEDIA_KEYS = (*(kind.pixels for kind in MEDIA.values()), *_GRIDS.values())
+
+
+# --- a processor's output ---------------------------------------------------------------------------------------------
 
 
 def segments_from_inputs(
@@ -77,23 +80,20 @@ def segments_from_inputs(
     family = find_family(family)
     if not isinstance(inputs, Mapping):
         raise ValueError(f"inputs must be a processor's output (a dict), got {type(inputs).__name__}")
-    host = on_host({key: inputs[key] for key in INPUTS if inputs.get(key) is not None}, sync)
-    types, mask = _token_types(host, inputs, family)
-    if prompt_lengths is not None:
-        types = _prompts_only(types, prompt_lengths)
-    if "canvas" in family.media:
-        _check_canvas_inputs(host, inputs, family, video_timings)
-        return canvas_rows(host, types, mask, family)
-    runs = Runs.of(types, mask, family)
-    if "audio_in_video" in family.media:
-        runs = with_sound_in_video(runs, _sound_in_video_by_ids(host["input_ids"], family))
-    if family.fractional and family.audio_tokens:
-        runs = with_end_markers_apart(runs)
-    media = {kind: _media(kind, host, inputs, family, video_timings) for kind in (T_IMAGE, T_VIDEO)}
-    media[T_AUDIO] = _sounds(host, inputs, family, runs)
-    if family.targets and "images_per_sample" in host:
-        media[T_IMAGE] = _without_targets(runs, media[T_IMAGE], host["images_per_sample"], len(types))
-    return rows_of(runs, media, family, len(types))
+    host = on_host({key: value for key in INPUTS if (value := inputs.get(key)) is not None}, sync)
+    types, mask = _token_types(host, inputs, family, prompt_lengths)
+    rows = family.reading.rows(host, inputs, types, mask, family, timed=video_timings is not None)
+    if rows is not None:
+        return rows
+    batch, tokens = types.shape
+    runs = _runs(types, mask, family)
+    runs = family.reading.joined(runs, family.reading.begins_by_ids(host["input_ids"], family), tokens, family)
+    queues = {
+        "image": _images(host, inputs, family, runs, types.shape),
+        "video": _videos(host, inputs, family, video_timings),
+        "audio": _audio(host, inputs, family),
+    }
+    return _rows(runs, queues, family, batch, tokens)
 
 
 def on_host(given: Mapping[str, Any], sync: bool) -> dict[str, np.ndarray]:
@@ -124,6 +124,8 @@ def _copied(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _array(value: Any, key: str) -> np.ndarray:
+    if type(value) is np.ndarray and value.dtype.itemsize > 2:
+        return value
     try:
         array = np.asarray(value)
     except ValueError:
@@ -142,228 +144,545 @@ def _array(value: Any, key: str) -> np.ndarray:
 
 
 def _token_types(
-    host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family
+    host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family, prompt_lengths: Sequence[int] | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The type of each token [B, S], and the attention mask [B, S] of zeros and ones; None where all are ones."""
+    """The type of each token [B, S], and the attention mask [B, S] as bool; None where all tokens are real."""
     if "input_ids" not in host:
         raise ValueError("inputs have no input_ids: pass what the processor returned, whole")
-    ids, types, mask = host["input_ids"], host.get("mm_token_type_ids"), host.get("attention_mask")
-    if ids.ndim != 2:
+    ids, types = host["input_ids"], host.get("mm_token_type_ids")
+    if ids.ndim != 2 or not len(ids):
         raise ValueError(
-            f"input_ids must be [batch, tokens], got shape {ids.shape}; a single row needs a leading dimension of 1"
+            f"input_ids must be [batch, tokens], got shape {ids.shape}; a single row needs a leading dimension of 1, and a batch "
+            "has at least one"
         )
-    for key in ("mm_token_type_ids", "attention_mask"):
-        if key in host and host[key].shape != ids.shape:
-            raise ValueError(f"{key} has shape {host[key].shape}, input_ids {ids.shape}: they must be the same")
-    if types is None:
-        types = _types_by_ids(ids, family)
-    if types is None:
-        given = [key for key in _MEDIA if inputs.get(key) is not None]
-        if given:
+    mask = token_mask(host["attention_mask"], ids.shape, "attention_mask") if "attention_mask" in host else None
+    if types is not None and types.shape != ids.shape:
+        raise ValueError(f"mm_token_type_ids has shape {types.shape}, input_ids {ids.shape}: they must be the same")
+    if types is not None and types.dtype.kind not in "iu":
+        raise ValueError(f"mm_token_type_ids must be whole numbers, got {types.dtype}")
+    by_ids = _types_by_ids(ids, types, family)
+    if types is None and by_ids is None:
+        if given := [key for key in _MEDIA_KEYS if inputs.get(key) is not None]:
             raise ValueError(
                 f"inputs have {', '.join(given)} but no mm_token_type_ids, which say where the media are. Processors of "
                 "transformers 5 return them (return_mm_token_type_ids=True); for those of transformers 4 take the family from "
                 "family_from_config(model.config) (on the command line --config), which knows the token ids of the media"
             )
         types = np.zeros(ids.shape, dtype=np.int8)
-    if types.dtype.kind not in "iu":
-        raise ValueError(f"mm_token_type_ids must be whole numbers, got {types.dtype}")
-    if mask is not None and (mask == 1).all():
-        mask = None
-    elif mask is not None and ((mask != 0) & (mask != 1)).any():
-        raise ValueError(
-            "attention_mask must be 1 at real tokens and 0 at padding; packed sequences (1, 1, 2, 2, ...) and additive "
-            "masks (0, -inf) say something else: give rows one by one, each with its own mask"
-        )
+    types = by_ids if types is None else types
+    assert types is not None
+    if prompt_lengths is not None:
+        prompts = _prompts(prompt_lengths, ids.shape)
+        types, by_ids = np.where(prompts, types, _TEXT), None if by_ids is None else np.where(prompts, by_ids, _TEXT)
+    if by_ids is not None and by_ids is not types:
+        _check_agreement(types, by_ids, ids, mask, family)
     return types, mask
 
 
-def _types_by_ids(ids: np.ndarray, family: Family) -> np.ndarray | None:
-    """Token types [B, S] int8 by the ids of the media tokens, where the family knows them."""
-    known = family.token_ids
-    if known.image is None and known.video is None and known.audio is None:
+def _types_by_ids(ids: np.ndarray, types: np.ndarray | None, family: Family) -> np.ndarray | None:
+    """Token types [B, S] by the ids of the media tokens, where the family knows them; those that it does not know as stated."""
+    known = family.checkpoint.token_ids
+    by_kind = {_TYPE_OF[kind]: token for kind in MEDIA if (token := getattr(known, kind)) is not None}
+    if not by_kind:
         return None
-    types = np.zeros(ids.shape, dtype=np.int8)
-    for kind, token in ((T_IMAGE, known.image), (T_VIDEO, known.video), (T_AUDIO, known.audio)):
-        if token is not None:
-            types[ids == token] = kind
+    found = np.zeros(ids.shape, dtype=np.int8)
+    if types is not None:
+        found[:] = np.where(np.isin(types, [*by_kind, _TEXT]), _TEXT, types)
+    for kind, token in by_kind.items():
+        found[ids == token] = kind
     if known.video_start is not None and known.video_end is not None:  # GLM writes a video's frames with the image token
         in_video = (ids == known.video_start).cumsum(axis=1) > (ids == known.video_end).cumsum(axis=1)
-        types[(types == T_IMAGE) & in_video] = T_VIDEO
-    return types
+        found[(found == _TYPE_OF["image"]) & in_video] = _TYPE_OF["video"]
+    return found
 
 
-def _prompts_only(types: np.ndarray, prompt_lengths: Sequence[int]) -> np.ndarray:
-    lengths = np.asarray(prompt_lengths)
-    batch, tokens = types.shape
+def _check_agreement(types: np.ndarray, by_ids: np.ndarray, ids: np.ndarray, mask: np.ndarray | None, family: Family) -> None:
+    """Refuses token types that are not those of the token ids: padded on the other side, say."""
+    differ = types != by_ids
+    if family.reading.markers:  # a run may hold the markers around an image, whose ids are others
+        differ &= by_ids != _TEXT
+    elif family.checkpoint.token_ids.video_start is not None:  # by which images and videos are told apart, if they are there
+        differ = (types == _TEXT) != (by_ids == _TEXT)
+    differ = differ if mask is None else differ & mask
+    if differ.any():
+        row, token = (int(i) for i in np.unravel_index(int(np.argmax(differ)), differ.shape))
+        names = {_TEXT: "text", **_KIND_OF}
+        raise ValueError(
+            f"row {row}, token {token}: mm_token_type_ids say {names.get(int(types[row, token]), types[row, token])}, but its id, "
+            f"{ids[row, token]}, is of {names[int(by_ids[row, token])]} in {family}'s checkpoint. Were they padded on different "
+            "sides, or cut at different places?"
+        )
+
+
+def _prompts(prompt_lengths: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
+    """[B, S] whether a token is of its row's prompt."""
+    (batch, tokens), lengths = shape, np.asarray(prompt_lengths)
     if lengths.shape != (batch,) or lengths.dtype.kind not in "iu" or ((lengths < 0) | (lengths > tokens)).any():
         raise ValueError(
             f"prompt_lengths must be {batch} whole numbers from 0 to {tokens}, the columns of each row's prompt, got {lengths}"
         )
-    return np.where(np.arange(types.shape[1]) < lengths[:, None], types, 0)
+    return np.arange(tokens) < lengths[:, None]
 
 
-def _sound_in_video_by_ids(ids: np.ndarray, family: Family) -> Callable[[int], bool]:
-    """Whether a token of the batch is the first of a video with its sound: the start marker of video, then that of sound."""
-    known, flat = family.token_ids, ids.reshape(-1)
+def _runs(types: np.ndarray, mask: np.ndarray | None, family: Family) -> list[Run]:
+    """The stretches of one token type in each row, in the order of the batch; together they are all its tokens."""
+    batch, tokens = types.shape
+    flat = np.ascontiguousarray(types).reshape(-1)  # [B S]
+    if not flat.size:
+        return []
+    changes = flat[1:] != flat[:-1]
+    if mask is not None:
+        real = np.ascontiguousarray(mask).reshape(-1)
+        changes |= real[1:] != real[:-1]
+    if batch > 1:
+        changes[tokens - 1 :: tokens] = True
+    starts = np.concatenate([_FIRST, changes.nonzero()[0] + 1])  # [runs]
+    kinds, begins = flat[starts].tolist(), starts.tolist()
+    held = set(kinds)
+    known = {_TEXT, *(kind for name, kind in _TYPE_OF.items() if name != "audio" or "audio" in family.media)}
+    if not held <= known:
+        names = ", ".join(f"{n} ({_KIND_OF.get(n, 'text')})" for n in sorted(known))
+        raise ValueError(f"mm_token_type_ids holds {sorted(held)}; {family} knows {names}")
+    if mask is not None:
+        kinds = [kind if is_real else _PADDING for kind, is_real in zip(kinds, real[starts].tolist(), strict=True)]
+    return list(zip(kinds, begins, [*begins[1:], flat.size], strict=True))
 
-    def begins_at(token: int) -> bool:
-        if known.vision_start is None or known.audio_start is None:
-            raise ValueError(
-                f"row {token // ids.shape[1]}: video and audio tokens touch from {token % ids.shape[1]} on. Whether that is "
-                "sound in video is seen by the ids of the markers, which family_from_config(model.config) reads (on the "
-                "command line --config)"
-            )
-        return bool(flat[token - 2] == known.vision_start and flat[token - 1] == known.audio_start)
 
-    return begins_at
-
-
-def _check_canvas_inputs(
-    host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family, timings: Sequence[VideoTiming] | None
-) -> None:
-    other = [key for key in _GRIDS.values() if key in host]
-    if other or timings is not None:
-        what = ", ".join(other) or "video_timings"
-        raise ValueError(
-            f"{what} given, but {family} places pictures and frames by {' and '.join(SIZES.values())}, without times"
-        )
-    for pixels, key in (("pixel_values", SIZES[T_IMAGE]), ("pixel_values_videos", SIZES[T_VIDEO])):
-        if inputs.get(pixels) is not None and key not in host:
-            raise ValueError(f"inputs have {pixels} but no {key}: the sizes of the media are needed")
+_FIRST = np.zeros(1, dtype=np.int64)
 
 
 # --- media ------------------------------------------------------------------------------------------------------------
 
 
-def _media(
-    kind: int,
-    host: Mapping[str, np.ndarray],
-    inputs: Mapping[str, Any],
-    family: Family,
-    timings: Sequence[VideoTiming] | None,
-) -> RunMedia:
-    key, pixels = _GRIDS[kind], "pixel_values" if kind == T_IMAGE else "pixel_values_videos"
+class _Queue:
+    """The grids of a kind of media, handed out in the order of the batch; a family that splits frames takes frame by frame."""
+
+    def __init__(
+        self,
+        kind: str,
+        key: str,
+        grids: Sequence[tuple[int, int, int]] = (),
+        times: Sequence[Any] = (),
+        *,
+        family: Family,
+        whole_runs: bool = False,
+    ) -> None:
+        """`times` are each video's seconds per grid or the times of its grids; of `whole_runs`, a run is what its length is."""
+        self.kind, self.key, self.grids, self.times, self.family = kind, key, grids, times, family
+        self.whole_runs, self.splits = whole_runs, kind == "video" and family.split_frames
+        self.item = self.frame = 0
+        self.marked: Iterator[int] = itertools.repeat(0)
+
+    def take(self, items: list[Item], tokens: int, at: str | tuple[int, int, int]) -> None:
+        """Appends what a run of so many tokens holds; `at` is the run for messages, or its type, first token and row length."""
+        if self.whole_runs:
+            items.append((self.kind, (1, 1, tokens), tokens, None))
+            return
+        left, markers = tokens, next(self.marked)
+        around = markers // 2
+        while left:
+            if self.item == len(self.grids):
+                raise ValueError(
+                    f"{_where(at, tokens)} are more than the {len(self.grids)} grid(s) of {self.key} have room for; is a row of {self.key} "
+                    f"missing, or did a {self.kind} token get into the text? (Of generated tokens say so with prompt_lengths)"
+                )
+            t, h, w = grid = self.grids[self.item]
+            n = h * w if self.splits else t * h * w
+            if n + markers > left:
+                raise ValueError(
+                    f"{_where(at, tokens)} do not fit their grids: {self._which()} needs {n} tokens ({self._size()}), but {left} are left "
+                    f"for it. Was the row truncated through the {self.kind}, or made with another size?"
+                )
+            left -= n + markers
+            if self.splits:
+                add_frame(items, (1, h, w))
+                self.frame += 1
+                if self.frame < t:
+                    continue
+            elif markers:
+                items += [text(around), (self.kind, grid, n, None), text(markers - around)]
+            else:
+                items.append((self.kind, grid, n, self.times[self.item] if self.times else None))
+            self.item, self.frame = self.item + 1, 0
+
+    def one(self, tokens: int, where: str) -> tuple[tuple[int, int, int], Any]:
+        """The next grid, whose tokens these are, and its time."""
+        items: list[Item] = []
+        self.take(items, tokens, where)
+        if len(items) != 1:
+            raise ValueError(f"{where} hold {len(items)} grids of {self.kind}, but are one {self.kind} of those that are joined")
+        return items[0][1], items[0][3]
+
+    def mark(self, lengths: Sequence[int]) -> None:
+        """Finds which runs, of these lengths, hold the markers around their images, too: run by run where each holds one image,
+        and where images touch by the tokens of all."""
+        extra, sizes = self.family.reading.markers, [t * h * w for t, h, w in self.grids]
+        if len(lengths) == len(sizes):
+            self.marked = iter([extra * (n == size + extra) for n, size in zip(lengths, sizes, strict=True)])
+        elif sum(lengths) == sum(sizes) + extra * len(sizes):
+            ends = set(itertools.accumulate(size + extra for size in sizes))
+            self.marked = itertools.repeat(extra * (set(itertools.accumulate(lengths)) <= ends))
+
+    def end(self) -> None:
+        """Refuses grids that no tokens stand for."""
+        if self.item < len(self.grids) and not self.whole_runs:
+            raise ValueError(
+                f"{self.key} has {len(self.grids)} row(s), but the {self.kind} tokens end before {self._which()}, which has none. "
+                "Pass the grids of exactly these rows, in their order"
+            )
+
+    def _which(self) -> str:
+        """The next grid for messages."""
+        frame = f", frame {self.frame}" if self.splits and self.grids[self.item][0] > 1 else ""
+        return f"{self.kind} {self.item}{frame}"
+
+    def _size(self) -> str:
+        if self.kind == "audio":
+            return f"by {self.family}'s audio encoder"
+        t, h, w = self.grids[self.item]
+        row_token = ", with a token at each row's end" if self.family.row_token else ""
+        return f"{1 if self.splits else t} x {h} x {w} after merge {self.family.spatial_merge}{row_token}"
+
+
+def _missing(inputs: Mapping[str, Any], kind: str) -> None:
+    if inputs.get(MEDIA[kind].pixels) is not None:
+        raise ValueError(f"inputs have {MEDIA[kind].pixels} but no {_GRIDS[kind]}: the sizes of the media are needed")
+
+
+def _images(
+    host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family, runs: Sequence[Run], shape: tuple[int, int]
+) -> _Queue:
+    key = _GRIDS["image"]
     if key not in host:
-        if inputs.get(pixels) is not None:
-            raise ValueError(f"inputs have {pixels} but no {key}: the sizes of the media are needed")
-        if kind == T_VIDEO and timings:
+        _missing(inputs, "image")
+        return _Queue("image", key, family=family)
+    grids = family.token_grids(host[key], f"{key} row")
+    if family.reading.targets and "images_per_sample" in host:
+        grids = _without_targets(grids, host["images_per_sample"], runs, shape)
+    return _Queue("image", key, grids, family=family)
+
+
+def _without_targets(
+    grids: list[tuple[int, int, int]], per_sample: np.ndarray, runs: Sequence[Run], shape: tuple[int, int]
+) -> list[tuple[int, int, int]]:
+    """The grids of the images in the prompts; those behind them in a sample are of images that are yet to be generated."""
+    counts = per_sample.reshape(-1).tolist()
+    batch, tokens = shape
+    if len(counts) != batch or sum(counts) != len(grids):
+        raise ValueError(
+            f"images_per_sample is {counts}, but there are {batch} row(s) and {len(grids)} rows of {_GRIDS['image']}"
+        )
+    there = [0] * batch
+    for kind, start, stop in runs:
+        if kind == _TYPE_OF["image"]:
+            there[start // tokens] += stop - start
+    kept, upcoming = [], iter(grids)
+    for count, left in zip(counts, there, strict=True):
+        for t, h, w in itertools.islice(upcoming, count):
+            if left > 0:
+                kept.append((t, h, w))
+            left -= t * h * w
+    return kept
+
+
+def _videos(
+    host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family, timings: Sequence[VideoTiming] | None
+) -> _Queue:
+    key = _GRIDS["video"]
+    stated = [name for name in _SECONDS if name in host and host[name].size]
+    if key not in host:
+        _missing(inputs, "video")
+        if timings:
             raise ValueError(f"there are {len(timings)} video_timings, but the inputs have no {key}")
-        stated = [name for name in _SECONDS if name in host and host[name].size]
-        if kind == T_VIDEO and stated:
+        if stated:
             raise ValueError(f"inputs have {stated[0]} but no {key}: the sizes of the videos are needed")
-        return RunMedia.of(key)
-    grid = family.token_grids(host[key], f"{key} row", video=kind == T_VIDEO)
-    if kind == T_VIDEO:
-        seconds, times = _video_times(host, whole_grids(host[key], key), family, timings)
-        return RunMedia.of(key, grid, seconds=seconds, times=times, split=family.split_frames)
-    if grid[:, 0].max(initial=1) > 1:
-        i = int(np.argmax(grid[:, 0] != 1))
-        raise ValueError(f"{key} row {i} has {grid[i, 0]} temporal grids; an image has one, a video belongs in video_grid_thw")
-    return RunMedia.of(key, grid)
+        return _Queue("video", key, family=family)
+    grids = family.token_grids(host[key], f"{key} row", video=True)
+    times = _video_times(host, family, timings)
+    return _Queue("video", key, grids, times, family=family)
 
 
 def _video_times(
-    host: Mapping[str, np.ndarray], patches: np.ndarray, family: Family, timings: Sequence[VideoTiming] | None
-) -> tuple[np.ndarray | None, Sequence[tuple[float, ...] | None]]:
-    """Seconds per grid [videos], or for each video the times of its grids; nothing where the family has no use for them."""
+    host: Mapping[str, np.ndarray], family: Family, timings: Sequence[VideoTiming] | None
+) -> Sequence[float | tuple[float, ...] | None]:
+    """Of each video its seconds per grid, or the times of its grids; checked also where the family has no use for them."""
+    patches = host[_GRIDS["video"]]
     keys = [key for key in _SECONDS if key in host]
     if len(keys) > 1:
         raise ValueError(f"inputs have {' and '.join(keys)}: one of them is needed, seconds from one temporal grid to the next")
     seconds = _seconds(host[keys[0]], keys[0], len(patches)) if keys else None
-    times: Sequence[tuple[float, ...] | None] = ()
-    if timings is not None:
-        stated, (seconds, times) = seconds, _times_by_timings(timings, patches, family)
-        differ = abs(seconds - stated) > 1e-3 * stated if stated is not None else np.zeros(0)
-        if stated is not None and differ.any():
-            i = int(np.argmax(differ))
-            raise ValueError(
-                f"video {i}: {keys[0]} says {stated[i]:g} s a grid, its timing {seconds[i]:g} s: leave one of them out"
+    if timings is None:
+        if seconds is None and family.uses_seconds and len(patches):
+            raise no_clock(
+                family,
+                f"the inputs have no second_per_grid_ts for {len(patches)} video(s). Pass what the processor returned, or "
+                "temporal patch size / sampled frames per second for each video, or video_timings",
             )
-    if family.split_frames:
-        return None, ()
-    if seconds is None and family.uses_seconds and len(patches):
-        raise ValueError(
-            f"{family} places videos by time, but the inputs have no second_per_grid_ts for {len(patches)} video(s). Pass what "
-            "the processor returned, or temporal patch size / sampled frames per second for each video, or video_timings; "
-            "there is no default"
-        )
-    return seconds, times
-
-
-def _times_by_timings(
-    timings: Sequence[VideoTiming], patches: np.ndarray, family: Family
-) -> tuple[np.ndarray, list[tuple[float, ...] | None]]:
-    """Seconds per grid [videos], NaN of those for which there are times instead."""
+        return seconds or ()
     if not isinstance(timings, Sequence) or not all(isinstance(timing, VideoTiming) for timing in timings):
         raise ValueError(f"video_timings must be a list of VideoTiming (VideoTiming.from_metadata makes them), got {timings!r}")
     if len(timings) != len(patches):
         raise ValueError(
-            f"there are {len(timings)} video_timings for {len(patches)} video(s) of video_grid_thw: one each is needed"
+            f"there are {len(timings)} video_timings for {len(patches)} video(s) of {_GRIDS['video']}: one each is needed"
         )
-    stated = [
-        family.grid_seconds(timing, int(grid[0]), f"video {i}")
-        for i, (timing, grid) in enumerate(zip(timings, patches, strict=True))
-    ]
-    return np.array([np.nan if s is None else s for s, _ in stated]), [times for _, times in stated]
+    times: list[Any] = []
+    for i, (timing, grid) in enumerate(zip(timings, patches.tolist(), strict=True)):
+        even, of_grids = family.grid_seconds(timing, grid[0], f"video {i}")
+        if seconds is not None and even is not None and abs(even - seconds[i]) > 1e-3 * seconds[i]:
+            raise ValueError(
+                f"video {i}: {keys[0]} says {seconds[i]:g} s a grid, its timing {even:g} s: leave one of them out"
+            )
+        times.append(of_grids if even is None else even)
+    return times
 
 
-def _seconds(values: np.ndarray, key: str, videos: int) -> np.ndarray:
+def _seconds(values: np.ndarray, key: str, videos: int) -> list[float]:
     if values.dtype.kind not in "iuf":
         raise ValueError(f"{key} must be numbers of seconds, got {values.dtype}")
-    seconds = values.astype(np.float64).reshape(-1)
+    seconds = values.reshape(-1).tolist()
     if len(seconds) != videos:
-        raise ValueError(f"{key} has {len(seconds)} value(s) for {videos} video(s) of video_grid_thw: one each is needed")
-    if not ((seconds > 0) & (seconds <= MAX_SECONDS)).all():
-        raise ValueError(f"{key} must be positive seconds (at most {MAX_SECONDS:g}), got {seconds.tolist()}")
-    return seconds
+        raise ValueError(f"{key} has {len(seconds)} value(s) for {videos} video(s) of {_GRIDS['video']}: one each is needed")
+    return [check_seconds(value, f"{key} of video {i}") for i, value in enumerate(seconds)]
 
 
-def _sounds(host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family, runs: Runs) -> RunMedia:
-    """The sounds as grids (1, 1, tokens). Where a family counts their tokens like text, a sound is what its run is."""
-    key = next((key for key in _SOUNDS if key in host), None)
-    if "audio" in family.media and family.audio_tokens is None:
-        return RunMedia.sounds("audio tokens", runs.counts(T_AUDIO)[1])
-    if key is None:
-        if "audio" in family.media and inputs.get("input_features") is not None:
-            raise ValueError("inputs have input_features but no feature_attention_mask: the lengths of the sounds are needed")
-        return RunMedia.of("feature_attention_mask")
-    if family.audio_tokens is None:
-        raise ValueError(f"inputs have {key}, but {family} places {', '.join(family.media)} and no audio")
-    lengths = _sound_lengths(host[key], key)
-    for other in _SOUNDS:
-        if other in host and not np.array_equal(_sound_lengths(host[other], other), lengths):
-            raise ValueError(f"{key} and {other} disagree on the lengths of the sounds: pass one of them")
-    tokens = family.audio_tokens(lengths)
-    if (tokens < 1).any():
-        i = int(np.argmax(tokens < 1))
-        raise ValueError(f"{key}: sound {i} has {lengths[i]} frames, which make no token")
-    return RunMedia.sounds(key, tokens)
+def _audio(host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family) -> _Queue:
+    """The audio as grids (1, 1, tokens). Where a family counts its tokens like text, an audio is what its run is."""
+    lengths = family.reading.audio_tokens(host, inputs, family)
+    if lengths is not None:
+        return _Queue("audio", MEDIA["audio"].grids, [(1, 1, n) for n in lengths], family=family)
+    if "audio" not in family.media and (given := [key for key in _OF_READINGS if key in host]):
+        raise ValueError(f"inputs have {given[0]}, which {family} does not read: it places {', '.join(family.media)}")
+    return _Queue("audio", "audio tokens", family=family, whole_runs=True)
 
 
-def _sound_lengths(values: np.ndarray, key: str) -> np.ndarray:
-    """Frames of each sound's spectrogram."""
-    if values.dtype.kind not in "iub" or (key == "feature_attention_mask" and values.ndim != 2):
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _rows(runs: Sequence[Run], queues: Mapping[str, _Queue], family: Family, batch: int, tokens: int) -> list[Row]:
+    """The rows of a batch of `tokens` each: of every run its text, its padding, or the media that it holds."""
+    rows: list[Row] = []
+    items: list[Item] = []
+    edge = tokens
+    by_type = {_TYPE_OF[kind]: queue.take for kind, queue in queues.items()}
+    if family.reading.markers:
+        queues["image"].mark([stop - start for kind, start, stop in runs if kind == _TYPE_OF["image"]])
+    for kind, start, stop in runs:
+        if start == edge:
+            rows.append(Row(tuple(items), tokens))
+            items, edge = [], edge + tokens
+        if kind == _TEXT:
+            items.append(text(stop - start))
+        elif kind == _PADDING:
+            items.append(pad(stop - start))
+        elif kind in by_type:
+            by_type[kind](items, stop - start, (kind, start, tokens))
+        else:
+            segment = kind.segment(start, lambda name, n, where: queues[name].one(n, where))
+            items.append((segment.kind, segment.grid, segment.length, segment))
+    for queue in queues.values():
+        queue.end()
+    return [*rows, Row(tuple(items), tokens)] if tokens else [Row((), 0)] * batch
+
+
+def _where(at: str | tuple[int, int, int], n: int) -> str:
+    """A run of n tokens of media for messages."""
+    if isinstance(at, str):
+        return at
+    kind, start, tokens = at
+    row, first = divmod(start, tokens)
+    return f"row {row}: the {n} {_KIND_OF[kind]} tokens at {first}..{first + n - 1}"
+
+
+# --- placeholder spans ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where an image, a video or a sound stands in a prompt: what vLLM calls a placeholder range.
+
+    Example:
+        >>> import mmrope
+        >>> image = mmrope.Span(offset=4, length=24, grid=(1, 8, 12))  # patch grids
+        >>> video = mmrope.Span(offset=30, length=48, grid=(2, 8, 12), kind="video", seconds_per_grid=1.0)
+        >>> row = mmrope.segments_from_spans(80, [image, video], "qwen2_5_vl")
+        >>> [(segment.kind, segment.length) for segment in row]
+        [('text', 4), ('image', 24), ('text', 2), ('video', 48), ('text', 2)]
+    """
+
+    offset: int
+    """The first of its tokens."""
+    length: int
+    """Its tokens, with those that stand between its parts (time stamps, markers)."""
+    grid: tuple[int, int, int] | None = None
+    """The patch grid (t, h, w), a row of `image_grid_thw` or `video_grid_thw`; none of a sound."""
+    kind: Literal["image", "video", "audio"] = "image"
+    embed: Sequence[bool] | None = None
+    """[length] which of its tokens are of the medium (vLLM's `is_embed`); None for all. The others are placed like text."""
+    seconds_per_grid: float | None = None
+    """Of a video: seconds from one temporal grid to the next."""
+    timing: VideoTiming | None = None
+    """Of a video, instead: when its frames are shown."""
+
+    def __post_init__(self) -> None:
+        for name in ("offset", "length"):
+            object.__setattr__(self, name, whole(getattr(self, name), f"a span's {name}"))
+
+
+def segments_from_spans(token_count: int, spans: Sequence[Span | tuple[Any, ...]], family: Family | str) -> Row:
+    """The row of segments of a prompt, from the spans of its media.
+
+    Args:
+        token_count: tokens of the prompt; those in no span are text.
+        spans: Spans, or tuples (offset, length, grid, ...) of their fields, in the order of their offsets. A sound whose span
+            overlaps a video's is the sound of that video, where the family interleaves the two; the two start markers stand
+            before its first token, the two end markers after its last. MiniCPM's canvases are read from inputs alone.
+        family: a Family, or its name.
+
+    Returns:
+        The Row, for `position_ids(row, family)`.
+
+    Raises:
+        ValueError: spans out of order or beyond the prompt, tokens claimed twice, a span whose tokens are not those of its
+            grid, grids or times that are missing or impossible, media that the family does not place.
+
+    Example:
+        >>> import mmrope
+        >>> row = mmrope.segments_from_spans(10, [mmrope.Span(offset=2, length=6, grid=(1, 4, 6))], "qwen2_vl")
+        >>> [(segment.kind, segment.grid) for segment in row]
+        [('text', (1, 1, 2)), ('image', (1, 2, 3)), ('text', (1, 1, 2))]
+    """
+    family = find_family(family)
+    if whole(token_count, "token_count") < 0:
+        raise ValueError(f"token_count must be the tokens of the prompt, got {token_count}")
+    stated = [span if isinstance(span, Span) else _span(span, n) for n, span in enumerate(spans)]
+    places = {"video" if kind == "frame" else kind for kind in family.media} & set(MEDIA)
+    runs: list[Run] = []
+    grids: dict[str, list[Any]] = {kind: [] for kind in MEDIA}
+    times: list[Any] = []
+    begins: set[int] = set()
+    done = 0  # behind the last token that is in a run
+    before: Span | None = None
+    for n, span in enumerate(stated):
+        mine = _span_runs(span, n, family, token_count, places)
+        if span.kind == "audio":
+            grids["audio"].append((1, 1, sum(stop - start for kind, start, stop in mine if kind)))
+        else:
+            grids[span.kind].append(_span_grid(span, n, mine, family))
+        if span.kind == "video":
+            times.append(_span_time(span, n, family))
+        if span.offset < done and before is not None:
+            runs, first = _interleaved(runs, mine, n, span, before, family)
+            begins.add(first)
+            done = max(done, span.offset + span.length)
+        else:
+            for run in ((_TEXT, done, span.offset), *mine):
+                _add_run(runs, run)
+            done = span.offset + span.length
+        before = span
+    _add_run(runs, (_TEXT, done, token_count))
+    runs = family.reading.joined(runs, begins.__contains__, max(token_count, 1), family)
+    queues = {
+        kind: _Queue(kind, f"the {kind} spans", grids[kind], times if kind == "video" else (), family=family)
+        for kind in MEDIA
+    }
+    return _rows(runs, queues, family, 1, token_count)[0]
+
+
+def _add_run(runs: list[Run], run: Run) -> None:
+    """Appends a run; text that goes on from text is one run with it."""
+    kind, start, stop = run
+    if runs and kind == runs[-1][0] == _TEXT:
+        runs[-1] = (_TEXT, runs[-1][1], stop)
+    elif start < stop:
+        runs.append(run)
+
+
+def _span(span: Any, n: int) -> Span:
+    if not isinstance(span, tuple):
+        raise ValueError(f"span {n} must be a Span or a tuple (offset, length, grid), got {span!r}")
+    return Span(*span)
+
+
+def _called(span: Span, n: int) -> str:
+    """A span for messages."""
+    return f"span {n} ({span.kind} at {span.offset}..{span.offset + span.length - 1})"
+
+
+def _span_runs(span: Span, n: int, family: Family, token_count: int, places: set[str]) -> list[Run]:
+    """The runs of a span: of its medium, and of the text that stands between its parts."""
+    if span.kind not in places:
+        raise ValueError(f"{_called(span, n)}: {family} places {', '.join(sorted(places)) or 'no media'} by spans")
+    offset, length = span.offset, span.length
+    if offset < 0 or length < 1 or offset + length > token_count:
+        raise ValueError(f"{_called(span, n)} is not within the {token_count} tokens of the prompt; was the prompt truncated?")
+    if span.kind == "audio" and span.grid is not None:
+        raise ValueError(f"{_called(span, n)}: an audio has no grid, but as many tokens as it has")
+    if span.kind != "video" and (span.seconds_per_grid is not None or span.timing is not None):
+        raise ValueError(f"{_called(span, n)}: only a video has seconds_per_grid or timing")
+    kind = _TYPE_OF[span.kind]
+    if span.embed is None:
+        return [(kind, offset, offset + length)]
+    embed = np.asarray(span.embed, dtype=bool)
+    if embed.shape != (length,):
+        raise ValueError(f"{_called(span, n)}: embed must be {length} booleans, one a token, got shape {embed.shape}")
+    if not embed.any():
+        raise ValueError(f"{_called(span, n)}: no token is of the {span.kind}: embed is false everywhere")
+    starts = [0, *((embed[1:] != embed[:-1]).nonzero()[0] + 1).tolist()]
+    is_mine = embed[starts].tolist()
+    return [
+        (kind if mine else _TEXT, offset + start, offset + stop)
+        for mine, start, stop in zip(is_mine, starts, [*starts[1:], length], strict=True)
+    ]
+
+
+def _span_grid(span: Span, n: int, runs: Sequence[Run], family: Family) -> tuple[int, int, int]:
+    """The token grid of an image's or a video's span, whose tokens these are."""
+    if span.grid is None:
+        raise ValueError(f"{_called(span, n)} has no grid: state its patch grid (t, h, w)")
+    [(t, h, w)] = family.token_grids([span.grid], f"{_called(span, n)}: patch grid", video=span.kind == "video")
+    held = sum(stop - start for kind, start, stop in runs if kind)
+    if held != t * h * w and (span.kind != "image" or held != t * h * w + family.reading.markers):
         raise ValueError(
-            f"{key} must be whole numbers {'[sounds, frames]' if key == 'feature_attention_mask' else '[sounds]'}, "
-            f"got {values.dtype} {list(values.shape)}"
+            f"{_called(span, n)}: patch grid {tuple(span.grid)} needs {t * h * w} tokens ({t} x {h} x {w} after merge "
+            f"{family.spatial_merge}), but the span has {held}. Were tokens pruned, or was it made with another merge size?"
         )
-    return (values.sum(axis=1) if key == "feature_attention_mask" else values.reshape(-1)).astype(np.int64)
+    return t, h, w
 
 
-def _without_targets(runs: Runs, media: RunMedia, per_sample: np.ndarray, batch: int) -> RunMedia:
-    """The grids of the images in the prompts; those behind them in a sample are of images that are yet to be generated."""
-    counts = per_sample.reshape(-1)
-    if len(counts) != batch or counts.sum() != len(media.grid):
-        raise ValueError(
-            f"images_per_sample is {counts.tolist()}, but there are {batch} row(s) and {len(media.grid)} rows of {media.key}"
-        )
-    if not len(media.grid):
-        return media
-    mine, held = runs.counts(T_IMAGE)
-    there = np.bincount(runs.start[mine] // runs.tokens, weights=held, minlength=batch)
-    before = media.tokens.cumsum() - media.tokens
-    sample = np.repeat(np.arange(batch), counts)
-    first = before[np.minimum(np.cumsum(counts) - counts, len(before) - 1)]
-    kept = before - first[sample] < there[sample]
-    return RunMedia(media.key, media.grid[kept], media.tokens[kept], media.item[kept])
+def _span_time(span: Span, n: int, family: Family) -> float | tuple[float, ...] | None:
+    """seconds_per_grid or the time of each grid of a video's span."""
+    one_clock(span.seconds_per_grid, span.timing, f"span {n}", "timing")
+    if span.timing is not None:
+        assert span.grid is not None
+        even, of_grids = family.grid_seconds(span.timing, span.grid[0], f"span {n}")
+        return of_grids if even is None else even
+    if span.seconds_per_grid is None:
+        if family.uses_seconds:
+            raise no_clock(f"span {n}: {family}", "give seconds_per_grid or timing, one of them")
+        return None
+    return check_seconds(span.seconds_per_grid, f"span {n}: seconds_per_grid")
+
+
+def _interleaved(
+    runs: list[Run], mine: Sequence[Run], n: int, span: Span, before: Span, family: Family
+) -> tuple[list[Run], int]:
+    """The runs of two spans that overlap, and the first token that is of either."""
+    if span.offset < before.offset:
+        raise ValueError(f"{_called(span, n)} begins before span {n - 1}: spans must be in the order of their offsets")
+    if not family.reading.overlaps(span.kind, before.kind, family):
+        raise ValueError(f"{_called(span, n)} overlaps span {n - 1} ({before.kind}), and {family} interleaves no such media")
+    stop = max(before.offset + before.length, span.offset + span.length)
+    types = np.zeros(stop - before.offset, dtype=np.int8)
+    kept = [(kind, start, min(end, before.offset)) for kind, start, end in runs if start < before.offset]
+    for kind, start, end in runs:
+        types[max(start - before.offset, 0) : max(end - before.offset, 0)] = kind
+    for kind, start, end in mine:
+        if kind and types[start - before.offset : end - before.offset].any():
+            raise ValueError(f"{_called(span, n)} takes tokens that span {n - 1} has, too: their embed masks overlap")
+        if kind:
+            types[start - before.offset : end - before.offset] = kind
+    first = before.offset + int(np.argmax(types != 0))
+    starts = [0, *((types[1:] != types[:-1]).nonzero()[0] + 1).tolist()]
+    for a, b in zip(starts, [*starts[1:], len(types)], strict=True):
+        _add_run(kept, (int(types[a]), a + before.offset, b + before.offset))
+    return kept, first

@@ -1,7 +1,15 @@
-"""What a row of the table of families says: where a family of models puts its tokens, and which axis turns which frequency."""
+"""What a row of the table of families says: where a family of models puts its tokens.
+
+A `Family` is a placement rule. What else is known of its models stands beside it: `rotary`, how they rotate by the ids,
+`checkpoint`, what their configs state, and `reading`, how their media are found among the tokens. Almost every rule is said by
+the fields; one that is not has a function in `place`, which is given a segment and where it begins. families.py holds the rows,
+and `register_family` adds yours.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +18,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.positions.segments import KINDS, MAX_STEP, Segment, whole_grids
-from mmrope.positions.timing import VideoTiming
+from mmrope.positions.segments import MAX_TOKENS, Row, Segment, whole_grids
+from mmrope.positions.timing import Time, VideoTiming, check_steps, one_clock, time_steps
 
-Time = Literal["index", "seconds", "seconds_rate_first", "seconds_float64", "whole_seconds", "fractional_seconds"]
 Advance = Literal["max", "spatial", "time", "tokens"]
 Origin = Literal["next", "zero"]
 Ordinal = Literal["row", "batch"]
@@ -21,30 +28,16 @@ Dtype = Literal["int64", "float32"]
 Layout = Literal["contiguous", "interleaved", "alternating", "by_channel"]
 Pairing = Literal["half", "adjacent", "block_half"]
 Placement = Callable[[Segment, Any, "Family"], tuple[np.ndarray, Any]]
-"""(segment, the id that it begins at, family) -> (ids [A, n], the id that text goes on at)."""
-
-_F32 = np.float32
-_TIME_STEPS: dict[Time, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
-    # (index i of a temporal grid, seconds per grid, ids per second) -> the ids that grid i lies after grid 0; the order of
-    # float32 operations decides at whole numbers (0.7 s, 0.3 s, ...), so it is part of the rule
-    "seconds": lambda i, seconds, rate: _floor((i.astype(_F32) * seconds.astype(_F32)) * _F32(rate)),
-    "seconds_rate_first": lambda i, seconds, rate: _floor(i.astype(_F32) * (seconds * rate).astype(_F32)),
-    "seconds_float64": lambda i, seconds, rate: _floor(i * (seconds.astype(_F32).astype(np.float64) * rate)),
-    "whole_seconds": lambda i, seconds, rate: _floor(i * np.floor(seconds) * rate),
-    "fractional_seconds": lambda i, seconds, rate: (i.astype(_F32) * seconds.astype(_F32)) * _F32(rate),
-}
+"""(segment, the id that it begins at, family) -> (ids [A, n], the id at which text continues)."""
 
 
-def _floor(x: np.ndarray) -> np.ndarray:
-    return np.floor(_bounded(x)).astype(np.int64)
+def _check_choices(record: Any, what: Any, **choices: Any) -> None:
+    for name, allowed in choices.items():
+        if getattr(record, name) not in get_args(allowed):
+            raise ValueError(f"{what}: {name} must be one of {get_args(allowed)}, got {getattr(record, name)!r}")
 
 
-def _bounded(x: np.ndarray) -> np.ndarray:
-    if not (x <= MAX_STEP).all():
-        raise ValueError(
-            f"a video's time ids go more than {MAX_STEP:,} up: its seconds, ids per second or stride are too large"
-        )
-    return x
+# --- what is known of the models --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +67,143 @@ class TokenIds:
     newline: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Family:
-    """A row of the table: where a family of models puts its tokens, and which axis turns which frequency.
-
-    Change a fact with `family(name, ids_per_second=4)`, anything else with `dataclasses.replace`.
+@dataclass(frozen=True, kw_only=True)
+class RotaryFacts:
+    """How the models of a family rotate by the ids; `RotarySpec.from_family` makes it a spec.
 
     Example:
-        >>> import dataclasses
         >>> import mmrope
-        >>> mine = dataclasses.replace(mmrope.family("qwen2_vl"), name="mine", stride=2)  # time ids two apart
+        >>> rotary = mmrope.family("qwen2_vl").rotary
+        >>> rotary.layout, rotary.sections, rotary.theta
+        ('contiguous', (16, 24, 24), 1000000.0)
+    """
+
+    layout: Layout = "contiguous"
+    """How the axes share the pairs: "contiguous" t..t h..h w..w, "interleaved" t h w t h w ... then t, "alternating" h w h w
+    ... then t; "by_channel" contiguous over channels instead of pairs, which is no rotation."""
+    sections: tuple[int, ...] = ()
+    """Pairs per axis, of the released checkpoints; empty where one axis has all."""
+    section_order: str = ""
+    """The order in which a config lists the sections, where it is not that of `axes`."""
+    still: str = ""
+    """Axes whose pairs are not rotated at all."""
+    theta: float = 1e4
+    pairing: Pairing = "half"
+    rotary_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "rotary", layout=Layout, pairing=Pairing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFacts:
+    """What the configs of a family's models state, and where.
+
+    Example:
+        >>> import mmrope
+        >>> mmrope.family("qwen2_5_vl").checkpoint.config["ids_per_second"]
+        'vision_config.tokens_per_second'
+    """
+
+    config: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Facts of a checkpoint -> where its config states them ("a.b|c": a.b, or else c; "?" at the end: may be missing)."""
+    model_types: tuple[str, ...] = ()
+    """What its configs call it, besides its name."""
+    token_ids: TokenIds = TokenIds()
+    """Of the checkpoint at hand; the rows of the table know none."""
+    recurrent: bool = False
+    """Whether some layers carry a state from token to token (linear attention), so that sequences of a pack run into each other
+    unless their kernels are told the boundaries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a family's media are found among the tokens of a processor's output: by token types, each run of them cut by the
+    sizes of its grids. A kind of media that is read otherwise has a reading of its own.
+
+    Example:
+        >>> import mmrope
+        >>> mmrope.family("hunyuan_vl").reading.markers
+        2
+    """
+
+    markers: int = 0
+    """Tokens of an image's run around its grid that are placed like text."""
+    targets: bool = False
+    """Its processor lists the grids of images that are yet to be made, too, behind those of each prompt."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What it reads of a processor's output besides tokens and grids."""
+        return ()
+
+    @property
+    def states_audio(self) -> bool:
+        """Whether inputs state the lengths of audio; otherwise an audio is what its run of tokens is."""
+        return False
+
+    def rows(
+        self,
+        host: Mapping[str, np.ndarray],
+        given: Mapping[str, Any],
+        types: np.ndarray,
+        mask: np.ndarray | None,
+        family: Family,
+        *,
+        timed: bool,
+    ) -> list[Row] | None:
+        """The rows of a batch, where the core's way does not apply.
+
+        Args:
+            host: the inputs as arrays; `given` as they came.
+            types: [B, S] as in mm_token_type_ids; `mask` [B, S] is False at padding, None where there is none.
+            timed: whether timings of videos were given, too.
+        """
+        return None
+
+    def audio_tokens(self, host: Mapping[str, np.ndarray], given: Mapping[str, Any], family: Family) -> list[int] | None:
+        """Tokens of each audio, where inputs state them."""
+        return None
+
+    def overlaps(self, one: str, other: str, family: Family) -> bool:
+        """Whether the spans of two kinds of media may overlap, their tokens interleaved."""
+        return False
+
+    def joined(self, runs: list[Run], begins: Callable[[int], bool], tokens: int, family: Family) -> list[Run]:
+        """The runs of a batch, with those that are placed as one joined.
+
+        Args:
+            begins: whether a token of the batch is the first of such runs.
+            tokens: of each row.
+        """
+        return runs
+
+    def begins_by_ids(self, ids: np.ndarray, family: Family) -> Callable[[int], bool]:
+        """`begins` for the token ids of a batch [B, S]."""
+        return lambda token: False
+
+    def image(self, h: int, w: int) -> Segment:
+        """The segment of an image of h x w tokens."""
+        return Segment.image(h=h, w=w)
+
+
+Run = tuple[Any, int, int]
+"""(type, first token, behind the last) of the batch: a stretch of tokens of one type as in mm_token_type_ids, -1 for padding. Of
+runs that a reading joined, the type is its own: `segment(video, audio, family)` makes the segment."""
+
+
+# --- where tokens are -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Family:
+    """A row of the table: where a family of models puts its tokens.
+
+    `mmrope.family(name, ids_per_second=4)` states a fact of a checkpoint, `replace` makes a rule of your own of it.
+
+    Example:
+        >>> import mmrope
+        >>> mine = mmrope.family("qwen2_vl").replace(name="mine", stride=2)  # time ids two apart
         >>> mmrope.position_ids([mmrope.Segment.video(t=3, h=1, w=1)], mine).ids[0, 0].tolist()
         [0, 2, 4]
     """
@@ -94,7 +214,6 @@ class Family:
     source: str
     """Where the rule stands: paper section, or file and version."""
 
-    # where is each token
     axes: str = "thw"
     """One letter an axis: t, h, w are a token's place in its grid, p counts the tokens of the row, i the media of the row;
     other letters are filled by `place`."""
@@ -112,21 +231,12 @@ class Family:
     """Frames that the processor makes one temporal grid of (`temporal_patch_size`)."""
     row_token: bool = False
     """A token more ends each row of an image, and stands in column w."""
-    markers: int = 0
-    """Tokens of an image's run around its grid that are placed like text."""
-    targets: bool = False
-    """Its processor lists the grids of images that are yet to be made, too, behind those of each prompt."""
-    recurrent: bool = False
-    """Whether some layers carry a state from token to token (linear attention), so that sequences of a pack run into each other
-    unless their kernels are told the boundaries."""
     time: Time = "index"
     """The step of temporal grid i: "index" i * stride; "seconds" floor((i * seconds) * ids_per_second), "seconds_rate_first"
     floor(i * (ids_per_second * seconds)), "fractional_seconds" as "seconds" without floor, all in float32 in this order;
     "seconds_float64" floor(i * (seconds * ids_per_second)) in float64; "whole_seconds" i * floor(seconds) * ids_per_second."""
     ids_per_second: float | None = None
     """Ids a second, for the families whose time is in seconds (`tokens_per_second`, `position_id_per_seconds` of a config)."""
-    seconds_per_chunk: float | None = None
-    """Seconds of video, then of its sound, and so on, for the families that interleave the two in chunks."""
     stride: float | None = 1
     """Ids from one temporal grid to the next ("index"), on axis p from one vision token to the next; None where authors leave
     it to the user, who states it."""
@@ -137,51 +247,28 @@ class Family:
     couple: bool = False
     """The time step is added to h and w, too."""
     advance: Advance = "max"
-    """Where text goes on after vision that starts at p: "max" the largest step on any axis + 1 further; "spatial" at
+    """Where text continues after vision that starts at p: "max" the largest step on any axis + 1 further; "spatial" at
     p + max(h, w), however long the video; "time" the last t + 1; "tokens" as many ids further as there are tokens, times
     stride."""
     ordinal: Ordinal = "row"
     """Over what axis i counts the media."""
     place: Mapping[str, Placement] = field(default_factory=dict, hash=False)
     """Functions for the kinds of segments that these fields cannot place."""
-    audio_tokens: Callable[[np.ndarray], np.ndarray] | None = None
-    """Frames of a sound's spectrogram -> its tokens."""
 
-    # how the model feels it
-    layout: Layout = "contiguous"
-    """How the axes share the pairs: "contiguous" t..t h..h w..w, "interleaved" t h w t h w ... then t, "alternating" h w h w
-    ... then t; "by_channel" contiguous over channels instead of pairs, which is no rotation."""
-    sections: tuple[int, ...] = ()
-    """Pairs per axis, of the released checkpoints; empty where one axis has all."""
-    section_order: str = ""
-    """The order in which a config lists the sections, where it is not that of `axes`."""
-    still: str = ""
-    """Axes whose pairs are not turned at all."""
-    theta: float = 1e4
-    pairing: Pairing = "half"
-    rotary_fraction: float = 1.0
-
-    # a checkpoint
-    token_ids: TokenIds = TokenIds()
-    config: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Facts of a checkpoint -> where its config states them ("a.b|c": a.b, or else c; "?" at the end: may be missing)."""
-    model_types: tuple[str, ...] = ()
-    """What its configs call it, besides its name."""
+    reading: Reading = Reading()
+    """How its media are found among the tokens."""
+    rotary: RotaryFacts = RotaryFacts()
+    """How the model rotates by the ids."""
+    checkpoint: CheckpointFacts = CheckpointFacts()
+    """What configs state."""
 
     def __post_init__(self) -> None:
-        literals = {
-            **{"time": Time, "advance": Advance, "origin": Origin, "ordinal": Ordinal, "dtype": Dtype},
-            **{"layout": Layout, "pairing": Pairing},
-        }
-        for name, allowed in literals.items():
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(f"{self}: {name} must be one of {get_args(allowed)}, got {getattr(self, name)!r}")
-        for name in ("media", "place"):
-            unknown = set(getattr(self, name)) - set(KINDS[2:])
-            if unknown:
-                raise ValueError(f"{self}: {name} must be among {KINDS[2:]}, got {sorted(unknown)}")
-        by_function = {"audio_in_video", "canvas"} if set(self.axes) <= set("thwpi") else {"image", "frame", "video", "canvas"}
-        unplaced = (set(self.media) & by_function) - set(self.place)
+        _check_choices(self, self, time=Time, advance=Advance, origin=Origin, ordinal=Ordinal, dtype=Dtype)
+        unknown = sorted(set(self.place) - set(self.media))
+        if unknown:
+            raise ValueError(f"{self}: place has functions for {unknown}, which are not among its media {self.media}")
+        by_fields = {"image", "frame", "video", "audio"} if set(self.axes) <= set("thwpi") else {"audio"}
+        unplaced = set(self.media) - by_fields - set(self.place)
         if unplaced:
             raise ValueError(
                 f"{self}: no field says where {sorted(unplaced)} go on the axes {self.axes}: name functions in place"
@@ -199,10 +286,8 @@ class Family:
                 f"{self}: ids_per_second belongs to the families whose time is in seconds "
                 f"(time={self.time!r}, ids_per_second={self.ids_per_second!r})"
             )
-        for name in ("ids_per_second", "seconds_per_chunk", "stride"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float, np.number)) and math.isfinite(value) and value > 0):
-                raise ValueError(f"{self}: {name} must be a positive number, got {value!r}")
+        check_positive(self, "ids_per_second", self.ids_per_second)
+        check_positive(self, "stride", self.stride)
         if not self.fractional and self.stride is not None and self.stride != int(self.stride):
             raise ValueError(f"{self}: its ids are whole numbers, so stride must be one, got {self.stride!r}")
 
@@ -223,20 +308,77 @@ class Family:
 
     @property
     def key(self) -> str:
-        """The name with its revision, as `family` takes it."""
+        """The name with its revision, as `mmrope.family` takes it."""
         return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    def replace(self, *, name: str, **changes: Any) -> Family:
+        """A rule of your own, with another name and other fields; those of `rotary`, `checkpoint` and `reading`, too.
+
+        Raises:
+            ValueError: the name of this family, unknown fields, values that a family cannot have.
+
+        Example:
+            >>> import mmrope
+            >>> mine = mmrope.family("qwen3_vl").replace(name="mine", advance="spatial", theta=1e6)
+            >>> mine.key, mine.advance, mine.rotary.theta
+            ('mine', 'spatial', 1000000.0)
+        """
+        if name == self.name:
+            raise ValueError(f"a changed rule has a name of its own, not that of {self}: name the new one otherwise")
+        return changed(self, **{"revision": "", "source": f"{self}, changed", "name": name, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """A family as plain JSON: one that is registered by its name and its checkpoint's facts, another whole.
+
+        Raises:
+            ValueError: a function or a reading that no registered family has: a file holds no code.
+
+        Example:
+            >>> import mmrope
+            >>> mmrope.family("qwen2_5_vl", ids_per_second=4).to_dict()
+            {'name': 'qwen2_5_vl', 'facts': {'ids_per_second': 4}}
+        """
+        known = REGISTRY.get(self.key)
+        if known is not None:
+            facts = {fact: fact_of(self, fact) for fact in FACTS if known.has(fact)}
+            changed_facts = {fact: value for fact, value in facts.items() if value != fact_of(known, fact)}
+            if changed(known, **changed_facts) == self:
+                return {"name": self.key, "facts": {fact: _plain(value) for fact, value in changed_facts.items()}}
+        return {"rule": {f.name: _plain(getattr(self, f.name), f.name) for f in dataclasses.fields(self)}}
+
+    @classmethod
+    def from_dict(cls, stated: Mapping[str, Any]) -> Family:
+        """What `to_dict` made, equal to it.
+
+        Raises:
+            ValueError: keys that are missing or unknown, a family or a function that is not registered.
+
+        Example:
+            >>> import mmrope
+            >>> stated = mmrope.family("qwen2_vl").replace(name="mine", stride=2).to_dict()
+            >>> mmrope.Family.from_dict(stated).stride
+            2
+        """
+        if set(stated) == {"name", "facts"}:
+            facts = {fact: _unplain(value, fact) for fact, value in stated["facts"].items()}
+            return with_facts(registered(stated["name"]), facts)
+        known = {f.name for f in dataclasses.fields(cls)}
+        if set(stated) != {"rule"} or set(stated["rule"]) != known:
+            raise ValueError(f"a family as JSON has the keys name and facts, or rule with {sorted(known)}, got {stated}")
+        return cls(**{name: _unplain(value, name) for name, value in stated["rule"].items()})
 
     def has(self, fact: str) -> bool:
         """Whether a fact of checkpoints means something to the family."""
-        return {
-            "spatial_merge": bool({"image", "frame", "video", "canvas"} & set(self.media)),
+        vision = not {"image", "frame", "video"}.isdisjoint(self.media) or bool(self.place)
+        means = {
+            "spatial_merge": vision,
             "temporal_merge": "video" in self.media,
-            "frames_per_grid": bool({"frame", "video"} & set(self.media)),
+            "frames_per_grid": not {"frame", "video"}.isdisjoint(self.media),
             "ids_per_second": self.uses_seconds,
-            "seconds_per_chunk": self.seconds_per_chunk is not None,
             "stride": self.stride != 1,
             "token_ids": True,
-        }[fact]
+        }
+        return means[fact] if fact in means else getattr(self.reading, fact, None) is not None
 
     def steps(self, i: np.ndarray, seconds: Any, times: Sequence[float] | None = None) -> np.ndarray:
         """The ids that temporal grids `i` of a video lie after its first: int64, or float32 where ids are fractional.
@@ -247,28 +389,19 @@ class Family:
             times: instead, the seconds of each of the video's temporal grids.
         """
         if not self.uses_seconds:
-            return _bounded(i * ((self.stride or 0) if self.fractional else int(self.stride or 0)))
-        rate = float(self.ids_per_second or 0)
-        if times is None:
-            return _TIME_STEPS[self.time](i, np.asarray(seconds, dtype=np.float64), rate)
-        since_first = np.asarray(times, dtype=np.float64)[i] - times[0]
-        if self.fractional:
-            return since_first.astype(_F32) * _F32(rate)
-        return _floor(since_first.astype(_F32) * _F32(rate))
+            return check_steps(i * ((self.stride or 0) if self.fractional else int(self.stride or 0)))
+        return time_steps(self.time, i, seconds, times, float(self.ids_per_second or 0), fractional=self.fractional)
 
     def image(self, patch_grid: Sequence[int]) -> Segment:
-        """The segment of an image, from its patch grid (a row of `image_grid_thw`, [3]); of families with a canvas, of an
-        image without detail crops.
+        """The segment of an image, from its patch grid (a row of `image_grid_thw`, [3]).
 
         Example:
             >>> import mmrope
             >>> mmrope.family("qwen2_vl").image((1, 8, 12)).grid  # a row of image_grid_thw; two patches a token on each side
             (1, 4, 6)
         """
-        t, h, w = self.token_grids([patch_grid])[0].tolist()
-        if t != 1:
-            raise ValueError(f"{self}: an image has one temporal grid, got patch grid {tuple(patch_grid)}; use Family.video")
-        return Segment.canvas(h=h, w=w) if "canvas" in self.media else Segment.image(h=h, w=w)
+        _, h, w = self.token_grids([patch_grid])[0]
+        return self.reading.image(h, w)
 
     def video(
         self,
@@ -287,14 +420,13 @@ class Family:
             >>> segment.grid, segment.seconds_per_grid
             ((4, 4, 6), 0.5)
         """
-        t, h, w = self.token_grids([patch_grid], video=True)[0].tolist()
+        t, h, w = self.token_grids([patch_grid], video=True)[0]
         if self.split_frames:
             raise ValueError(
                 f"{self} splits videos: list text (the time stamp) and Segment.frame(h={h}, w={w}) alternately, {t} times"
             )
         if timing is not None:
-            if seconds_per_grid is not None or times is not None:
-                raise ValueError("give a video's timing, or seconds_per_grid, or times: one of them")
+            one_clock(times if seconds_per_grid is None else seconds_per_grid, timing, "a video", "times or a timing")
             seconds_per_grid, times = self.grid_seconds(timing, patch_grid[0], f"the video of patch grid {tuple(patch_grid)}")
         return Segment.video(t=t, h=h, w=w, seconds_per_grid=seconds_per_grid, times=times)
 
@@ -315,31 +447,33 @@ class Family:
         seconds = timing.seconds_per_grid(frames_per_token)
         return seconds, None if seconds is not None else timing.grid_times(frames_per_token)
 
-    def token_grids(self, patch_grids: Any, what: str = "patch grid", *, video: bool = False) -> np.ndarray:
-        """Token grids [n, 3] of patch grids [n, 3]: h and w divided by the spatial merge, and t of a video by the temporal
-        merge, which must divide them."""
+    def token_grids(
+        self, patch_grids: Any, what: str = "patch grid", *, video: bool = False
+    ) -> list[tuple[int, int, int]]:
+        """Token grids (t, h, w) of patch grids [n, 3]: h and w divided by the spatial merge, and t of a video by the temporal
+        merge, which must divide them. An image has one temporal grid."""
         grids, m = whole_grids(patch_grids, f"{self}: {what}s"), self.spatial_merge
-        per_token = np.array((1, m, m))
-        tokens = grids // per_token
-        fits = (tokens >= 1) & (tokens * per_token == grids)
-        if not fits.all():
-            i = int(np.argmin(fits.all(axis=1)))
-            t, h, w = grids[i].tolist()
-            raise ValueError(
-                f"{what} {i} is {t} x {h} x {w}, but {self} merges {m} x {m} patches to a token: h and w must be positive "
-                f"multiples of {m}. Was it made with another merge size, or is it a token grid already?"
-            )
-        if self.row_token:
-            tokens[:, 2] += 1
-        if video and self.temporal_merge > 1:
-            uneven = (grids[:, 0] % self.temporal_merge != 0) & (grids[:, 0] != 1)
-            if uneven.any():
-                i = int(np.argmax(uneven))
+        tokens = []
+        for i, (t, h, w) in enumerate(grids.tolist()):
+            if t < 1 or h < m or w < m or h % m or w % m:
                 raise ValueError(
-                    f"{what} {i} has {grids[i, 0]} temporal grids, but {self} merges {self.temporal_merge} of a video's to a "
-                    "token: the processor fills them up to a multiple"
+                    f"{what} {i} is {t} x {h} x {w}, but {self} merges {m} x {m} patches to a token: h and w must be positive "
+                    f"multiples of {m}. Was it made with another merge size, or is it a token grid already?"
                 )
-            tokens[:, 0] = np.maximum(grids[:, 0] // self.temporal_merge, 1)
+            if not video and t != 1:
+                raise ValueError(
+                    f"{what} {i} has {t} temporal grids; an image has one, a video belongs in video_grid_thw (Family.video)"
+                )
+            if video and t % self.temporal_merge and t != 1:
+                raise ValueError(
+                    f"{what} {i} has {t} temporal grids, but {self} merges {self.temporal_merge} of a video's to a token: the "
+                    "processor fills them up to a multiple"
+                )
+            h, w = h // m, w // m + self.row_token
+            t = max(t // self.temporal_merge, 1) if video else t
+            if t * h * w > MAX_TOKENS:
+                raise ValueError(f"{what} {i} has {t} x {h} x {w} tokens, more than {MAX_TOKENS:,}, the most of one segment")
+            tokens.append((t, h, w))
         return tokens
 
     def __str__(self) -> str:
@@ -347,3 +481,134 @@ class Family:
 
     def __repr__(self) -> str:
         return f"Family({self.key!r})"
+
+
+def check_positive(what: Any, name: str, value: Any) -> None:
+    """A positive number, or None."""
+    if value is not None and not (isinstance(value, (int, float, np.number)) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{what}: {name} must be a positive number, got {value!r}")
+
+
+# --- facts and changes ------------------------------------------------------------------------------------------------
+
+FACTS = (
+    *("spatial_merge", "temporal_merge", "frames_per_grid", "ids_per_second", "stride"),
+    *("token_ids", "seconds_per_chunk"),
+)
+"""What belongs to a checkpoint rather than to the rule."""
+_RECORDS = ("rotary", "checkpoint", "reading")
+
+
+def fact_of(row: Family, fact: str) -> Any:
+    """A field of a family, or of one of its records; None if it has none of this name."""
+    holder = next((x for x in (row, *(getattr(row, name) for name in _RECORDS)) if hasattr(x, fact)), None)
+    return getattr(holder, fact, None)
+
+
+def changed(row: Family, **changes: Any) -> Family:
+    """A row with other fields; those of its records by their own names."""
+    own = {f.name for f in dataclasses.fields(row)}
+    for record in _RECORDS:
+        value = changes.get(record, getattr(row, record))
+        mine = {f.name: changes.pop(f.name) for f in dataclasses.fields(value) if f.name in changes}
+        if mine:
+            changes[record] = dataclasses.replace(value, **mine)
+    if unknown := sorted(set(changes) - own):
+        raise ValueError(f"{row}: a family has no {', '.join(unknown)}; it has {', '.join(sorted(own))} and those of its records")
+    return dataclasses.replace(row, **changes) if changes else row
+
+
+def with_facts(row: Family, facts: Mapping[str, Any]) -> Family:
+    """A row with a checkpoint's own facts."""
+    for fact in facts:
+        if fact not in FACTS:
+            raise ValueError(
+                f"{row}: {fact!r} is not a checkpoint's fact ({', '.join(FACTS)}); to change the rule itself use "
+                "Family.replace(name=..., ...)"
+            )
+        if not row.has(fact):
+            raise ValueError(f"{row} has no {fact}: it places {', '.join(row.media)} without; leave it out")
+    return changed(row, **facts)
+
+
+# --- families by name -------------------------------------------------------------------------------------------------
+
+REGISTRY: dict[str, Family] = {}
+"""Every family and revision by its key: the rows of families.py, and what `register_family` added."""
+
+
+def register_family(family: Family) -> Family:
+    """Makes a family of your own known by its name: to `mmrope.family`, the command line, `Processor`, and to models that are
+    saved with it and loaded where it is registered, too. A package does the same by an entry point of the group
+    "mmrope.families" that names the Family.
+
+    Raises:
+        ValueError: a name that is taken.
+
+    Example:
+        >>> import mmrope
+        >>> mine = mmrope.register_family(mmrope.family("qwen2_vl").replace(name="mine_of_the_docs", stride=2))
+        >>> mmrope.family("mine_of_the_docs").stride
+        2
+    """
+    if not isinstance(family, Family):
+        raise ValueError(f"register_family takes a Family, got {type(family).__name__}")
+    if REGISTRY.get(family.key, family) != family:
+        raise ValueError(f"the name {family.key!r} is taken by another family: {REGISTRY[family.key].source}")
+    REGISTRY[family.key] = family
+    return family
+
+
+def registered(key: str) -> Family:
+    """The family of this key.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if key not in REGISTRY:
+        raise ValueError(_unknown(key))
+    return REGISTRY[key]
+
+
+def _unknown(key: str) -> str:
+    name, _, revision = key.partition("@")
+    if name in REGISTRY:
+        has = [row.revision for row in REGISTRY.values() if row.name == name and row.revision]
+        return f"family {name} has no revision {revision!r}; it has {', '.join(has) or 'none'}, and the reference, {name!r}"
+    near = difflib.get_close_matches(key, REGISTRY, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    known = ", ".join(dict.fromkeys(row.name for row in REGISTRY.values()))
+    return f"unknown family {key!r}.{hint} Known: {known}. One of your own is made known by register_family"
+
+
+def _plain(value: Any, name: str = "") -> Any:
+    """A field's value as JSON has it; functions and readings by the name of a row that has them in the same place."""
+    if name == "place":
+        return {kind: _row_with(function, lambda row, kind=kind: row.place.get(kind)) for kind, function in value.items()}
+    if name == "reading":
+        of = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not callable(getattr(value, f.name))}
+        return {"of": _row_with(value, lambda row: dataclasses.replace(row.reading, **of) if type(row.reading) is type(value) else None), **of}
+    if isinstance(value, (TokenIds, RotaryFacts, CheckpointFacts)):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _unplain(value: Any, name: str) -> Any:
+    if name == "place":
+        return {kind: registered(key).place[kind] for kind, key in value.items()}
+    if name == "reading":
+        return dataclasses.replace(registered(value["of"]).reading, **{key: item for key, item in value.items() if key != "of"})
+    record = {"token_ids": TokenIds, "rotary": RotaryFacts, "checkpoint": CheckpointFacts}.get(name)
+    if record is not None:
+        return record(**{key: _unplain(item, key) for key, item in value.items()})
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _row_with(value: Any, of: Callable[[Family], Any]) -> str:
+    for key, row in REGISTRY.items():
+        if of(row) == value:
+            return key
+    raise ValueError(
+        f"{value!r} is of no registered family, and a file holds no code: it cannot be saved. register_family makes its family "
+        "known, here and where it is loaded"
+    )

@@ -1,15 +1,96 @@
-"""When the frames of a video were shown: what ids in seconds are computed from."""
+"""Time, in one place: when the frames of a video were shown, and how many ids later a temporal grid is for that.
+
+A video states seconds from one temporal grid to the next (`seconds_per_grid`), or the seconds of each grid (`times`); a
+`VideoTiming` gives one or the other. `time_steps` makes ids of them, by the rule that a family's row names.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+MAX_STEP = 2**40  # ids from where a segment begins: with MAX_TOKENS of one it keeps every sum of a row far inside int64
+MAX_SECONDS = 1e9  # from one temporal grid to the next: stays finite in float32
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def check_seconds(seconds: Any, what: str) -> float:
+    """Seconds from one temporal grid to the next, as a user stated them."""
+    number = isinstance(seconds, (int, float, np.number)) and not isinstance(seconds, bool)
+    if not number or not 0 < seconds <= MAX_SECONDS:  # nor NaN
+        raise ValueError(f"{what} must be positive seconds (at most {MAX_SECONDS:g}), got {seconds}")
+    return float(seconds)
+
+
+def check_times(times: Any, what: str, count: int, of: str) -> tuple[float, ...]:
+    """The seconds of `count` frames or grids, which never decrease."""
+    times = tuple(float(second) for second in times)
+    if len(times) != count:
+        raise ValueError(f"{what} must be one for each of the {count} {of}, got {len(times)}")
+    if times[0] < 0 or not all(map(math.isfinite, times)) or any(b < a for a, b in itertools.pairwise(times)):
+        raise ValueError(f"{what} must be finite seconds, from 0 up and never decreasing, got {_brief(times)}")
+    return times
+
+
+def one_clock(seconds_per_grid: Any, other: Any, what: str, name: str = "times") -> None:
+    """Refuses two clocks of one video."""
+    if seconds_per_grid is not None and other is not None:
+        raise ValueError(f"{what}: give seconds_per_grid (evenly spaced grids) or {name}, not both")
+
+
+def no_clock(family: Any, how: str) -> ValueError:
+    """The error of a video without its seconds. There is no default: a wrong one would not be noticed."""
+    return ValueError(f"{family} places videos by time: {how}; there is no default")
+
+
+# --- seconds to ids ---------------------------------------------------------------------------------------------------
+
+Time = Literal["index", "seconds", "seconds_rate_first", "seconds_float64", "whole_seconds", "fractional_seconds"]
+
+_F32 = np.float32
+_TIME_STEPS: dict[Time, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
+    # (index i of a temporal grid, seconds per grid, ids per second) -> the ids that grid i lies after grid 0; the order of
+    # float32 operations decides at whole numbers (0.7 s, 0.3 s, ...), so it is part of the rule
+    "seconds": lambda i, seconds, rate: _floor((i.astype(_F32) * seconds.astype(_F32)) * _F32(rate)),
+    "seconds_rate_first": lambda i, seconds, rate: _floor(i.astype(_F32) * (seconds * rate).astype(_F32)),
+    "seconds_float64": lambda i, seconds, rate: _floor(i * (seconds.astype(_F32).astype(np.float64) * rate)),
+    "whole_seconds": lambda i, seconds, rate: _floor(i * np.floor(seconds) * rate),
+    "fractional_seconds": lambda i, seconds, rate: (i.astype(_F32) * seconds.astype(_F32)) * _F32(rate),
+}
+
+
+def time_steps(
+    time: Time, i: np.ndarray, seconds: Any, times: Sequence[float] | None, rate: float, *, fractional: bool
+) -> np.ndarray:
+    """The ids that temporal grids `i` of a video lie after its first, where time is in seconds: int64, or float32 of fractional
+    families. `seconds` lie from one grid to the next, or `times` are those of all grids; `rate` is ids per second."""
+    if times is None:
+        return _TIME_STEPS[time](i, np.asarray(seconds, dtype=np.float64), rate)
+    since_first = (np.asarray(times, dtype=np.float64)[i] - times[0]).astype(_F32) * _F32(rate)
+    return since_first if fractional else _floor(since_first)
+
+
+def _floor(x: np.ndarray) -> np.ndarray:
+    return np.floor(check_steps(x)).astype(np.int64)
+
+
+def check_steps(x: np.ndarray) -> np.ndarray:
+    """Time ids that are not too far up."""
+    if not (x <= MAX_STEP).all():
+        raise ValueError(
+            f"a video's time ids go more than {MAX_STEP:,} up: its seconds, ids per second or stride are too large"
+        )
+    return x
+
+
+# --- when frames were shown -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +132,7 @@ class VideoTiming:
             if rate is not None and not (isinstance(rate, (int, float, np.number)) and math.isfinite(rate) and rate > 0):
                 raise ValueError(f"{name} must be a positive number of frames a second, got {rate!r}")
         if self.timestamps is not None:
-            times = tuple(float(t) for t in self.timestamps)
-            if len(times) != len(indices):
-                raise ValueError(f"timestamps must be one for each of the {len(indices)} sampled frames, got {len(times)}")
-            if times[0] < 0 or not all(map(math.isfinite, times)) or any(b < a for a, b in itertools.pairwise(times)):
-                raise ValueError(f"timestamps must be finite seconds, from 0 up and never decreasing, got {_brief(times)}")
+            times = check_times(self.timestamps, "timestamps", len(indices), "sampled frames")
             object.__setattr__(self, "timestamps", times)
         if self.timestamps is None and self.original_fps is None and self.sampled_fps is None:
             raise ValueError(

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrope import FAMILIES, Segment, position_ids, segments_from_inputs
+from mmrope.positions import AudioInVideo
 from mmrope.adapters import sglang
 from mmrope.adapters.vllm import get_mrope_input_positions, get_next_input_positions, get_next_input_positions_tensor
 from tests.positions.test_spans import spans_of
@@ -94,7 +95,7 @@ def sglang_request(batch, rule):
     tensors = {key: torch.as_tensor(value) for key, value in inputs.items()}
     grids = {key: tensors.get(key) for key in ("image_grid_thw", "video_grid_thw")}
     ids = tensors["input_ids"]
-    if rule.token_ids.video_start is not None:
+    if rule.checkpoint.token_ids.video_start is not None:
         return "get_rope_index_glm4v", {
             "input_ids": ids, "hf_config": config_of(rule), **grids, "attention_mask": tensors["attention_mask"]
         }  # fmt: skip
@@ -105,7 +106,7 @@ def sglang_request(batch, rule):
         ids[video] = TOKENS.image
         return "get_rope_index_ernie45", {"input_ids": ids, "hf_config": config_of(rule), **grids}
     config, sound = config_of(rule), {}
-    if rule.audio_tokens is not None:
+    if rule.reading.states_audio:
         markers = (ids[:, :-1] == TOKENS.vision_start) & (ids[:, 1:] == TOKENS.audio_start)
         sound = {
             "audio_token_id": TOKENS.audio,
@@ -359,7 +360,7 @@ def test_batches_have_the_ids_of_their_rows(name, data):
     rule = with_tokens(name)
     without = data.draw(st.sampled_from(("video", "audio_in_video"))) if "audio_in_video" in rule.media else ""
     batch = data.draw(padded(upstream_rows(rule, without)))
-    masked = rule.token_ids.video_start is not None
+    masked = rule.checkpoint.token_ids.video_start is not None
     batch = batch if masked else loosened(batch)
     function, arguments = sglang_request(batch, rule)
     ids, deltas = getattr(sglang, function)(**arguments)
@@ -420,7 +421,7 @@ def test_what_cannot_be_placed_is_refused(arguments, keywords, message):
 
 
 def test_sound_in_video_is_told_by_its_flag_too():
-    row = [Segment.text(2), Segment.audio_in_video(t=1, h=1, w=1, audio=2, seconds_per_grid=1.0), Segment.text(2)]
+    row = [Segment.text(2), AudioInVideo.make(t=1, h=1, w=1, audio=2, seconds_per_grid=1.0), Segment.text(2)]
     function, arguments = sglang_request([row], with_tokens("qwen3_omni_moe"))
     with pytest.raises(
         ValueError, match=r"the markers say that a video has its sound in it, but use_audio_in_video is not set"

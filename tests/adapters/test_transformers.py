@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import mmrope
 from mmrope import Segment
+from mmrope.positions import AudioInVideo
 from mmrope.adapters.transformers import RopeIndex
 from tests.positions.test_inputs import upstream_case
 from tests.support import cases
@@ -91,8 +92,8 @@ def test_the_reference_by_the_same_call(name, version, data):
     ids, deltas = index(**{key: value for key, value in arguments.items() if key in known or "kwargs" in known})
     positions = mmrope.position_ids(mmrope.segments_from_inputs(inputs, rule), rule)
     np.testing.assert_array_equal(ids.numpy(), positions.ids)
-    counted = positions.mask.sum(axis=1) if version == "5.23" or rule.audio_tokens else positions.mask.shape[1]
-    if not rule.targets:
+    counted = positions.mask.sum(axis=1) if version == "5.23" or rule.reading.states_audio else positions.mask.shape[1]
+    if not rule.reading.targets:
         largest = np.where(positions.mask, positions.ids, -1).max(axis=(0, 2))
         np.testing.assert_array_equal(deltas[:, 0].numpy(), largest + 1 - counted)
 
@@ -117,7 +118,7 @@ def test_a_narrow_dtype_stays():
 
 def test_refusals():
     rule = with_tokens("qwen2_5_omni")
-    row = [Segment.text(2), Segment.audio_in_video(t=2, h=1, w=2, seconds_per_grid=1.0, audio=30), Segment.text(2)]
+    row = [Segment.text(2), AudioInVideo.make(t=2, h=1, w=2, seconds_per_grid=1.0, audio=30), Segment.text(2)]
     inputs = {key: torch.as_tensor(value) for key, value in as_inputs([row], rule).items()}
     given = {
         "second_per_grids": inputs["video_second_per_grid"],

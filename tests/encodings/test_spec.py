@@ -128,14 +128,14 @@ SECTIONS = {
 def upstream_case(name, **scaling):
     """A small config of a family, and transformers' own rotary module for it; 8 pairs."""
     row = FAMILIES[name]
-    head_dim = int(16 / row.rotary_fraction)
-    sections = [SECTIONS[row.layout][axis] for axis in row.section_order or row.axes]
-    rope = {"rope_type": "default", "rope_theta": row.theta, "mrope_section": sections}
+    head_dim = int(16 / row.rotary.rotary_fraction)
+    sections = [SECTIONS[row.rotary.layout][axis] for axis in row.rotary.section_order or row.axes]
+    rope = {"rope_type": "default", "rope_theta": row.rotary.theta, "mrope_section": sections}
     rope |= scaling
-    if row.rotary_fraction != 1:
-        rope["partial_rotary_factor"] = row.rotary_fraction
+    if row.rotary.rotary_fraction != 1:
+        rope["partial_rotary_factor"] = row.rotary.rotary_fraction
     text = {**TEXT, "head_dim": head_dim, "hidden_size": 4 * head_dim, "rope_parameters": rope}
-    config = CONFIG_MAPPING[name](**({"thinker_config": {"text_config": text}} if row.audio_tokens else {"text_config": text}))
+    config = CONFIG_MAPPING[name](**({"thinker_config": {"text_config": text}} if row.reading.states_audio else {"text_config": text}))
     module = importlib.import_module("transformers.models.{0}.modeling_{0}".format(BORROWED.get(name, name)))
     names = [key for key in vars(module) if key.endswith("RotaryEmbedding") and not re.search("Vision|Talker|DiT", key)]
     [cls] = [key for key in names if "Thinker" in key] or names

@@ -22,23 +22,23 @@ def test_ids_count_up_on_every_axis(name):
 
 def test_exceptions_are_few_and_named():
     """HoPE's time pairs stand still, so its text is not turned as by 1D RoPE; what transformers does for HunYuan is no rotation."""
-    assert {key for key, row in FAMILIES.items() if row.still} == {"hope"}
+    assert {key for key, row in FAMILIES.items() if row.rotary.still} == {"hope"}
     hope = RotarySpec.from_family("hope")
     assert hope.axis_letters == "hw" * 24 + "t" * 16
     assert (hope.inv_freq[48:] == 0).all()
     assert (hope.inv_freq[:48] > 0).all()
-    assert {key for key, row in FAMILIES.items() if row.layout == "by_channel"} == {"hunyuan_vl@transformers-5.23"}
+    assert {key for key, row in FAMILIES.items() if row.rotary.layout == "by_channel"} == {"hunyuan_vl@transformers-5.23"}
     with pytest.raises(
         ValueError, match=r"'by_channel' gives the two channels of a pair to different axes .* that is no rotation"
     ):
         RotarySpec.from_family("hunyuan_vl@transformers-5.23")
 
 
-@pytest.mark.parametrize("name", [key for key, row in FAMILIES.items() if not row.still and row.layout != "by_channel"])
+@pytest.mark.parametrize("name", [key for key, row in FAMILIES.items() if not row.rotary.still and row.rotary.layout != "by_channel"])
 def test_angles_and_rotations(name):
     row = FAMILIES[name]
     spec = RotarySpec.from_family(row)
-    flat_spec = RotarySpec.rope(spec.head_dim, theta=row.theta, rotary_dim=spec.rotary_dim, pairing=row.pairing)
+    flat_spec = RotarySpec.rope(spec.head_dim, theta=row.rotary.theta, rotary_dim=spec.rotary_dim, pairing=row.rotary.pairing)
     ids = position_ids([Segment.text(LENGTH)], row).torch()["position_ids"]  # [A, 1, S]
     flat = ids[:1]  # [1, 1, S]
     q, k = torch.randn(1, 4, LENGTH, spec.head_dim), torch.randn(1, 2, LENGTH, spec.head_dim)

@@ -283,8 +283,8 @@ def test_padding_does_not_count_and_a_mask_says_what_does():
         (([[1, 2]], [[1]]), r"a has shape \[1, 1, 2\] and b \[1, 1, 1\] \(axes, rows, tokens\): only tables of the same tokens and axes can be compared; a row of text positions in front is not an axis"),
         (([1], [[1]]), r"position ids must be numbers \[A, B, S\] or \[A, T\], got int64 \[1\]"),
         (([["a"]], [[1]]), "position ids must be numbers"),
-        (([[1]], [[1]], [[1, 1]]), r"mask must be \[1, 1\] \(rows, tokens\), got \[1, 2\]"),
-        (([[1]], [[1]], [[-1e9]]), r"mask must be True or 1 at the tokens that count .* additive masks \(0, -inf\) and sequence numbers"),
+        (([[1]], [[1]], [[1, 1]]), r"mask has shape \(1, 2\), the tokens \(1, 1\)"),
+        (([[1]], [[1]], [[-1e9]]), r"mask must be 1 at real tokens and 0 at padding.* additive masks \(0, -inf\)"),
     ],
 )  # fmt: skip
 def test_diff_refuses(arguments, message):

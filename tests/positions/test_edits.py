@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrope import Segment, position_ids
-from mmrope.positions import Row, append, truncate
+from mmrope.positions import AudioInVideo, Row, append, truncate
 from tests.support.strategies import any_rows, law, length, rows
 
 TEXT, IMAGE, SOUND = Segment.text, Segment.image(h=2, w=3), Segment.audio(4)
@@ -214,7 +214,7 @@ def test_a_video_in_frames_goes_whole():
 
 
 def test_a_video_with_its_sound_counts_as_both():
-    both = Segment.audio_in_video(t=2, h=1, w=2, audio=3, seconds_per_grid=1.0)
+    both = AudioInVideo.make(t=2, h=1, w=2, audio=3, seconds_per_grid=1.0)
     row = [TEXT(1), Segment.video(t=1, h=1, w=1, seconds_per_grid=1.0), SOUND, both, TEXT(1)]
     left = truncate(row, 9, policy="drop_media", markers=(0, 0))
     assert {kind: which.tolist() for kind, which in left.media.items()} == {"video": [0], "audio": [0]}

@@ -8,7 +8,7 @@ import pytest
 from transformers import CONFIG_MAPPING, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
 from mmrope import FAMILIES, Segment, VideoTiming, family, family_from_config, position_ids
-from mmrope.positions import TokenIds
+from mmrope.positions import Canvas, TokenIds
 from mmrope.positions.families import departures
 from tests.support.upstream_ids import IN_TRANSFORMERS
 
@@ -37,7 +37,7 @@ def test_facts_belong_to_checkpoints_and_rules_do_not_change_by_them():
     row = family("qwen2_5_vl", ids_per_second=4, spatial_merge=3)
     assert (row.ids_per_second, row.spatial_merge, row.advance) == (4, 3, "max")
     assert family(row, ids_per_second=8).ids_per_second == 8
-    with pytest.raises(ValueError, match=r"qwen2_5_vl: 'advance' is not a checkpoint's fact .*dataclasses.replace"):
+    with pytest.raises(ValueError, match=r"qwen2_5_vl: 'advance' is not a checkpoint's fact .*Family.replace"):
         family("qwen2_5_vl", advance="spatial")
     with pytest.raises(ValueError, match=r"qwen2_vl has no ids_per_second: it places image, video without; leave it out"):
         family("qwen2_vl", ids_per_second=4)
@@ -47,7 +47,7 @@ def test_facts_belong_to_checkpoints_and_rules_do_not_change_by_them():
         dataclasses.replace(family("qwen2_vl"), advance="sideways")
     with pytest.raises(ValueError, match=r"videorope: its ids are whole numbers, so stride must be one, got 0.5"):
         family("videorope", stride=0.5)
-    with pytest.raises(ValueError, match=r"qwen2_vl: media must be among .*, got \['picture'\]"):
+    with pytest.raises(ValueError, match=r"qwen2_vl: no field says where \['picture'\] go on the axes thw: name functions in place"):
         dataclasses.replace(family("qwen2_vl"), media=("picture",))
     for wrong in (0, "2", 2.0):
         with pytest.raises(ValueError, match=r"spatial_merge must be (a whole number|at least 1), got"):
@@ -61,7 +61,7 @@ def test_patch_grids_become_token_grids():
     assert row.video([4, 8, 12], seconds_per_grid=1) == Segment.video(t=4, h=4, w=6, seconds_per_grid=1.0)
     with pytest.raises(ValueError, match=r"patch grid 0 is 1 x 5 x 6, but qwen2_5_vl merges 2 x 2 .* multiples of 2"):
         row.image((1, 5, 6))
-    with pytest.raises(ValueError, match=r"an image has one temporal grid, got patch grid \(2, 4, 4\); use Family.video"):
+    with pytest.raises(ValueError, match=r"patch grid 0 has 2 temporal grids; an image has one, .*\(Family.video\)"):
         row.image((2, 4, 4))
     with pytest.raises(ValueError, match=r"whole numbers \[n, 3\]"):
         row.image((1.0, 4.0, 4.5))
@@ -73,7 +73,7 @@ def test_patch_grids_become_token_grids():
         ValueError, match=r"the video of patch grid \(5, 8, 12\) has 5 temporal grids, but its timing lists 8 sampled"
     ):
         row.video((5, 8, 12), timing=timing)
-    with pytest.raises(ValueError, match=r"give a video's timing, or seconds_per_grid, or times: one of them"):
+    with pytest.raises(ValueError, match=r"a video: give seconds_per_grid \(evenly spaced grids\) or times or a timing, not both"):
         row.video((4, 8, 12), timing=timing, seconds_per_grid=1)
     ernie = family("ernie4_5_vl_moe")  # two temporal grids of one frame each make a token
     assert ernie.video((4, 8, 12)) == Segment.video(t=2, h=4, w=6)
@@ -83,7 +83,7 @@ def test_patch_grids_become_token_grids():
     ):
         ernie.video((3, 8, 12))
     assert family("hunyuan_vl").image((1, 8, 12)) == Segment.image(h=4, w=7)
-    assert family("minicpmv4_7").image((1, 8, 12)) == Segment.canvas(h=2, w=3)
+    assert family("minicpmv4_7").image((1, 8, 12)) == Canvas.make(h=2, w=3)
 
 
 @pytest.mark.parametrize("revision", [None, "transformers-5.23"])
@@ -93,7 +93,7 @@ def test_a_config_gives_the_family_and_its_facts(revision, tmp_path):
         row = family_from_config(config, revision)
         assert (row.name, row.revision) == ("qwen2_5_vl", revision or "")
         assert (row.ids_per_second, row.spatial_merge) == (2, 2)
-        assert row.token_ids == TokenIds(image=151655, video=151656)
+        assert row.checkpoint.token_ids == TokenIds(image=151655, video=151656)
 
 
 def test_transformers_config_objects():
@@ -127,11 +127,11 @@ def test_every_family_reads_the_config_of_its_own_class(name):
         assert row.ids_per_second == rate
     stated = {f"{k}": getattr(thinker, k) for k in dir(thinker) if k.endswith(("_token_id", "_token_index"))}
     for field in dataclasses.fields(TokenIds):
-        value = getattr(row.token_ids, field.name)
+        value = getattr(row.checkpoint.token_ids, field.name)
         if value is not None:
             assert value in (stated.get(f"{field.name}_token_id"), stated.get(f"{field.name}_token_index")), field.name
     if name == "qwen2_5_omni":
-        assert row.seconds_per_chunk == thinker.seconds_per_chunk
+        assert row.reading.seconds_per_chunk == thinker.seconds_per_chunk
         assert family_from_config(thinker) == row  # the thinker's own config says it, too
 
 
@@ -156,7 +156,7 @@ def test_facts_that_a_family_has_no_use_for_are_refused(name, facts):
     [
         ({"ordinal": "sideways"}, r"ordinal must be one of \('row', 'batch'\), got 'sideways'"),
         ({"dtype": "int8"}, r"dtype must be one of \('int64', 'float32'\), got 'int8'"),
-        ({"place": {"vido": len}}, r"place must be among .*, got \['vido'\]"),
+        ({"place": {"vido": len}}, r"place has functions for \['vido'\], which are not among its media \('image', 'video'\)"),
         ({"axes": "abc"}, r"no field says where \['image', 'video'\] go on the axes abc: name functions in place"),
         ({"media": ("image", "audio_in_video")}, r"no field says where \['audio_in_video'\] go on the axes thw"),
         ({"stride": "0.5"}, r"stride must be a positive number, got '0.5'"),
@@ -173,14 +173,14 @@ def test_a_function_that_places_wrongly_is_refused():
         return np.zeros((3, 1), dtype=np.int64), start
 
     row = dataclasses.replace(family("qwen2_vl"), place={"image": short})
-    with pytest.raises(ValueError, match=r"qwen2_vl: short made int64 \[3, 1\] of .*, but its ids are int64 \[3, 6\]"):
+    with pytest.raises(ValueError, match=r"qwen2_vl: short returned int64 \[3, 1\] for .* returns \(ids, next\): ids int64 \[3, 6\]"):
         position_ids([Segment.image(h=2, w=3)], row)
 
 
 def test_released_ernie_configs_have_a_name_of_their_own():
     config = {"model_type": "ernie4_5_moe_vl", "spatial_conv_size": 2, "temporal_conv_size": 2, "im_patch_id": 100295}
     row = family_from_config(config)
-    assert (row.key, row.temporal_merge, row.token_ids.image) == ("ernie4_5_vl_moe", 2, 100295)
+    assert (row.key, row.temporal_merge, row.checkpoint.token_ids.image) == ("ernie4_5_vl_moe", 2, 100295)
 
 
 def test_the_canvas_reads_how_much_it_merges():
@@ -188,7 +188,7 @@ def test_the_canvas_reads_how_much_it_merges():
     assert family_from_config({**config, "downsample_mode": "4x"}).spatial_merge == 2
     row = family_from_config({**config, "downsample_mode": "16x"})
     assert row.spatial_merge == 4
-    assert row.token_ids == TokenIds(image_start=1, newline=5)
+    assert row.checkpoint.token_ids == TokenIds(image_start=1, newline=5)
 
 
 def test_departures_are_what_an_upstream_does_otherwise():

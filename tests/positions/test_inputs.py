@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrope import Segment, VideoTiming, family, position_ids, segments_from_inputs
-from mmrope.positions import TokenIds, rope_deltas
+from mmrope.positions import AudioInVideo, TokenIds, rope_deltas
 from tests.support import cases
 from tests.support.strategies import BY_KEY, SECONDS, padded, processed, upstream_batches
 from tests.support.upstream_ids import (
@@ -31,13 +31,13 @@ READABLE = sorted({row.name for row in BY_KEY.values()})
 def joined(row, rule):
     """Neighbouring texts as one, and neighbouring padding: a processor's output cannot tell them apart; nor sounds, where a
     family counts their tokens like text. How the tokens of sound in video lie is left out."""
-    alike = ("text", "pad") if rule.audio_tokens else ("text", "pad", "audio")
+    alike = ("text", "pad") if rule.reading.states_audio else ("text", "pad", "audio")
     out = []
     for segment in row:
         if out and segment.kind in alike and segment.kind == out[-1].kind:
             out[-1] = Segment(segment.kind, (1, 1, out[-1].length + segment.length))
         elif segment.length:
-            out.append(dataclasses.replace(segment, runs=()))
+            out.append(dataclasses.replace(segment, runs=()) if isinstance(segment, AudioInVideo) else segment)
     return out
 
 
@@ -52,7 +52,7 @@ def test_rows_come_back_from_a_processors_output(name, data):
     assert [joined(row, rule) for row in found] == [joined(row, rule) for row in batch]
 
 
-@pytest.mark.parametrize("name", [name for name in READABLE if with_tokens(name).token_ids != TokenIds()])
+@pytest.mark.parametrize("name", [name for name in READABLE if with_tokens(name).checkpoint.token_ids != TokenIds()])
 @settings(max_examples=cases(20))
 @given(data=st.data())
 def test_rows_come_back_from_token_ids_alone(name, data):
@@ -76,7 +76,7 @@ def upstream_case(draw, name):
 
 def deltas_of(rule, positions):
     """rope_deltas [B] by the convention of a revision: padding counts in transformers 4.57, but not for the Omni models."""
-    padded = rule.revision == "transformers-4.57" and rule.audio_tokens is None
+    padded = rule.revision == "transformers-4.57" and not rule.reading.states_audio
     return rope_deltas(positions, length="padded" if padded else "unpadded")[:, 0]
 
 
@@ -268,7 +268,7 @@ def test_grids_of_images_that_are_yet_to_be_made_are_left_out():
     rule = with_tokens("glm_image")
     types = np.array([[0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
     inputs = {
-        **{"input_ids": types, "mm_token_type_ids": types},
+        **{"input_ids": types * TOKENS.image, "mm_token_type_ids": types},
         **{"image_grid_thw": [[1, 1, 2], [1, 4, 4], [1, 8, 8]], "images_per_sample": [2, 1]},
     }
     one, two = segments_from_inputs(inputs, rule)
@@ -280,7 +280,7 @@ def test_grids_of_images_that_are_yet_to_be_made_are_left_out():
         segments_from_inputs({**inputs, "images_per_sample": [1, 1]}, rule)
 
 
-OMNI = [Segment.text(2), Segment.audio_in_video(t=2, h=1, w=2, audio=30, seconds_per_grid=1.0), Segment.text(1)]
+OMNI = [Segment.text(2), AudioInVideo.make(t=2, h=1, w=2, audio=30, seconds_per_grid=1.0), Segment.text(1)]
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_omni", "qwen3_omni_moe"])
@@ -293,21 +293,21 @@ def test_sound_in_video_is_seen_by_its_markers(name):
     np.testing.assert_array_equal(position_ids(row, rule).ids, position_ids(OMNI, rule).ids)
     typed = as_inputs([OMNI], rule)
     with pytest.raises(
-        ValueError, match=r"row 0: video and audio tokens touch from 4 on. Whether that is sound in video is seen by"
+        ValueError, match=r"row 0: video and audio tokens touch from 4 on. Whether that is audio in video is seen by"
     ):
         segments_from_inputs(typed, name)  # the family without the checkpoint's token ids
     with pytest.raises(
-        ValueError, match=r"row 0: the video and its sound at 4..37 do not stand between their two start and two end markers"
+        ValueError, match=r"row 0: the video and its audio at 4..37 do not stand between their two start and two end markers"
     ):
         segments_from_inputs(
             {k: v[:, :-3] if k == "input_ids" else v for k, v in inputs.items() if k != "attention_mask"}, rule
         )
-    with pytest.raises(ValueError, match=r"audio_seqlens: sound 0 has 0 frames, which make no token"):
+    with pytest.raises(ValueError, match=r"audio_seqlens: audio 0 has 0 frames, which make no token"):
         segments_from_inputs({**inputs, "audio_seqlens": [0]}, rule)
     with pytest.raises(ValueError, match=r"do not fit their grids: audio 0 needs \d+ tokens \(by qwen\d_\w+'s audio encoder\)"):
         segments_from_inputs({**inputs, "audio_seqlens": [999]}, rule)
     lengths = {**without(inputs, "audio_seqlens"), "input_features": [0.0]}
-    with pytest.raises(ValueError, match=r"input_features but no feature_attention_mask: the lengths of the sounds are needed"):
+    with pytest.raises(ValueError, match=r"input_features but no feature_attention_mask: the lengths of the audio are needed"):
         segments_from_inputs(lengths, rule)
     frames = int(inputs["audio_seqlens"][0])
     mask = np.arange(3000)[None] < frames
@@ -333,7 +333,7 @@ OMNI_ROW = {"video_grid_thw": [[2, 2, 2]], "video_second_per_grid": [1.0], "audi
 def test_sound_in_video_without_its_markers_is_refused(ids, mask, more):
     inputs = {"input_ids": [ids], "attention_mask": [mask], **OMNI_ROW, **more}
     with pytest.raises(
-        ValueError, match=r"row 0: the video and its sound at \d..\d do not stand between their two start and two end"
+        ValueError, match=r"row 0: the video and its audio at \d..\d do not stand between their two start and two end"
     ):
         segments_from_inputs(inputs, with_tokens("qwen2_5_omni"))
 
@@ -382,7 +382,7 @@ def test_inputs_that_do_not_belong_together_are_refused(name, data):
             if seconds in inputs and key == "video_grid_thw":
                 inputs[seconds] = np.concatenate([inputs[seconds], inputs[seconds][:1]])
     elif wrong == "fewer":
-        if rule.markers:  # HunYuan: a second image of two tokens may as well be the first one's markers
+        if rule.reading.markers:  # HunYuan: a second image of two tokens may as well be the first one's markers
             return
         inputs[key] = grids[:-1]
         for seconds in ("second_per_grid_ts", "video_second_per_grid"):
@@ -448,27 +448,27 @@ def without(inputs, *keys):
         (without(IMAGE, "input_ids"), "qwen2_vl", r"inputs have no input_ids"),
         ({**IMAGE, "input_ids": np.zeros(14, int)}, "qwen2_vl", r"input_ids must be \[batch, tokens\], got shape \(14,\)"),
         ({**IMAGE, "mm_token_type_ids": np.zeros((1, 13), int)}, "qwen2_vl", r"mm_token_type_ids has shape \(1, 13\), input_ids \(1, 14\)"),
-        ({**IMAGE, "attention_mask": np.ones((1, 1, 14, 14))}, "qwen2_vl", r"attention_mask has shape \(1, 1, 14, 14\)"),
+        ({**IMAGE, "attention_mask": np.ones((1, 1, 14, 14))}, "qwen2_vl", r"attention_mask has shape \(1, 1, 14, 14\), the tokens \(1, 14\)"),
         ({**IMAGE, "mm_token_type_ids": np.full((1, 14), 3)}, "qwen2_vl", r"mm_token_type_ids holds \[3\]; qwen2_vl knows 0 \(text\), 1 \(image\), 2 \(video\)$"),
         ({**IMAGE, "mm_token_type_ids": np.full((1, 14), 256)}, "qwen2_vl", r"mm_token_type_ids holds \[256\]"),
         ({**VIDEO, "second_per_grid_ts": [1e39]}, "qwen2_5_vl", r"must be positive seconds \(at most 1e\+09\)"),
-        ({**IMAGE, "attention_mask": [[1] * 7 + [2] * 7]}, "qwen2_vl", r"attention_mask must be 1 at real tokens and 0 at padding; packed sequences"),
-        ({**IMAGE, "attention_mask": [[-np.inf] * 3 + [0.0] * 11]}, "qwen2_vl", r"attention_mask must be 1 at real tokens and 0 at padding; .* additive masks"),
+        ({**IMAGE, "attention_mask": [[1] * 7 + [2] * 7]}, "qwen2_vl", r"attention_mask must be 1 at real tokens and 0 at padding.*; packed sequences"),
+        ({**IMAGE, "attention_mask": [[-np.inf] * 3 + [0.0] * 11]}, "qwen2_vl", r"attention_mask must be 1 at real tokens and 0 at padding.* additive masks"),
         ({**VIDEO, "second_per_grid_ts": torch.tensor([0.7], dtype=torch.bfloat16)}, "qwen2_5_vl", r"second_per_grid_ts is torch.bfloat16, in which neither 0.7 nor 4,097 can be written: pass what was computed, before .to\(dtype\)"),
         ({"input_ids": [[1, 2], [3]]}, "qwen2_vl", r"input_ids is ragged: pad the rows to one length"),
         ([1, 2], "qwen2_vl", r"inputs must be a processor's output \(a dict\), got list"),
-        (without(VIDEO, "second_per_grid_ts"), "qwen2_5_vl", r"places videos by time, but the inputs have no second_per_grid_ts for 1 video"),
+        (without(VIDEO, "second_per_grid_ts"), "qwen2_5_vl", r"places videos by time: the inputs have no second_per_grid_ts for 1 video"),
         ({**VIDEO, "second_per_grid_ts": [1.0, 1.0]}, "qwen2_5_vl", r"second_per_grid_ts has 2 value\(s\) for 1 video"),
-        ({**VIDEO, "second_per_grid_ts": [float("nan")]}, "qwen2_5_vl", r"second_per_grid_ts must be positive seconds .*, got \[nan\]"),
+        ({**VIDEO, "second_per_grid_ts": [float("nan")]}, "qwen2_5_vl", r"second_per_grid_ts of video 0 must be positive seconds .*, got nan"),
         ({**VIDEO, "second_per_grid_ts": [-1.0]}, "qwen2_5_vl", r"must be positive seconds"),
         ({**SPLIT, "second_per_grid_ts": [float("nan")]}, "qwen3_vl", r"must be positive seconds"),
         ({**VIDEO, "second_per_grid_ts": ["1"]}, "qwen2_5_vl", r"second_per_grid_ts must be numbers of seconds, got <U1"),
         (without({**VIDEO, "mm_token_type_ids": np.zeros((1, 10), int)}, "video_grid_thw"), "qwen2_5_vl", r"inputs have second_per_grid_ts but no video_grid_thw"),
         ({**IMAGE, "mm_token_type_ids": IMAGE["mm_token_type_ids"] * 1.0}, "qwen2_vl", r"mm_token_type_ids must be whole numbers, got float64"),
-        ({"input_ids": [[1]], "audio_seqlens": [4.7]}, "qwen2_5_omni", r"audio_seqlens must be whole numbers \[sounds\], got float64 \[1\]"),
-        ({"input_ids": [[1]], "feature_attention_mask": [1, 1]}, "qwen2_5_omni", r"feature_attention_mask must be whole numbers \[sounds, frames\], got int64 \[2\]"),
-        ({"input_ids": [[1]], "audio_seqlens": [4], "feature_attention_mask": [[1] * 5]}, "qwen2_5_omni", r"audio_seqlens and feature_attention_mask disagree on the lengths of the sounds"),
-        ({"input_ids": [[1]], "audio_seqlens": [4]}, "qwen2_vl", r"inputs have audio_seqlens, but qwen2_vl places image, video and no audio"),
+        ({"input_ids": [[1]], "audio_seqlens": [4.7]}, "qwen2_5_omni", r"audio_seqlens must be whole numbers \[audios\], got float64 \[1\]"),
+        ({"input_ids": [[1]], "feature_attention_mask": [1, 1]}, "qwen2_5_omni", r"feature_attention_mask must be whole numbers \[audios, frames\], got int64 \[2\]"),
+        ({"input_ids": [[1]], "audio_seqlens": [4], "feature_attention_mask": [[1] * 5]}, "qwen2_5_omni", r"audio_seqlens and feature_attention_mask disagree on the lengths of the audio"),
+        ({"input_ids": [[1]], "audio_seqlens": [4]}, "qwen2_vl", r"inputs have audio_seqlens, which qwen2_vl does not read: it places image, video"),
         ({**SPLIT, "video_grid_thw": [[2, 4, 6]]}, "qwen3_vl", r"the 4 video tokens at 1..4 do not fit their grids: video 0, frame 0 needs 6 tokens"),
         ({**SPLIT, "video_grid_thw": [[3, 4, 4]]}, "qwen3_vl", r"video_grid_thw has 1 row\(s\), but the video tokens end before video 0, frame 2, which has none"),
         ({**VIDEO, "attention_mask": np.array([[1, 1, 1, 0, 0, 1, 1, 1, 1, 1]])}, "qwen2_5_vl", r"the 2 video tokens at 1..2 do not fit"),

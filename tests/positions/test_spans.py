@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrope import Segment, Span, VideoTiming, family, position_ids, segments_from_inputs, segments_from_spans
-from mmrope.positions.spans import _TYPES
+from mmrope.positions.segments import MEDIA
 from tests.positions.test_inputs import joined
 from tests.support import cases
 from tests.support.strategies import BY_KEY, processed, upstream_rows
@@ -94,7 +94,7 @@ def test_a_video_with_its_sound_stands_between_markers():
     assert [s.kind for s in segments_from_spans(12, both(4), "qwen2_5_omni")] == ["text", "audio_in_video", "text"]
     for offset, tokens in ((0, 9), (1, 9), (4, 9)):
         with pytest.raises(
-            ValueError, match=r"the video and its sound at .* do not stand between their two start and two end markers"
+            ValueError, match=r"the video and its audio at .* do not stand between their two start and two end markers"
         ):
             segments_from_spans(tokens, both(offset), "qwen2_5_omni")
 
@@ -118,7 +118,7 @@ IMAGE, OTHER = Span(3, 4, (1, 4, 4)), Span(9, 2, (1, 2, 4))
         ([Span(3, 4, (1, 4, 4), "video", seconds_per_grid=1.0), Span(5, 3, kind="audio")], "qwen2_5_omni", r"span 1 \(audio at 5..7\) takes tokens that span 0 has, too: their embed masks overlap"),
         ([Span(3, 5, (1, 4, 4))], "qwen2_vl", r"span 0 \(image at 3..7\): patch grid \(1, 4, 4\) needs 4 tokens \(1 x 2 x 2 after merge 2\), but the span has 5. Were tokens pruned"),
         ([Span(3, 4, (1, 5, 4))], "qwen2_vl", r"span 0 \(image at 3..6\): patch grid 0 is 1 x 5 x 4, but qwen2_vl merges 2 x 2"),
-        ([Span(3, 8, (2, 4, 4))], "qwen2_vl", r"patch grid \(2, 4, 4\) has 2 temporal grids; an image has one"),
+        ([Span(3, 8, (2, 4, 4))], "qwen2_vl", r"patch grid 0 has 2 temporal grids; an image has one"),
         ([Span(3, 4)], "qwen2_vl", r"span 0 \(image at 3..6\) has no grid: state its patch grid"),
         ([Span(3, 4, (1, 4, 4), embed=[True] * 3)], "qwen2_vl", r"embed must be 4 booleans, one a token, got shape \(3,\)"),
         ([Span(3, 4, (1, 4, 4), embed=[False] * 4)], "qwen2_vl", r"no token is of the image: embed is false everywhere"),
@@ -126,8 +126,8 @@ IMAGE, OTHER = Span(3, 4, (1, 4, 4)), Span(9, 2, (1, 2, 4))
         ([Span(3, 4, (1, 4, 4), "video", seconds_per_grid=float("nan"))], "qwen2_5_vl", r"span 0: seconds_per_grid must be positive seconds \(at most 1e\+09\), got nan"),
         ([Span(3, 4, (1, 4, 4), "video", timing=VideoTiming(frame_indices=range(9), sampled_fps=1))], "qwen2_5_vl", r"span 0 has 1 temporal grids, but its timing lists 9 sampled frames"),
         ([Span(3, 4, (1, 4, 4), seconds_per_grid=1.0)], "qwen2_vl", r"span 0 \(image at 3..6\): only a video has seconds_per_grid or timing"),
-        ([Span(3, 4, (1, 4, 4), "video", seconds_per_grid=1.0, timing=VideoTiming(frame_indices=[0, 1], sampled_fps=1))], "qwen2_vl", r"span 0: give seconds_per_grid or timing, not both"),
-        ([Span(3, 4, (1, 4, 4), "audio")], "qwen2_5_omni", r"a sound has no grid, but as many tokens as it has"),
+        ([Span(3, 4, (1, 4, 4), "video", seconds_per_grid=1.0, timing=VideoTiming(frame_indices=[0, 1], sampled_fps=1))], "qwen2_vl", r"span 0: give seconds_per_grid \(evenly spaced grids\) or timing, not both"),
+        ([Span(3, 4, (1, 4, 4), "audio")], "qwen2_5_omni", r"an audio has no grid, but as many tokens as it has"),
         ([Span(3, 4, kind="audio")], "qwen2_vl", r"span 0 \(audio at 3..6\): qwen2_vl places image, video by spans"),
         ([Span(3, 4, (1, 4, 4), kind="picture")], "qwen2_vl", r"span 0 \(picture at 3..6\): qwen2_vl places image, video by spans"),
         ([Span(3, 4, (1, 4, 4))], "minicpmv4_7", r"minicpmv4_7 places no media by spans"),
@@ -157,5 +157,5 @@ def test_numbers_are_whole(make, message):
 def test_a_prompt_has_tokens():
     with pytest.raises(ValueError, match=r"token_count must be the tokens of the prompt, got -1"):
         segments_from_spans(-1, [], "qwen2_vl")
-    assert set(_TYPES) == {"image", "video", "audio"}
+    assert set(MEDIA) == {"image", "video", "audio"}
     assert family("qwen2_vl").media == ("image", "video")

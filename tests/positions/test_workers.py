@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mmrope import FAMILIES, Segment, collate, pack, position_ids, segments_from_spans
-from mmrope.positions import fingerprint, keep, truncate
+from mmrope.positions import AudioInVideo, Canvas, fingerprint, keep, truncate
 from tests.support.strategies import any_rows, law
 
 MEDIA = {
@@ -18,8 +18,8 @@ MEDIA = {
     "frame": Segment.frame(h=2, w=3),
     "video": Segment.video(t=3, h=2, w=2, seconds_per_grid=0.7),
     "audio": Segment.audio(7),
-    "audio_in_video": Segment.audio_in_video(t=3, h=1, w=2, audio=9, seconds_per_grid=0.7),
-    "canvas": Segment.canvas(h=2, w=2, slices=[(2, 2)] * 2, columns=2),
+    "audio_in_video": AudioInVideo.make(t=3, h=1, w=2, audio=9, seconds_per_grid=0.7),
+    "canvas": Canvas.make(h=2, w=2, slices=[(2, 2)] * 2, columns=2),
 }
 
 

@@ -12,6 +12,7 @@ import torch
 
 import mmrope
 from mmrope import Segment
+from mmrope.positions import Canvas
 from mmrope.adapters.rotary import RotaryInPlace
 from mmrope.adapters.transformers import RopeIndex, generate, with_positions
 from tests.support import tiny_models
@@ -28,7 +29,7 @@ NOT_PACKED = {
 IN_ONE_BLOCK = ("qwen2_vl", "qwen2_5_vl", "ernie4_5_vl_moe")  # videos: text after them is where rules differ
 V5 = TRANSFORMERS.startswith("transformers-5")
 
-TEXT, IMAGE, WIDE, CANVAS = Segment.text(3), Segment.image(h=2, w=3), Segment.image(h=2, w=2), Segment.canvas(h=2, w=2)
+TEXT, IMAGE, WIDE, CANVAS = Segment.text(3), Segment.image(h=2, w=3), Segment.image(h=2, w=2), Canvas.make(h=2, w=2)
 FRAME, VIDEO = Segment.frame(h=2, w=3), Segment.video(t=9, h=1, w=2, seconds_per_grid=1.0)
 STEPS = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmrope import Segment
+from mmrope.positions import AudioInVideo, Canvas
 
 
 def segment(kind: str, size: Any, *more: Any) -> Segment:
@@ -16,10 +17,10 @@ def segment(kind: str, size: Any, *more: Any) -> Segment:
         return Segment(kind, grid, *more)
     if kind == "audio_in_video":
         seconds, audio = more
-        return Segment(kind, grid, seconds, audio_tokens=audio)
+        return AudioInVideo(kind, grid, seconds, audio_tokens=audio)
     if kind == "canvas":
         slices, columns, newlines = more
-        return Segment(kind, grid, slices=tuple(map(tuple, slices)), columns=columns, newlines=newlines)
+        return Canvas(kind, grid, slices=tuple(map(tuple, slices)), columns=columns, newlines=newlines)
     return Segment(kind, grid, *more)
 
 

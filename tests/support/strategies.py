@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrope import FAMILIES, Family, Segment, family
-from mmrope.positions import placements
+from mmrope.positions import AudioInVideo, Canvas, canvas, omni, research
 from tests.support import cases
 from tests.support.upstream_ids import processor_order
 
@@ -51,13 +51,13 @@ def videos(draw: st.DrawFn, family: Family) -> Segment:
 def canvases(draw: st.DrawFn) -> Segment:
     rows, columns = draw(st.sampled_from(((0, 0), (1, 2), (2, 1), (2, 3), (3, 1))))
     slices = [draw(crops) for _ in range(rows * columns)]
-    return Segment.canvas(h=draw(small), w=draw(small), slices=slices, columns=columns, newlines=draw(st.integers(0, 2)))
+    return Canvas.make(h=draw(small), w=draw(small), slices=slices, columns=columns, newlines=draw(st.integers(0, 2)))
 
 
 @st.composite
 def sounds_in_videos(draw: st.DrawFn, choices: Sequence[float]) -> Segment:
     t, h, w, audio = draw(st.integers(1, 5)), draw(small), draw(small), draw(st.integers(1, 130))
-    return Segment.audio_in_video(t=t, h=h, w=w, audio=audio, seconds_per_grid=draw(st.sampled_from(choices)))
+    return AudioInVideo.make(t=t, h=h, w=w, audio=audio, seconds_per_grid=draw(st.sampled_from(choices)))
 
 
 _MEDIA: dict[str, st.SearchStrategy[Segment]] = {
@@ -264,7 +264,7 @@ def slow_step(i: int, segment: Segment, family: Family) -> Any:
 def _slow_sound_in_video(segment: Segment, p: Any, family: Family) -> tuple[list[tuple[Any, ...]], Any]:
     number = np.dtype(family.dtype).type
     t, h, w = segment.grid
-    shared = family.seconds_per_chunk is not None
+    shared = family.reading.seconds_per_chunk is not None
     start = p + number(1 if shared else 2)
     video = [
         (slow_step(i, segment, family) + start, number(j) + start, number(k) + start)
@@ -283,7 +283,7 @@ def _slow_sound_in_video(segment: Segment, p: Any, family: Family) -> tuple[list
     v, a = iter(video), iter(audio)
     inside = [next(v) if is_video else next(a) for is_video in order]
     if shared:
-        size = int(family.ids_per_second * family.seconds_per_chunk)
+        size = int(family.ids_per_second * family.reading.seconds_per_chunk)
         chunk_of: list[tuple[int, int]] = []
         for which, part in ((0, video), (1, audio)):
             chunk = 1
@@ -357,11 +357,11 @@ def _slow_circle(segment: Segment, p: Any, family: Family) -> tuple[list[tuple[A
 
 
 SLOW_PLACEMENTS = {
-    placements.audio_in_video_by_chunk: _slow_sound_in_video,
-    placements.audio_in_video_by_time: _slow_sound_in_video,
-    placements.get_rope_index_by_chunk: _slow_sound_in_video,
-    placements.get_rope_index_by_time: _slow_sound_in_video,
-    placements.canvas: _slow_canvas,
-    placements.vrope: _slow_vrope,
-    placements.circle: _slow_circle,
+    omni.audio_in_video_by_chunk: _slow_sound_in_video,
+    omni.audio_in_video_by_time: _slow_sound_in_video,
+    omni.get_rope_index_by_chunk: _slow_sound_in_video,
+    omni.get_rope_index_by_time: _slow_sound_in_video,
+    canvas.on_canvas: _slow_canvas,
+    research.vrope: _slow_vrope,
+    research.circle: _slow_circle,
 }

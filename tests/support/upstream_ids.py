@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from mmrope.positions import FAMILIES, Family, Segment, TokenIds, family
-from mmrope.positions.placements import qwen3_omni_audio_tokens
+from mmrope.positions.omni import qwen3_omni_audio_tokens
 from tests.support import lowest
 
 TOKENS = TokenIds(
@@ -43,7 +43,7 @@ IN_TRANSFORMERS = sorted({row.name for row in FAMILIES.values() if row.revision 
 def with_tokens(key: str, **facts: Any) -> Family:
     """The family, knowing the ids of the special tokens that its model knows."""
     row = family(key)
-    fields = [path.removeprefix("token_ids.") for path in row.config if path.startswith("token_ids.")]
+    fields = [path.removeprefix("token_ids.") for path in row.checkpoint.config if path.startswith("token_ids.")]
     return family(row, token_ids=TokenIds(**{name: getattr(TOKENS, name) for name in fields}), **facts)
 
 
@@ -80,12 +80,12 @@ def as_inputs(batch: Sequence[Sequence[Segment]], family: Family, *, types: bool
         inputs["mm_token_type_ids"] = np.array([[kind for _, kind in row] for row in rows], dtype=np.int64)
     if images:
         inputs["image_grid_thw"] = np.array(images)
-    if family.token_ids.image_start is not None and "canvas" not in family.media:  # images may be asked for, too
+    if family.checkpoint.token_ids.image_start is not None and "canvas" not in family.media:  # images may be asked for, too
         inputs["images_per_sample"] = np.array([sum(s.kind == "image" for s in row) for row in batch])
     if videos:
         inputs["video_grid_thw"] = np.array(videos)
     if family.uses_seconds and videos:
-        inputs["video_second_per_grid" if family.audio_tokens else "second_per_grid_ts"] = np.array(seconds, dtype=np.float32)
+        inputs["video_second_per_grid" if family.reading.states_audio else "second_per_grid_ts"] = np.array(seconds, dtype=np.float32)
     if sounds:
         inputs["audio_seqlens"] = np.array(sounds)
     for kind, key in ((1, "target_sizes"), (2, "target_sizes_videos")):
@@ -102,7 +102,7 @@ def _tokens(row: Sequence[Segment], i: int, family: Family) -> list[tuple[int, i
         return [(0, 0)] * s.length
     if s.kind == "text":
         return [(token, 0) for token in _text(row, i, family)]
-    frame = known.image if family.token_ids.video is None and family.token_ids.video_start else known.video
+    frame = known.image if family.checkpoint.token_ids.video is None and family.checkpoint.token_ids.video_start else known.video
     if s.kind == "audio_in_video":
         inside = [(known.video, 2) if is_video else (known.audio, 3) for is_video in processor_order(s, family)]
         return [(known.vision_start, 0), (known.audio_start, 0), *inside, (AUDIO_END, 0), (VISION_END, 0)]
@@ -125,7 +125,7 @@ def _text(row: Sequence[Segment], i: int, family: Family) -> list[int]:
     after = row[i + 1].kind if i + 1 < len(row) else ""
     before = row[i - 1].kind if i else ""
     start, end = TOKENS.vision_start, VISION_END
-    if family.token_ids.image_start is not None and "canvas" not in family.media:
+    if family.checkpoint.token_ids.image_start is not None and "canvas" not in family.media:
         start, end = TOKENS.image_start, TOKENS.image_end
     opening = {"image": start, "video": TOKENS.vision_start, "frame": TOKENS.vision_start, "audio": TOKENS.audio_start}
     closing = {"image": end, "video": VISION_END, "frame": VISION_END, "audio": AUDIO_END}
@@ -133,7 +133,7 @@ def _text(row: Sequence[Segment], i: int, family: Family) -> list[int]:
         tokens[0] = closing[before]
     if n and after in opening:
         tokens[-1] = opening[after]
-    if family.token_ids.video_start is not None:  # GLM's frames stand between a video's start and end
+    if family.checkpoint.token_ids.video_start is not None:  # GLM's frames stand between a video's start and end
         opened = before != "frame" and after == "frame"
         closed = before == "frame" and after != "frame"
         if n and opened:
@@ -149,13 +149,13 @@ def processor_order(segment: Segment, family: Family) -> list[bool]:
     rate = family.ids_per_second
     video = [i * segment.seconds_per_grid * rate for i in range(t) for _ in range(h * w)]
     audio = list(range(segment.audio_tokens))
-    if family.seconds_per_chunk is None:
+    if family.reading.seconds_per_chunk is None:
         order, v, a = [], 0, 0
         while v < len(video) and a < len(audio):
             order.append(video[v] <= audio[a])
             v, a = v + order[-1], a + (not order[-1])
         return order + [True] * (len(video) - v) + [False] * (len(audio) - a)
-    size = int(rate * family.seconds_per_chunk)
+    size = int(rate * family.reading.seconds_per_chunk)
 
     def chunks(times):
         edges, chunk = [0], 1
@@ -174,7 +174,7 @@ def processor_order(segment: Segment, family: Family) -> list[bool]:
 
 def _frames(tokens: int, family: Family) -> int:
     """Spectrogram frames of which the family makes so many tokens."""
-    if family.audio_tokens is not qwen3_omni_audio_tokens:
+    if getattr(family.reading, "frames_to_tokens", None) is not qwen3_omni_audio_tokens:
         return 4 * tokens
     whole, rest = divmod(tokens - 1, 13)
     frames = np.arange(1, 101)
@@ -201,7 +201,7 @@ def get_rope_index(family: Family, inputs: dict[str, Any]) -> Callable[[], tuple
 def rope_index_arguments(family: Family, inputs: dict[str, Any]) -> dict[str, Any]:
     """What the installed transformers' get_rope_index is called with."""
     tensors = {key: torch.as_tensor(value) for key, value in inputs.items()}
-    if family.audio_tokens is not None:
+    if family.reading.states_audio:
         tensors.pop("mm_token_type_ids", None)
         sound_in_video = (
             (tensors["input_ids"][:, :-1] == TOKENS.vision_start) & (tensors["input_ids"][:, 1:] == TOKENS.audio_start)
@@ -249,10 +249,10 @@ def _self(family: Family) -> SimpleNamespace:
     )
     config = SimpleNamespace(
         vision_config=vision,
-        text_config=SimpleNamespace(rope_parameters={"mrope_section": list(family.sections)}),
+        text_config=SimpleNamespace(rope_parameters={"mrope_section": list(family.rotary.sections)}),
         audio_config=SimpleNamespace(n_window=50),
         position_id_per_seconds=_whole(family.ids_per_second),
-        seconds_per_chunk=_whole(family.seconds_per_chunk),
+        seconds_per_chunk=_whole(getattr(family.reading, "seconds_per_chunk", None)),
         downsample_mode={2: "4x"}.get(family.spatial_merge, "16x"),
         image_start_id=TOKENS.image_start,
         image_end_id=TOKENS.image_end,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mmrope import Segment, explain, position_ids
+from mmrope.positions import AudioInVideo, Canvas
 from mmrope.positions.compare import placed
 from mmrope.view.figure import AXIS_COLORS, KIND_COLORS, save
 from mmrope.view.ids import overlapping_text, plot_ids, plot_rules
@@ -24,7 +25,7 @@ def test_every_tokens_ids_are_drawn():
     assert [text.get_text() for text in ax.texts] == ["image 0: 2 x 3", "video 0: 8 x 2 x 2"]
 
 
-SOUND = Segment.audio_in_video(t=2, h=1, w=2, audio=30, seconds_per_grid=1.0)
+SOUND = AudioInVideo.make(t=2, h=1, w=2, audio=30, seconds_per_grid=1.0)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ SOUND = Segment.audio_in_video(t=2, h=1, w=2, audio=30, seconds_per_grid=1.0)
     [
         ([Segment.text(2), Segment.audio(9), SOUND, Segment.text(2)], "qwen3_omni_moe", "thw"),
         ([Segment.text(2), Segment.image(h=2, w=3), Segment.text(2)], "hunyuan_vl", "pwhi"),
-        ([Segment.canvas(h=2, w=3), Segment.text(2)], "minicpmv4_7", "thw"),
+        ([Canvas.make(h=2, w=3), Segment.text(2)], "minicpmv4_7", "thw"),
         ([Segment.text(2), Segment.image(h=2, w=3), Segment.custom([[0]] * 4, advance=1)], "vrope", "abcd"),
         ([Segment.text(2), Segment.image(h=2, w=3)], "rope", "p"),
     ],
@@ -52,8 +53,8 @@ def test_every_kind_of_segment_and_axis_is_drawn_and_explained(row, name, axes):
 
 def test_a_canvas_and_a_video_with_sound_say_what_they_hold():
     table = explain(position_ids([SOUND], "qwen3_omni_moe"))
-    assert "0..37   audio in video  2 x 1 x 2, 1 s apart, sound 30" in table
-    crops = Segment.canvas(h=2, w=3, slices=[(2, 2)] * 2, columns=2)
+    assert "0..37   audio in video  2 x 1 x 2, 1 s apart, audio 30" in table
+    crops = Canvas.make(h=2, w=3, slices=[(2, 2)] * 2, columns=2)
     assert "0..19   canvas  2 x 3, 2 crops  0  0..2  0..4  5" in explain(position_ids([crops], "minicpmv4_7"))
 
 
@@ -77,7 +78,7 @@ def test_rules_are_drawn_on_one_scale(tmp_path):
 def test_explain_says_what_each_segment_got():
     table = explain(position_ids([ROW, [Segment.text(64)]], "qwen2_5_vl"), labels=[["a", "b", "c", "d", "e", "f"], ["g"]])
     assert table.splitlines() == [
-        "row 0, qwen2_5_vl: 64 tokens, text goes on at 42",
+        "row 0, qwen2_5_vl: 64 tokens, text continues at 42",
         "tokens  kind   grid                  t       h       w       next  content",
         "0..2    text   3                     0..2    0..2    0..2    3     a",
         "3..8    image  2 x 3                 3       3..4    3..5    6     b",
@@ -86,7 +87,7 @@ def test_explain_says_what_each_segment_got():
         "42..61  text   20                    22..41  22..41  22..41  42    e",
         "62..63  pad    2                     -       -       -       42    f",
         "",
-        "row 1, qwen2_5_vl: 64 tokens, text goes on at 64",
+        "row 1, qwen2_5_vl: 64 tokens, text continues at 64",
         "tokens  kind  grid  t      h      w      next  content",
         "0..63   text  64    0..63  0..63  0..63  64    g",
     ]

@@ -104,7 +104,7 @@ IDS, FOUR = np.zeros((3, 2, 5), dtype=np.int64), np.zeros((4, 2, 5), dtype=np.in
         ((IDS, "packed", "axes_first"), r"'packed' ids of 3 axes are \[A, T\] with 3 at dimension 0, got \[3, 2, 5\]"),
         ((IDS, "axes_first", "packed"), r"2 rows of 5 tokens do not make a pack by themselves: pass mask \[B, S\]"),
         ((IDS, "axes_first", "text_row_first"), r"'text_row_first' needs the text positions, which 'axes_first' has not: pass mask \[B, S\], or text_ids"),
-        ((IDS, "axes_first", "batch_first", {"mask": np.ones((2, 4))}), r"mask must be \[2, 5\] \(rows, tokens\), got \[2, 4\]"),
+        ((IDS, "axes_first", "batch_first", {"mask": np.ones((2, 4))}), r"mask has shape \(2, 4\), the tokens \(2, 5\)"),
         ((IDS, "axes_first", "packed", {"mask": np.where(np.arange(5) < 3, 0.0, -1e9) + np.zeros((2, 1))}), "additive masks"),
         ((IDS, "axes_first", "batch_first", {"text_ids": IDS[0]}), "'batch_first' has no row of text positions: leave text_ids out"),
         ((IDS[:, 0], "packed", "axes_first", {"mask": [[1, 1, 0]]}), r"mask \[1, 3\] has 2 real tokens, the pack 5"),

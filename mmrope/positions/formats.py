@@ -6,9 +6,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.positions.batches import Packed
-from mmrope.positions.build import Positions, position_ids, real_tokens
+from mmrope.positions.build import Positions, largest_ids, real_tokens
 from mmrope.positions.segments import token_mask
+from mmrope.positions.sequences import Packed
 
 IdsLayout = Literal["axes_first", "batch_first", "text_row_first", "batch_text_row", "packed"]
 _SHAPES = {
@@ -73,7 +73,8 @@ def convert_ids(
             raise ValueError(f"{name} must be {', '.join(map(repr, get_args(IdsLayout)))}, got {layout!r}")
     ids = np.asarray(ids)
     if mask is not None:
-        mask = token_mask(mask, np.shape(mask) if source == "packed" else _tokens(ids, source), "mask")
+        stated = token_mask(mask, np.shape(mask) if source == "packed" else _tokens(ids, source), "mask")
+        mask = np.ones(np.shape(mask), dtype=bool) if stated is None else stated
     table, text = _from(ids, source, axes, mask)  # [A, B, S], [B, S]
     if text_ids is not None and target not in ("text_row_first", "batch_text_row"):
         raise ValueError(f"{target!r} has no row of text positions: leave text_ids out")
@@ -141,7 +142,7 @@ def rope_deltas(positions: Positions, *, length: Literal["padded", "unpadded"]) 
     models in both). Without padding they are the same; of a slice they are what they are of the whole. (GLM-Image returns
     zeros.)
 
-    By the reference rules text goes on after the largest id, so that the delta leads to `next`. By rules that do not (those of
+    By the reference rules text continues after the largest id, so that the delta leads to `next`. By rules that do not (those of
     transformers 5.23 after long videos), it does not: decode by `next`.
 
     Example:
@@ -156,9 +157,6 @@ def rope_deltas(positions: Positions, *, length: Literal["padded", "unpadded"]) 
     if not isinstance(positions, Positions):
         raise ValueError(f"rope_deltas takes what position_ids returned, got {type(positions).__name__}")
     rows = positions.rows
-    whole = (
-        positions if positions.start == 0 and positions.ids.shape[2] == rows[0].length else position_ids(rows, positions.family)
-    )
-    largest = np.where(whole.mask, whole.ids, -1).max(axis=(0, 2), initial=-1)  # [B]
     counts = [row.length if length == "padded" else real_tokens(row) for row in rows]
-    return (largest + 1 - np.array(counts, dtype=largest.dtype))[:, None]
+    largest = np.array(largest_ids(rows, positions.family), dtype=positions.family.dtype)  # [B]
+    return (largest + 1 - np.array(counts, dtype=largest.dtype))[:, None]  # [B, 1]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from mmrope import Segment, family, position_ids, segments_from_inputs
+from mmrope.positions import Canvas
 from tests.support.upstream_ids import TOKENS, as_inputs, with_tokens
 
 RULE = with_tokens("minicpmv4_7")
-CROPS = Segment.canvas(h=2, w=2, slices=[(1, 2), (1, 3)], columns=1, newlines=1)
-ROW = [Segment.text(2), CROPS, Segment.text(3), Segment.canvas(h=1, w=2), Segment.text(1)]
+CROPS = Canvas.make(h=2, w=2, slices=[(1, 2), (1, 3)], columns=1, newlines=1)
+ROW = [Segment.text(2), CROPS, Segment.text(3), Canvas.make(h=1, w=2), Segment.text(1)]
 INPUTS = as_inputs([ROW], RULE)
 # tokens 2..7 are the thumbnail and its markers, 8..11 a crop, 12 a newline, 13..17 a crop, 18 a newline, 19..21 text
 
@@ -26,6 +27,7 @@ def test_pictures_side_by_side_and_frames_of_videos():
     frames = as_inputs([ROW], RULE)
     types = frames["mm_token_type_ids"]
     types[0, 22:] *= 2
+    frames["input_ids"][types == 2] = TOKENS.video
     frames["target_sizes"], frames["target_sizes_videos"] = frames["target_sizes"][:3], frames["target_sizes"][3:]
     assert segments_from_inputs(frames, RULE) == [ROW]
     assert segments_from_inputs({k: v for k, v in INPUTS.items() if k != "mm_token_type_ids"}, RULE) == [ROW]
