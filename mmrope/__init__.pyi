@@ -12,8 +12,6 @@ from mmrope.encodings.rotary import RotaryEmbedding as RotaryEmbedding
 from mmrope.encodings.rotary import apply_rotary as apply_rotary
 from mmrope.encodings.scaling import YaRN as YaRN
 from mmrope.encodings.spec import RotarySpec as RotarySpec
-from mmrope.positions.sequences import collate as collate
-from mmrope.positions.sequences import pack as pack
 from mmrope.positions.build import (
     Positions as Positions,
 )
@@ -27,15 +25,17 @@ from mmrope.positions.compare import check as check
 from mmrope.positions.compare import diff as diff
 from mmrope.positions.compare import explain as explain
 from mmrope.positions.families import FAMILIES as FAMILIES
+from mmrope.positions.families import Family as Family
 from mmrope.positions.families import family as family
 from mmrope.positions.families import family_from_config as family_from_config
-from mmrope.positions.inputs import segments_from_inputs as segments_from_inputs
-from mmrope.positions.formats import hf_position_ids as hf_position_ids
-from mmrope.positions.families import Family as Family
 from mmrope.positions.families import register_family as register_family
-from mmrope.positions.segments import Segment as Segment
+from mmrope.positions.formats import hf_position_ids as hf_position_ids
 from mmrope.positions.inputs import Span as Span
+from mmrope.positions.inputs import segments_from_inputs as segments_from_inputs
 from mmrope.positions.inputs import segments_from_spans as segments_from_spans
+from mmrope.positions.segments import Segment as Segment
+from mmrope.positions.sequences import collate as collate
+from mmrope.positions.sequences import pack as pack
 from mmrope.positions.timing import VideoTiming as VideoTiming
 from mmrope.preprocess.errors import MediaError as MediaError
 from mmrope.preprocess.processor import Processor as Processor

@@ -6,6 +6,7 @@ What a command needs is imported inside it: help, --version and shell completion
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,8 +111,15 @@ def mmrope(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
+    plugin: Annotated[
+        Path | None,
+        typer.Option(help="A Python file to run first, which registers families of your own (register_family)."),
+    ] = None,
 ) -> None:
     """The position layer of multimodal transformers."""
+    if plugin is not None:
+        must_be_there(plugin, {".py"})
+        runpy.run_path(str(plugin))
 
 
 @app.command(cls=InOrder, no_args_is_help=True)

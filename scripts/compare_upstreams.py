@@ -402,9 +402,10 @@ def shorter(given: Input) -> Iterator[Input]:
     """The same video with fewer grids, and as much less of its sound."""
     _, whole, _ = given.batch[0]
     for t in range(1, whole.grid[0] + 1):
-        sound = round(whole.audio_tokens * t / whole.grid[0])
+        sound = round(getattr(whole, "audio_tokens", 0) * t / whole.grid[0])
         if whole.kind == "video" or sound:
-            cut = Segment(whole.kind, (t, *whole.grid[1:]), whole.seconds_per_grid, audio_tokens=sound)
+            sizes = {"t": t, "h": whole.grid[1], "w": whole.grid[2], "seconds_per_grid": whole.seconds_per_grid}
+            cut = Segment.video(**sizes) if whole.kind == "video" else AudioInVideo.make(**sizes, audio=sound)
             yield Input([[TEXT, cut, TEXT]], facts=given.facts)
 
 

@@ -32,8 +32,8 @@ from tests.positions import (  # noqa: E402
     test_build,
     test_compare,
     test_edits,
+    test_formats,
     test_inputs,
-    test_layouts,
     test_segments,
     test_shards,
     test_spans,
@@ -45,7 +45,7 @@ from tests.support.upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, VLLM, vllm
 
 LAWS = (
     *(test_build, test_inputs, test_segments, test_spans),
-    *(test_edits, test_batches, test_shards, test_layouts, test_compare, test_workers),
+    *(test_edits, test_batches, test_shards, test_formats, test_compare, test_workers),
 )
 DIFFERENTIAL = "test_ids_equal_transformers_on_random_batches"
 

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mmrope import FAMILIES, Family, Segment  # noqa: E402
-from mmrope.positions import AudioInVideo
+from mmrope.positions import AudioInVideo  # noqa: E402
 from mmrope.positions.omni import qwen3_omni_audio_tokens  # noqa: E402
 from tests.adapters.test_serving import config_of, rule_of, sglang_request, vllm_request  # noqa: E402
 from tests.support.reference_format import as_json, segment  # noqa: E402
@@ -167,7 +167,7 @@ def check_placeholders(models: Path, row: list[Segment], rule: Family) -> None:
     places = [f.mm_position for f in features if f.modality == "video" and "use_audio_in_video" in f.data]
     config, m = config_of(rule), rule.spatial_merge
     config.audio_token_index, config.video_token_index, config.audio_end_token_id = TOKENS.audio, TOKENS.video, AUDIO_END
-    for place, s in zip(places, (s for s in row if s.kind == "audio_in_video"), strict=True):
+    for place, s in zip(places, (s for s in row if isinstance(s, AudioInVideo)), strict=True):
         file, method, cls = PLACEHOLDERS[rule.name]
         split = function_of(models / "utils.py", "split_list_into_ranges")
         t, h, w = s.grid

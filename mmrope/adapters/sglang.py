@@ -19,9 +19,11 @@ from torch import Tensor
 
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import FAMILIES, family, family_of
-from mmrope.positions.inputs import segments_from_inputs
 from mmrope.positions.formats import rope_deltas
+from mmrope.positions.inputs import segments_from_inputs
+from mmrope.positions.omni import AudioInVideo
 from mmrope.positions.rules import Family, TokenIds
+from mmrope.positions.segments import MEDIA
 
 _OMNI = ("audio_token_id", "audio_start_token_id", "position_id_per_seconds", "use_audio_in_video", "audio_seqlens")
 _TOKENS = {f"token_ids.{name}" for name in ("image", "video", "vision_start", "audio", "audio_start")}
@@ -75,7 +77,7 @@ def get_rope_index(
     """
     row = family_of(model_type)
     if not _is_found_by_these(row):
-        known = sorted({other.name for other in FAMILIES.values() if other.config and _is_found_by_these(other)})
+        known = sorted({other.name for other in FAMILIES.values() if other.checkpoint.config and _is_found_by_these(other)})
         raise ValueError(
             f"get_rope_index is not told enough to place {row}: it places {', '.join(known)}. Others have a function of their "
             "own, or none"
@@ -242,11 +244,11 @@ def _placed(
         raise ValueError(f"input_ids must be a tensor [B, S], got {type(tokens).__name__}")
     given = {key: value for key, value in inputs.items() if value is not None}
     rows = segments_from_inputs(given, row, sync=True)
-    if not sound_in_video and any(segment.kind == "audio_in_video" for segments in rows for segment in segments):
-        raise ValueError("the markers say that a video has its sound in it, but use_audio_in_video is not set: pass True")
+    if not sound_in_video and any(isinstance(more, AudioInVideo) for row in rows for _, _, _, more in row.items):
+        raise ValueError("the markers say that a video has its audio in it, but use_audio_in_video is not set: pass True")
     positions = position_ids(rows, row)
     ids, deltas = torch.from_numpy(positions.ids), torch.from_numpy(rope_deltas(positions, length="padded"))
-    if "image_grid_thw" in given or "video_grid_thw" in given:
+    if MEDIA["image"].grids in given or MEDIA["video"].grids in given:
         return ids.to(tokens.device, ids.dtype if row.fractional else tokens.dtype), deltas.to(tokens.device)
     rows_of_text = slice(None) if whole_batch else slice(1)
     return ids[:, rows_of_text].to(tokens.device, torch.int64), deltas[rows_of_text].to(tokens.device, torch.int64)

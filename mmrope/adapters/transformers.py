@@ -17,14 +17,16 @@ from torch import Tensor
 
 from mmrope.adapters import family_of_model
 from mmrope.adapters.attention import varlen
-from mmrope.positions.sequences import pack
 from mmrope.positions.build import Positions, position_ids
+from mmrope.positions.canvas import CanvasReading
 from mmrope.positions.compare import check
 from mmrope.positions.families import FAMILIES
-from mmrope.positions.inputs import INPUTS, segments_from_inputs
 from mmrope.positions.formats import hf_position_ids, rope_deltas
+from mmrope.positions.inputs import INPUTS, segments_from_inputs
+from mmrope.positions.omni import AudioInVideo
 from mmrope.positions.rules import Family
-from mmrope.positions.segments import Row, Segment
+from mmrope.positions.segments import MEDIA, Row, Segment
+from mmrope.positions.sequences import pack
 
 Version = Literal["4.57", "5.23"]
 
@@ -83,15 +85,15 @@ class RopeIndex:
         upstream, modern = self._upstream, self.version == "5.23"
         assert upstream is not None
         if upstream.reading.states_audio:
-            modern, names = False, ["image_grid_thw", "video_grid_thw", "attention_mask"]
+            modern, names = False, [MEDIA["image"].grids, MEDIA["video"].grids, "attention_mask"]
             names += ["use_audio_in_video", "audio_seqlens", "second_per_grids"]
         elif upstream.reading.targets:
-            names = ["image_grid_thw", "images_per_sample", "attention_mask"]
-        elif "canvas" in upstream.media:
-            names = ["mm_token_type_ids", "target_sizes", "target_sizes_videos", "downsample_mode", "attention_mask"]
+            names = [MEDIA["image"].grids, "images_per_sample", "attention_mask"]
+        elif isinstance(upstream.reading, CanvasReading):
+            names = ["mm_token_type_ids", *upstream.reading.keys, "downsample_mode", "attention_mask"]
         else:
-            names = ["mm_token_type_ids"] * modern + ["image_grid_thw"]
-            names += ["video_grid_thw"] * (upstream.media != ("image",))
+            names = ["mm_token_type_ids"] * modern + [MEDIA["image"].grids]
+            names += [MEDIA["video"].grids] * (upstream.media != ("image",))
             names += ["second_per_grid_ts"] * upstream.uses_seconds + ["attention_mask"]
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         defaults = {"use_audio_in_video": False}
@@ -118,11 +120,11 @@ class RopeIndex:
         self._check_downsampling(given.get("downsample_mode"))
         inputs = {key: given[key] for key in INPUTS if given.get(key) is not None}
         rows = segments_from_inputs(inputs, self.family, sync=True)
-        if "audio_in_video" in self.family.media and not given.get("use_audio_in_video"):
+        if not given.get("use_audio_in_video"):
             for b, row in enumerate(rows):
-                if any(segment.kind == "audio_in_video" for segment in row):
+                if any(isinstance(more, AudioInVideo) for _, _, _, more in row.items):
                     raise ValueError(
-                        f"row {b} has sound in a video by its markers, but use_audio_in_video is not set: pass True"
+                        f"row {b} has audio in a video by its markers, but use_audio_in_video is not set: pass True"
                     )
         positions = position_ids(rows, self.family)
         ids = torch.from_numpy(positions.ids)
@@ -383,17 +385,13 @@ def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = No
     return model.generate(**given, position_ids=ids, **options)
 
 
-_PIXELS = {
-    "image": ("pixel_values", "image_grid_thw", ()),
-    "video": ("pixel_values_videos", "video_grid_thw", ("second_per_grid_ts",)),
-}
-"""What there is of the media of a kind: patches, patch grids, and keys with a value for each."""
+_BY_VIDEO = "second_per_grid_ts"  # which has a value for each video
 
 
 def _media_after(tokens: int, rows: Iterable[Iterable[Segment]], inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of media, without those that stand in the first tokens of each row; None where none are left."""
     new: dict[str, list[bool]] = {"image": [], "video": []}
-    frames = iter(np.asarray(_host(inputs.get("video_grid_thw", np.zeros((0, 3), int))))[:, 0].tolist())
+    frames = iter(np.asarray(_host(inputs.get(MEDIA["video"].grids, np.zeros((0, 3), int))))[:, 0].tolist())
     for b, row in enumerate(rows):
         end, left = 0, 0  # left: frames to come of a video that is split
         for segment in row:
@@ -413,14 +411,15 @@ def _media_after(tokens: int, rows: Iterable[Iterable[Segment]], inputs: Mapping
             new[kind].append(start >= tokens)
             left = next(frames) - 1 if kind == "video" and segment.kind == "frame" else 0
     made: dict[str, Any] = {}
-    for kind, (pixels, grids, others) in _PIXELS.items():
-        if inputs.get(grids) is None or all(new[kind]):
+    for kind, is_new in new.items():
+        pixels, grids = MEDIA[kind].pixels, MEDIA[kind].grids
+        if inputs.get(grids) is None or all(is_new):
             continue
-        take = torch.tensor(new[kind])
+        take = torch.tensor(is_new)
         if inputs.get(pixels) is not None:
             by_patch = take.repeat_interleave(torch.as_tensor(_host(inputs[grids])).prod(dim=-1))
             made[pixels] = inputs[pixels][by_patch.to(inputs[pixels].device)] if take.any() else None
-        for key in (grids, *others):
+        for key in (grids, *([_BY_VIDEO] if kind == "video" else [])):
             if inputs.get(key) is not None:
                 made[key] = torch.as_tensor(inputs[key])[take.to(torch.as_tensor(inputs[key]).device)] if take.any() else None
     return made

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from mmrope.adapters import family_of_model
 from mmrope.positions.build import position_ids
-from mmrope.positions.inputs import on_host
 from mmrope.positions.formats import rope_deltas
+from mmrope.positions.inputs import Span, on_host, segments_from_spans
 from mmrope.positions.rules import Family
-from mmrope.positions.segments import whole
-from mmrope.positions.inputs import Span, segments_from_spans
+from mmrope.positions.segments import MEDIA, whole
 
 _SECONDS = "second_per_grid_ts"
 
@@ -77,7 +76,7 @@ def _span(feature: Any, n: int) -> Span:
         offset, length, embed = place.offset, place.length, place.is_embed
     except AttributeError as error:
         raise ValueError(f"mm_features[{n}] is no MultiModalFeatureSpec of vLLM and no Span: {error}") from None
-    where, keys = f"mm_features[{n}] ({kind} at {offset})", (f"{kind}_grid_thw", _SECONDS)
+    where, keys = f"mm_features[{n}] ({kind} at {offset})", (MEDIA[kind].grids if kind in MEDIA else kind, _SECONDS)
     stated = {"data": None} if data is None else {key: data[key].data for key in keys if key in data}
     if any(value is None for value in stated.values()):
         raise ValueError(

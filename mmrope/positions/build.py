@@ -1,6 +1,6 @@
 """Rows of segments to position IDs.
 
-Each row is planned first: `places` walks over its segments and says where each begins, as a token and as an id. Then `write_row`
+Each row is planned first: `plan` walks over its segments and says where each begins, as a token and as an id. Then `write_row`
 writes the asked slice, whole segments at a time; the frames of a video with its time stamps are written at once. Both are a few
 operations a segment: nothing here loops over tokens.
 """
@@ -19,7 +19,6 @@ from mmrope.extras import needed_for
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
 from mmrope.positions.segments import Custom, Row, Segment, frame_by_frame, segment_of, whole, whole_grids
-from mmrope.positions.timing import no_clock
 
 Rows = Row | Sequence[Segment] | Sequence[Row] | Sequence[Sequence[Segment]]
 """One row, or a list of rows."""
@@ -142,7 +141,7 @@ def position_ids(
 
 
 def decode_position_ids(following: Any, step: Any = 0, count: int = 1, *, axes: int = 3) -> np.ndarray:
-    """The ids of a decode step: text after rows that were placed before, for a server that keeps `Positions.next` of each request.
+    """The ids of a decode step: text after rows that were placed before, for servers that keep each request's `Positions.next`.
 
     Args:
         following: [B] `Positions.next` of the prompts.
@@ -187,8 +186,8 @@ def real_tokens(row: Row, stop: int | None = None) -> int:
 # --- where segments begin ---------------------------------------------------------------------------------------------
 
 Place = tuple[str, tuple[int, int, int], int, int, Any, Any, int]
-"""(kind, grid, tokens, first token, first id, more, media before it): more is a video's last time step, seconds per grid and times, of frames the text tokens and
-the ids from one to the next, of a "table", which a function placed, its ids [A, tokens]."""
+"""(kind, grid, tokens, first token, first id, more, media before). More is of a video its last time step, its seconds per grid
+and its times; of frames the text tokens and the ids from one to the next; of a "table", which a function placed, its ids."""
 RowPlan = tuple[list[Place], Any, int]
 """Where the segments of a row are, the id at which text continues, and the tokens of the row."""
 
@@ -297,16 +296,16 @@ def _by_itself(rows: Sequence[Row], b: int, item: Any, at: Any, family: Family) 
             _refuse(rows, b, item, family, _EVEN_ALONE)
     function = family.place[kind]
     found = function(segment, number(at), family)
-    ids, following = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
-    right = isinstance(ids, np.ndarray) and ids.shape == (len(family.axes), n) and ids.dtype.kind in "iuf"
-    right = right and (family.fractional or ids.dtype.kind != "f") and isinstance(following, (int, float, np.number))
-    if not right or (not family.fractional and following != int(following)):
-        what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else f"{type(found).__name__}"
-        raise ValueError(
-            f"{family}: {function.__name__} returned {what} for {segment!r}; a function in place returns (ids, next): ids "
-            f"{family.dtype} [{len(family.axes)}, {n}], and the id at which text continues"
-        )
-    return ids, number(following).item()
+    ids, following = found if isinstance(found, tuple) and len(found) == 2 else (found, "")
+    if isinstance(ids, np.ndarray) and isinstance(following, (int, float, np.number)):
+        whole_ids = ids.dtype.kind in "iu" and following == int(following)
+        if ids.shape == (len(family.axes), n) and (whole_ids or (family.fractional and ids.dtype.kind == "f")):
+            return ids, number(following).item()
+    what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else type(ids).__name__
+    raise ValueError(
+        f"{family}: {function.__name__} returned {what}{f' and {following}' * (following != '')} for {segment!r}; a function "
+        f"in place returns (ids, next): ids {family.dtype} [{len(family.axes)}, {n}], and the id at which text continues"
+    )
 
 
 def _custom(segment: Custom, start: Any, family: Family) -> np.ndarray:
@@ -321,8 +320,8 @@ def _custom(segment: Custom, start: Any, family: Family) -> np.ndarray:
 
 _NO_STRIDE = "leaves its stride to the user: family({0!r}, stride=...), on the command line --stride"
 _NO_SECONDS = (
-    "places videos by time: state seconds_per_grid (temporal patch size / frames sampled per second) or times=[...]; there is no "
-    "default"
+    "places videos by time: state seconds_per_grid (temporal patch size / frames sampled per second) or times=[...]; "
+    "there is no default"
 )
 _EVEN_ALONE = "is an upstream's rule, which takes evenly spaced grids alone: state seconds_per_grid"
 
@@ -355,7 +354,9 @@ def check_fits(plans: Sequence[RowPlan], family: Family, dtype: np.dtype, start:
             bounds.append((following + max(start - length, 0), following + end - length - 1))
         for bound in (min((low for low, _ in bounds), default=0), max((high for _, high in bounds), default=0)):
             if abs(bound) > largest:
-                raise ValueError(f"position id {int(bound):,} does not fit {dtype}; ask for {wider} (dtype=, or the dtype of out)")
+                raise ValueError(
+                    f"position id {int(bound):,} does not fit {dtype}; ask for {wider} (dtype=, or the dtype of out)"
+                )
 
 
 def largest_ids(rows: Sequence[Row], family: Family) -> list[Any]:
@@ -474,9 +475,7 @@ def _write_frames(ids: np.ndarray, place: Place, family: Family, start: int) -> 
     both[..., n:] = (first[:-1] + (step - gap))[:, None] + np.arange(gap, dtype=ids.dtype)
 
 
-def _write_grids(
-    to: np.ndarray, first: Any, family: Family, *, clock: Any = None, media: int = 0, t0: int = 0
-) -> None:
+def _write_grids(to: np.ndarray, first: Any, family: Family, *, clock: Any = None, media: int = 0, t0: int = 0) -> None:
     """Writes temporal grids t0, t0 + 1, ... of a segment into `to` [A, grids, h, w], or one grid each of several frames.
 
     Args:
@@ -549,8 +548,8 @@ def _common_length(rows: Sequence[Row]) -> int:
     if any(row.length != length for row in rows):
         lengths = [row.length for row in rows]
         raise ValueError(
-            f"rows have {', '.join(map(str, lengths))} tokens; a batch needs rows of equal length: collate(rows) fills them up to "
-            f"{max(lengths)} with padding"
+            f"rows have {', '.join(map(str, lengths))} tokens; a batch needs rows of equal length: collate(rows) fills them "
+            f"up to {max(lengths)} with padding"
         )
     return length
 

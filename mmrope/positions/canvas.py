@@ -1,7 +1,7 @@
 """MiniCPM-V's canvas, whole: a picture as a thumbnail and detail crops, each between markers.
 
-Its segment, how it is found among the tokens, and how it is placed. Nothing else in mmrope knows of it: the family that has it
-names its reading and its placement in its row.
+Its segment, how it is found among the tokens, and how it is placed. Nothing else in positions/ knows of it: the family that has
+it names its reading and its placement in its row.
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ class CanvasReading(Reading):
             )
         for kind in (MEDIA["image"], MEDIA["video"]):
             if given.get(kind.pixels) is not None and _SIZES[kind.token_type] not in host:
-                raise ValueError(f"inputs have {kind.pixels} but no {_SIZES[kind.token_type]}: the sizes of the media are needed")
+                raise ValueError(
+                    f"inputs have {kind.pixels} but no {_SIZES[kind.token_type]}: the sizes of the media are needed"
+                )
         markers = family.checkpoint.token_ids
         if None in (markers.image_start, markers.image_end, markers.slice_start, markers.slice_end, markers.newline):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Position IDs side by side and for human eyes: are these the right ones, where do two tables differ, what did each segment get.
+"""Position IDs side by side and for human eyes: are these the right ones, where do two tables differ, what got each segment.
 
 `check` is for the first batches of every run: of ids that are wrong it says what they are instead.
 """
@@ -18,8 +18,8 @@ from mmrope.positions import build
 from mmrope.positions.build import Positions, Rows, batch_of, plan, position_ids
 from mmrope.positions.families import FAMILIES, departures
 from mmrope.positions.families import family as find_family
-from mmrope.positions.rules import FACTS, fact_of
 from mmrope.positions.inputs import on_host, segments_from_inputs
+from mmrope.positions.rules import FACTS, Family, fact_of
 from mmrope.positions.segments import Row, Segment, pad, text, token_mask
 from mmrope.positions.sequences import Packed, pack, running_totals
 from mmrope.positions.timing import VideoTiming
@@ -224,8 +224,8 @@ def fingerprint(
         cu_seqlens: of an array that is packed, where each sequence begins, and the end.
 
     It is the first 16 hexadecimal digits of the SHA-256 of: the number of axes as one byte, then axis by axis the ids of the
-    real tokens as little-endian float64, which holds whole numbers below 2^53; if some of the row are fractions, all are rounded
-    to float32 first.
+    real tokens as little-endian float64, which holds whole numbers below 2^53; if some of the row are fractions, all are
+    rounded to float32 first.
 
     Example:
         >>> from mmrope import Segment, position_ids

@@ -17,7 +17,19 @@ from types import MappingProxyType
 from typing import Any
 
 from mmrope.positions import canvas, omni, research
-from mmrope.positions.rules import REGISTRY, CheckpointFacts, Family, Reading, RotaryFacts, TokenIds, changed, fact_of, register_family, registered, with_facts
+from mmrope.positions.rules import (
+    REGISTRY,
+    CheckpointFacts,
+    Family,
+    Reading,
+    RotaryFacts,
+    TokenIds,
+    changed,
+    fact_of,
+    register_family,
+    registered,
+    with_facts,
+)
 
 _QWEN_TRAINING = "QwenLM/Qwen3-VL at commit 9658872, qwen-vl-finetune/qwenvl/data/rope2d.py"
 _QWEN_CONFIG = {
@@ -253,9 +265,7 @@ _REFERENCES = (
     ),
     changed(_QWEN3_VL, name="cohere_compass", source=_transformers("5.23.0", "cohere_compass")),
     changed(_QWEN3_VL, name="cosmos3_omni", source=_transformers("5.23.0", "cosmos3_omni")),
-    changed(
-        _QWEN3_VL, name="cosmos3_edge", source=_transformers("5.23.0", "cosmos3_edge"), frames_per_grid=1, theta=1e8
-    ),
+    changed(_QWEN3_VL, name="cosmos3_edge", source=_transformers("5.23.0", "cosmos3_edge"), frames_per_grid=1, theta=1e8),
     _row(
         name="neomme",
         source="transformers 5.23.0, models/neomme/processing_neomme.py, _build_position_ids",
@@ -403,7 +413,9 @@ def family(name: str | Family, **facts: Any) -> Family:
     if name in REGISTRY and not facts:
         return REGISTRY[name]
     if not isinstance(name, str):
-        raise ValueError(f"family must be a Family or its name, got {type(name).__name__}; the rows come first, the family second")
+        raise ValueError(
+            f"family must be a Family or its name, got {type(name).__name__}; the rows come first, the family second"
+        )
     if name not in REGISTRY:
         _from_packages()
     return with_facts(registered(name), facts)
@@ -450,7 +462,12 @@ def departures(row: Family) -> list[str]:
 
 def family_of(model_type: str | None, revision: str | None = None, *, whole: bool = False) -> Family:
     """The row of a model type of Hugging Face configs; that of a text config means its family unless `whole`."""
-    names = {known: row.name for row in FAMILIES.values() if row.checkpoint.config for known in (row.name, *row.checkpoint.model_types)}
+    names = {
+        known: row.name
+        for row in FAMILIES.values()
+        if row.checkpoint.config
+        for known in (row.name, *row.checkpoint.model_types)
+    }
     stated = str(model_type)
     is_part = stated.endswith(("_text", "_vision"))
     name = names.get(stated) or ("" if whole else names.get(stated.removesuffix("_text"), ""))

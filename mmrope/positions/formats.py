@@ -142,8 +142,8 @@ def rope_deltas(positions: Positions, *, length: Literal["padded", "unpadded"]) 
     models in both). Without padding they are the same; of a slice they are what they are of the whole. (GLM-Image returns
     zeros.)
 
-    By the reference rules text continues after the largest id, so that the delta leads to `next`. By rules that do not (those of
-    transformers 5.23 after long videos), it does not: decode by `next`.
+    By the reference rules text continues after the largest id, so that the delta leads to `next`. By rules that do not (those
+    of transformers 5.23 after long videos), it does not: decode by `next`.
 
     Example:
         >>> from mmrope import Segment, position_ids

@@ -1,8 +1,8 @@
 """The entry points: what a processor returned, or the placeholder spans that a server keeps, to rows of segments.
 
-Both make runs of it, stretches of tokens of one type, and for each kind of media a queue of its grids, in the order of the batch.
-`_rows` then walks over the runs and takes from the queues what each run holds. Every check of inputs stands here, once: what does
-not belong together is refused with the row, the item and its tokens in the message.
+Both make runs of it, stretches of tokens of one type, and for each kind of media a queue of its grids, in the order of the
+batch. `_rows` then walks over the runs and takes from the queues what each holds. Every check of inputs stands here, once: what
+does not belong together is refused with the row, the item and its tokens in the message.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ _GRIDS = {kind: MEDIA[kind].grids for kind in ("image", "video")}
 _TYPE_OF = {kind.name: kind.token_type for kind in MEDIA.values()}
 _KIND_OF = {kind.token_type: kind.name for kind in MEDIA.values()}
 _PADDING, _TEXT = -1, 0
+_TYPES = {_TEXT, *_KIND_OF}
+_TYPES_WITHOUT_AUDIO, _ALL_TYPES = _TYPES - {_TYPE_OF["audio"]}, _TYPES | {_PADDING}
 _OF_READINGS = tuple(dict.fromkeys(key for row in REGISTRY.values() for key in row.reading.keys))
 INPUTS = (
     *("input_ids", "attention_mask", "mm_token_type_ids", "images_per_sample"),
     *(*_GRIDS.values(), *_SECONDS, *_OF_READINGS),
 )
 """What is read of a processor's output."""
-_MEDIA_KEYS = (*(kind.pixels for kind in MEDIA.values()), *_GRIDS.values())
+_KEYS_OF = {
+    "image": {MEDIA["image"].pixels, _GRIDS["image"]},
+    "video": {MEDIA["video"].pixels, _GRIDS["video"], *_SECONDS},
+    "audio": {MEDIA["audio"].pixels, *_OF_READINGS},
+}
 
 
 # --- a processor's output ---------------------------------------------------------------------------------------------
@@ -88,17 +94,23 @@ def segments_from_inputs(
     batch, tokens = types.shape
     runs = _runs(types, mask, family)
     runs = family.reading.joined(runs, family.reading.begins_by_ids(host["input_ids"], family), tokens, family)
-    queues = {
-        "image": _images(host, inputs, family, runs, types.shape),
-        "video": _videos(host, inputs, family, video_timings),
-        "audio": _audio(host, inputs, family),
-    }
+    held = {kind for kind, _, _ in runs}
+    held |= _TYPES if not held <= _ALL_TYPES else set()  # a run of several kinds
+    queues = {}
+    for kind, keys in _KEYS_OF.items():
+        if _TYPE_OF[kind] in held or not keys.isdisjoint(inputs) or (kind == "video" and video_timings):
+            if kind == "image":
+                queues[kind] = _images(host, inputs, family, runs, types.shape)
+            elif kind == "video":
+                queues[kind] = _videos(host, inputs, family, video_timings)
+            else:
+                queues[kind] = _audio(host, inputs, family)
     return _rows(runs, queues, family, batch, tokens)
 
 
 def on_host(given: Mapping[str, Any], sync: bool) -> dict[str, np.ndarray]:
     """Inputs as numpy arrays; from a GPU only when told to, and then all at once."""
-    away = {key: value for key, value in given.items() if _is_away(value)}
+    away = {key: value for key, value in given.items() if type(value) is not np.ndarray and _is_away(value)}
     if away and not sync:
         raise ValueError(
             f"{', '.join(away)} are on {next(iter(away.values())).device}: reading them waits for the device. Compute "
@@ -108,7 +120,8 @@ def on_host(given: Mapping[str, Any], sync: bool) -> dict[str, np.ndarray]:
 
 
 def _is_away(value: Any) -> bool:
-    return getattr(getattr(value, "device", None), "type", "cpu") != "cpu"
+    device = getattr(value, "device", None)
+    return device is not None and getattr(device, "type", "cpu") != "cpu"
 
 
 def _copied(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +140,7 @@ def _array(value: Any, key: str) -> np.ndarray:
     if type(value) is np.ndarray and value.dtype.itemsize > 2:
         return value
     try:
-        array = np.asarray(value)
+        array = value.numpy() if hasattr(value, "numpy") else np.asarray(value)
     except ValueError:
         raise ValueError(f"{key} is ragged: pad the rows to one length, or pass them one at a time") from None
     except TypeError:  # numpy has no bfloat16
@@ -152,8 +165,8 @@ def _token_types(
     ids, types = host["input_ids"], host.get("mm_token_type_ids")
     if ids.ndim != 2 or not len(ids):
         raise ValueError(
-            f"input_ids must be [batch, tokens], got shape {ids.shape}; a single row needs a leading dimension of 1, and a batch "
-            "has at least one"
+            f"input_ids must be [batch, tokens], got shape {ids.shape}; a single row needs a leading dimension of 1, and a "
+            "batch has at least one"
         )
     mask = token_mask(host["attention_mask"], ids.shape, "attention_mask") if "attention_mask" in host else None
     if types is not None and types.shape != ids.shape:
@@ -162,7 +175,9 @@ def _token_types(
         raise ValueError(f"mm_token_type_ids must be whole numbers, got {types.dtype}")
     by_ids = _types_by_ids(ids, types, family)
     if types is None and by_ids is None:
-        if given := [key for key in _MEDIA_KEYS if inputs.get(key) is not None]:
+        if given := [
+            key for key in (*(kind.pixels for kind in MEDIA.values()), *_GRIDS.values()) if inputs.get(key) is not None
+        ]:
             raise ValueError(
                 f"inputs have {', '.join(given)} but no mm_token_type_ids, which say where the media are. Processors of "
                 "transformers 5 return them (return_mm_token_type_ids=True); for those of transformers 4 take the family from "
@@ -208,9 +223,9 @@ def _check_agreement(types: np.ndarray, by_ids: np.ndarray, ids: np.ndarray, mas
         row, token = (int(i) for i in np.unravel_index(int(np.argmax(differ)), differ.shape))
         names = {_TEXT: "text", **_KIND_OF}
         raise ValueError(
-            f"row {row}, token {token}: mm_token_type_ids say {names.get(int(types[row, token]), types[row, token])}, but its id, "
-            f"{ids[row, token]}, is of {names[int(by_ids[row, token])]} in {family}'s checkpoint. Were they padded on different "
-            "sides, or cut at different places?"
+            f"row {row}, token {token}: mm_token_type_ids say {names.get(int(types[row, token]), types[row, token])}, but its "
+            f"id, {ids[row, token]}, is of {names[int(by_ids[row, token])]} in {family}'s checkpoint. Were they padded on "
+            "different sides, or cut at different places?"
         )
 
 
@@ -231,24 +246,21 @@ def _runs(types: np.ndarray, mask: np.ndarray | None, family: Family) -> list[Ru
     if not flat.size:
         return []
     changes = flat[1:] != flat[:-1]
-    if mask is not None:
-        real = np.ascontiguousarray(mask).reshape(-1)
+    real = None if mask is None else np.ascontiguousarray(mask).reshape(-1)  # [B S]
+    if real is not None:
         changes |= real[1:] != real[:-1]
     if batch > 1:
         changes[tokens - 1 :: tokens] = True
-    starts = np.concatenate([_FIRST, changes.nonzero()[0] + 1])  # [runs]
-    kinds, begins = flat[starts].tolist(), starts.tolist()
-    held = set(kinds)
-    known = {_TEXT, *(kind for name, kind in _TYPE_OF.items() if name != "audio" or "audio" in family.media)}
+    starts = changes.nonzero()[0]  # [runs - 1] the last token of each run but the last
+    starts += 1
+    kinds, begins = [flat[0].item(), *flat[starts].tolist()], [0, *starts.tolist()]
+    held, known = set(kinds), _TYPES if "audio" in family.media else _TYPES_WITHOUT_AUDIO
     if not held <= known:
         names = ", ".join(f"{n} ({_KIND_OF.get(n, 'text')})" for n in sorted(known))
         raise ValueError(f"mm_token_type_ids holds {sorted(held)}; {family} knows {names}")
-    if mask is not None:
-        kinds = [kind if is_real else _PADDING for kind, is_real in zip(kinds, real[starts].tolist(), strict=True)]
+    if real is not None:
+        kinds = [kind if is_real else _PADDING for kind, is_real in zip(kinds, real[begins].tolist(), strict=True)]
     return list(zip(kinds, begins, [*begins[1:], flat.size], strict=True))
-
-
-_FIRST = np.zeros(1, dtype=np.int64)
 
 
 # --- media ------------------------------------------------------------------------------------------------------------
@@ -283,15 +295,16 @@ class _Queue:
         while left:
             if self.item == len(self.grids):
                 raise ValueError(
-                    f"{_where(at, tokens)} are more than the {len(self.grids)} grid(s) of {self.key} have room for; is a row of {self.key} "
-                    f"missing, or did a {self.kind} token get into the text? (Of generated tokens say so with prompt_lengths)"
+                    f"{_where(at, tokens)} are more than the {len(self.grids)} grid(s) of {self.key} have room for; is a row "
+                    f"of {self.key} missing, or did a {self.kind} token get into the text? (Of generated tokens say so with "
+                    "prompt_lengths)"
                 )
             t, h, w = grid = self.grids[self.item]
             n = h * w if self.splits else t * h * w
             if n + markers > left:
                 raise ValueError(
-                    f"{_where(at, tokens)} do not fit their grids: {self._which()} needs {n} tokens ({self._size()}), but {left} are left "
-                    f"for it. Was the row truncated through the {self.kind}, or made with another size?"
+                    f"{_where(at, tokens)} do not fit their grids: {self._which()} needs {n} tokens ({self._size()}), but "
+                    f"{left} are left for it. Was the row truncated through the {self.kind}, or made with another size?"
                 )
             left -= n + markers
             if self.splits:
@@ -310,7 +323,9 @@ class _Queue:
         items: list[Item] = []
         self.take(items, tokens, where)
         if len(items) != 1:
-            raise ValueError(f"{where} hold {len(items)} grids of {self.kind}, but are one {self.kind} of those that are joined")
+            raise ValueError(
+                f"{where} hold {len(items)} grids of {self.kind}, but are one {self.kind} of those that are joined"
+            )
         return items[0][1], items[0][3]
 
     def mark(self, lengths: Sequence[int]) -> None:
@@ -327,8 +342,8 @@ class _Queue:
         """Refuses grids that no tokens stand for."""
         if self.item < len(self.grids) and not self.whole_runs:
             raise ValueError(
-                f"{self.key} has {len(self.grids)} row(s), but the {self.kind} tokens end before {self._which()}, which has none. "
-                "Pass the grids of exactly these rows, in their order"
+                f"{self.key} has {len(self.grids)} row(s), but the {self.kind} tokens end before {self._which()}, which has "
+                "none. Pass the grids of exactly these rows, in their order"
             )
 
     def _which(self) -> str:
@@ -429,9 +444,7 @@ def _video_times(
     for i, (timing, grid) in enumerate(zip(timings, patches.tolist(), strict=True)):
         even, of_grids = family.grid_seconds(timing, grid[0], f"video {i}")
         if seconds is not None and even is not None and abs(even - seconds[i]) > 1e-3 * seconds[i]:
-            raise ValueError(
-                f"video {i}: {keys[0]} says {seconds[i]:g} s a grid, its timing {even:g} s: leave one of them out"
-            )
+            raise ValueError(f"video {i}: {keys[0]} says {seconds[i]:g} s a grid, its timing {even:g} s: leave one of them out")
         times.append(of_grids if even is None else even)
     return times
 
@@ -464,7 +477,7 @@ def _rows(runs: Sequence[Run], queues: Mapping[str, _Queue], family: Family, bat
     items: list[Item] = []
     edge = tokens
     by_type = {_TYPE_OF[kind]: queue.take for kind, queue in queues.items()}
-    if family.reading.markers:
+    if family.reading.markers and "image" in queues:
         queues["image"].mark([stop - start for kind, start, stop in runs if kind == _TYPE_OF["image"]])
     for kind, start, stop in runs:
         if start == edge:
@@ -582,8 +595,7 @@ def segments_from_spans(token_count: int, spans: Sequence[Span | tuple[Any, ...]
     _add_run(runs, (_TEXT, done, token_count))
     runs = family.reading.joined(runs, begins.__contains__, max(token_count, 1), family)
     queues = {
-        kind: _Queue(kind, f"the {kind} spans", grids[kind], times if kind == "video" else (), family=family)
-        for kind in MEDIA
+        kind: _Queue(kind, f"the {kind} spans", grids[kind], times if kind == "video" else (), family=family) for kind in MEDIA
     }
     return _rows(runs, queues, family, 1, token_count)[0]
 

@@ -1,7 +1,7 @@
 """Audio inside video, whole: the Qwen Omni models interleave the tokens of a video with those of its audio.
 
-Its segment, how it is found among the tokens, and how it is placed. Nothing else in mmrope knows of it: the families that have it
-name its reading and its placement in their rows.
+Its segment, how it is found among the tokens, and how it is placed. Nothing else in positions/ knows of it: the families that
+have it name its reading and its placement in their rows.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class AudioInVideo(Segment):
         object.__setattr__(self, "runs", runs)
         if runs and (sum(runs[::2]), sum(runs[1::2])) != (math.prod(self.grid), audio):
             raise ValueError(
-                f"{self._what}: runs have {sum(runs[::2])} tokens of the video and {sum(runs[1::2])} of its audio, but there are "
-                f"{math.prod(self.grid)} and {audio}"
+                f"{self._what}: runs have {sum(runs[::2])} tokens of the video and {sum(runs[1::2])} of its audio, but there "
+                f"are {math.prod(self.grid)} and {audio}"
             )
 
     @property
@@ -114,8 +114,8 @@ class AudioInVideo(Segment):
 
 @dataclass(frozen=True, kw_only=True)
 class OmniReading(Reading):
-    """Audio has as many tokens as its encoder makes of the frames of its spectrogram; where a video and audio touch behind their
-    two start markers, they are one."""
+    """Audio has as many tokens as its encoder makes of the frames of its spectrogram; where a video and audio touch behind
+    their two start markers, they are one."""
 
     frames_to_tokens: Callable[[np.ndarray], np.ndarray]
     """Frames of spectrograms [audios] -> tokens [audios]."""
@@ -164,9 +164,9 @@ class OmniReading(Reading):
         def begins(token: int) -> bool:
             if known.vision_start is None or known.audio_start is None:
                 raise ValueError(
-                    f"row {token // ids.shape[1]}: video and audio tokens touch from {token % ids.shape[1]} on. Whether that is "
-                    "audio in video is seen by the ids of the markers, which family_from_config(model.config) reads (on the "
-                    "command line --config)"
+                    f"row {token // ids.shape[1]}: video and audio tokens touch from {token % ids.shape[1]} on. Whether that "
+                    "is audio in video is seen by the ids of the markers, which family_from_config(model.config) reads (on "
+                    "the command line --config)"
                 )
             return bool(flat[token - 2] == known.vision_start and flat[token - 1] == known.audio_start)
 
@@ -185,8 +185,8 @@ class OmniReading(Reading):
                 room_after = stop % tokens > 0 and runs[j][0] == 0 and runs[j][2] - stop >= 2
                 if not (room_before and room_after):
                     raise ValueError(
-                        f"row {start // tokens}: the video and its audio at {start % tokens}..{(stop - 1) % tokens} do not stand "
-                        "between their two start and two end markers; was the row truncated, or a marker masked?"
+                        f"row {start // tokens}: the video and its audio at {start % tokens}..{(stop - 1) % tokens} do not "
+                        "stand between their two start and two end markers; was the row truncated, or a marker masked?"
                     )
                 begin, (_, _, end) = made.pop()[1], runs[j]
                 made += [(0, begin, start - 2)] * (begin < start - 2)
@@ -260,7 +260,9 @@ def qwen3_omni_audio_tokens(frames: np.ndarray, window: int = 50) -> np.ndarray:
     return ((rest - 1) // 2 + 1 - 1) // 2 + 1 + frames // (2 * window) * 13
 
 
-def audio_in_video_by_chunk(segment: AudioInVideo, start: Any, family: Family, *, by_runs: bool = True) -> tuple[np.ndarray, Any]:
+def audio_in_video_by_chunk(
+    segment: AudioInVideo, start: Any, family: Family, *, by_runs: bool = True
+) -> tuple[np.ndarray, Any]:
     """Qwen2.5-Omni: both start markers share an id; then come a chunk of the video, a chunk of its audio, and so on, both
     counted from the same id; then both end markers, which share the id after the largest of the last chunk.
 
@@ -278,7 +280,9 @@ def audio_in_video_by_chunk(segment: AudioInVideo, start: Any, family: Family, *
     return np.concatenate([markers * start, ids, markers * end], axis=1), end + 1
 
 
-def audio_in_video_by_time(segment: AudioInVideo, start: Any, family: Family, *, by_runs: bool = True) -> tuple[np.ndarray, Any]:
+def audio_in_video_by_time(
+    segment: AudioInVideo, start: Any, family: Family, *, by_runs: bool = True
+) -> tuple[np.ndarray, Any]:
     """Qwen3-Omni: the tokens of the video and of its audio by their times, the video's first where they are equal; the
     markers count like text. Ids are float32 and added up in upstream's order; text goes on after the largest id of what was
     appended last, which is a single token or what was left of the longer.

@@ -1,7 +1,7 @@
 """Placements that are functions: what no field of a Family can say. Each is of a paper, and named by its family's row.
 
-A placement takes a segment, the id that it begins at and the family, and returns the ids [A, n] of its tokens and the id at which
-text continues.
+A placement takes a segment, the id that it begins at and the family, and returns the ids [A, n] of its tokens and the id at
+which text continues.
 """
 
 from __future__ import annotations

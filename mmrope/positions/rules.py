@@ -188,8 +188,8 @@ class Reading:
 
 
 Run = tuple[Any, int, int]
-"""(type, first token, behind the last) of the batch: a stretch of tokens of one type as in mm_token_type_ids, -1 for padding. Of
-runs that a reading joined, the type is its own: `segment(video, audio, family)` makes the segment."""
+"""(type, first token, behind the last): a stretch of tokens of a batch of one type, as in mm_token_type_ids; -1 is padding. Of
+runs that a reading joined the type is an object of its own, whose `segment` makes the segment."""
 
 
 # --- where tokens are -------------------------------------------------------------------------------------------------
@@ -447,9 +447,7 @@ class Family:
         seconds = timing.seconds_per_grid(frames_per_token)
         return seconds, None if seconds is not None else timing.grid_times(frames_per_token)
 
-    def token_grids(
-        self, patch_grids: Any, what: str = "patch grid", *, video: bool = False
-    ) -> list[tuple[int, int, int]]:
+    def token_grids(self, patch_grids: Any, what: str = "patch grid", *, video: bool = False) -> list[tuple[int, int, int]]:
         """Token grids (t, h, w) of patch grids [n, 3]: h and w divided by the spatial merge, and t of a video by the temporal
         merge, which must divide them. An image has one temporal grid."""
         grids, m = whole_grids(patch_grids, f"{self}: {what}s"), self.spatial_merge
@@ -514,7 +512,9 @@ def changed(row: Family, **changes: Any) -> Family:
         if mine:
             changes[record] = dataclasses.replace(value, **mine)
     if unknown := sorted(set(changes) - own):
-        raise ValueError(f"{row}: a family has no {', '.join(unknown)}; it has {', '.join(sorted(own))} and those of its records")
+        raise ValueError(
+            f"{row}: a family has no {', '.join(unknown)}; it has {', '.join(sorted(own))} and those of its records"
+        )
     return dataclasses.replace(row, **changes) if changes else row
 
 
@@ -587,7 +587,12 @@ def _plain(value: Any, name: str = "") -> Any:
         return {kind: _row_with(function, lambda row, kind=kind: row.place.get(kind)) for kind, function in value.items()}
     if name == "reading":
         of = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not callable(getattr(value, f.name))}
-        return {"of": _row_with(value, lambda row: dataclasses.replace(row.reading, **of) if type(row.reading) is type(value) else None), **of}
+        return {
+            "of": _row_with(
+                value, lambda row: dataclasses.replace(row.reading, **of) if type(row.reading) is type(value) else None
+            ),
+            **of,
+        }
     if isinstance(value, (TokenIds, RotaryFacts, CheckpointFacts)):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return dict(value) if isinstance(value, Mapping) else value

@@ -253,7 +253,9 @@ class Custom(Segment):
         Segment.__post_init__(self)
         for name, value in (*(("an id", x) for axis in self.ids for x in axis), ("advance", self.advance)):
             if not abs(value) <= MAX_STEP:  # nor NaN
-                raise ValueError(f"Segment.custom: {name} must be a finite number, at most {MAX_STEP:,} either way, got {value}")
+                raise ValueError(
+                    f"Segment.custom: {name} must be a finite number, at most {MAX_STEP:,} either way, got {value}"
+                )
 
     def __repr__(self) -> str:
         return f"Segment.custom({self.grid[2]} tokens, advance={self.advance:g})"
@@ -278,13 +280,14 @@ def token_mask(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray | No
     mask = np.asarray(value)
     if mask.shape != shape:
         raise ValueError(f"{what} has shape {mask.shape}, the tokens {shape}: it must be [rows, tokens] like them")
-    least, most = (mask.min(), mask.max()) if mask.size else (1, 1)
-    if mask.dtype.kind not in "bui" or least < 0 or most > 1:
+    others = mask != 1
+    if mask.dtype.kind not in "bui" or (np.count_nonzero(others) and np.count_nonzero(mask[others])):
         raise ValueError(
-            f"{what} must be 1 at real tokens and 0 at padding, as whole numbers or True and False; packed sequences (1, 1, 2, 2, "
-            f"...) and additive masks (0, -inf) say something else: give rows one by one, each with its own mask. It is {mask.dtype}"
+            f"{what} must be 1 at real tokens and 0 at padding, as whole numbers or True and False; packed sequences (1, 1, 2, "
+            "2, ...) and additive masks (0, -inf) say something else: give rows one by one, each with its own mask. It is "
+            f"{mask.dtype}"
         )
-    return None if least else mask.astype(bool, copy=False)
+    return ~others if np.count_nonzero(others) else None
 
 
 def whole_grids(value: Any, what: str) -> np.ndarray:

@@ -411,8 +411,8 @@ def keep(positions: Positions, mask: Any) -> Packed:
     if positions.start or any(tokens != row.length for row in positions.rows):
         raise ValueError(
             f"these positions are the slice {positions.start}..{positions.start + tokens - 1} of rows of "
-            f"{positions.rows[0].length} tokens: what was kept before, or where text continues, is not known of it. Prune whole "
-            "rows, then slice what remains"
+            f"{positions.rows[0].length} tokens: what was kept before, or where text continues, is not known of it. Prune "
+            "whole rows, then slice what remains"
         )
     stated = token_mask(mask, positions.mask.shape, "mask")
     wanted = positions.mask if stated is None else stated & positions.mask  # [B, S]

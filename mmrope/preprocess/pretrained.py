@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmrope.positions.families import Family, family_from_config
 from mmrope.positions.families import family as find_family
-from mmrope.positions.families import family_from_config, family_from_dict
 from mmrope.preprocess.patches import FAMILY_PATCHES, PatchConfig
 from mmrope.preprocess.text import TOKENIZER_NAME, ByteTokenizer, FileTokenizer, WordTokenizer
 
@@ -104,7 +104,7 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def _own_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    settings = {**{key: _tuples(value) for key, value in settings.items()}, "family": family_from_dict(settings["family"])}
+    settings = {**{key: _tuples(value) for key, value in settings.items()}, "family": Family.from_dict(settings["family"])}
     settings["patches"] = settings["patches"] and PatchConfig(**settings["patches"])
     kind = settings.pop("tokenizer", None)  # a tokenizer.json beside the settings may be another's
     if kind == "words":

@@ -24,10 +24,9 @@ import numpy as np
 from mmrope.extras import needed_for
 from mmrope.files import replacing, to_json
 from mmrope.positions.build import position_ids
+from mmrope.positions.families import Family
 from mmrope.positions.families import family as find_family
-from mmrope.positions.families import family_from_dict, family_to_dict
-from mmrope.positions.rules import Family
-from mmrope.positions.segments import Segment
+from mmrope.positions.segments import MEDIA, Segment
 from mmrope.positions.timing import VideoTiming
 from mmrope.preprocess.access import Access
 from mmrope.preprocess.errors import Limits, MediaError
@@ -117,6 +116,7 @@ class _Marker(str):
 
 
 _IM_START, _IM_END = _Marker("<|im_start|>"), _Marker("<|im_end|>")
+_VISION = (MEDIA["image"], MEDIA["video"])
 _VISION_START, _VISION_END = _Marker("<|vision_start|>"), _Marker("<|vision_end|>")
 
 
@@ -290,16 +290,16 @@ class Processor:
         tokens = np.array([[token for part in parts for token in part.tokens] for parts in padded], dtype=np.int64)
         positions = position_ids([[part.segment for part in parts] for parts in padded], self._family)
         special = self.tokenizer.special
-        types = np.where(tokens == special["<|image_pad|>"], 1, np.where(tokens == special["<|video_pad|>"], 2, 0))
+        types = np.zeros_like(tokens)
+        for kind in _VISION:
+            types[tokens == special[f"<|{kind.name}_pad|>"]] = kind.token_type
         inputs = ModelInputs(input_ids=torch.from_numpy(tokens), mm_token_type_ids=torch.from_numpy(types))
         inputs.update(positions.torch())
-        images, videos = ([item for item in media if item.kind == kind] for kind in ("image", "video"))
-        if images:
-            inputs["pixel_values"] = self._pixels(images)
-            inputs["image_grid_thw"] = torch.tensor([image.patch_grid for image in images])
-        if videos:
-            inputs["pixel_values_videos"] = self._pixels(videos)
-            inputs["video_grid_thw"] = torch.tensor([video.patch_grid for video in videos])
+        for kind in _VISION:
+            if mine := [item for item in media if item.kind == kind.name]:
+                inputs[kind.pixels] = self._pixels(mine)
+                inputs[kind.grids] = torch.tensor([item.patch_grid for item in mine])
+        if videos := [item for item in media if item.kind == "video"]:
             inputs["video_timestamps"] = [torch.from_numpy(video.seconds) for video in videos]
             if self._family.uses_seconds and all(video.seconds_per_grid is not None for video in videos):
                 inputs["second_per_grid_ts"] = torch.tensor([video.seconds_per_grid for video in videos])
@@ -333,12 +333,8 @@ class Processor:
         made |= {key: made[key][0] for key in ("input_ids", "attention_mask", "mm_token_type_ids", "next_position")}
         made["position_ids"] = made["position_ids"][:, 0]  # [A, S]
         width = dim if self.pixels == "float32" else dim // self._patches.temporal_patch_size
-        without = {
-            "pixel_values": np.zeros((0, width), self.pixels),
-            "image_grid_thw": np.zeros((0, 3), np.int64),
-            "pixel_values_videos": np.zeros((0, dim), self.pixels),
-            "video_grid_thw": np.zeros((0, 3), np.int64),
-        }
+        without: dict[str, np.ndarray] = {kind.grids: np.zeros((0, 3), np.int64) for kind in _VISION}
+        without |= {kind.pixels: np.zeros((0, width if kind.name == "image" else dim), self.pixels) for kind in _VISION}
         if self._family.uses_seconds:
             without["second_per_grid_ts"] = np.zeros(0, np.float32)
         patch = self._patches.temporal_patch_size
@@ -362,7 +358,7 @@ class Processor:
         """
         return ModelInputs(
             {
-                key: normalize(value, self._patches) if key in ("pixel_values", "pixel_values_videos") else value
+                key: normalize(value, self._patches) if key in [kind.pixels for kind in _VISION] else value
                 for key, value in inputs.items()
             }
         )
@@ -432,7 +428,7 @@ class Processor:
     def _image(self, media: Media) -> list[str | Part]:
         segment, special = self._family.image(media.patch_grid), self.tokenizer.special
         tokens = [special["<|image_pad|>"]] * segment.length
-        if segment.kind == "canvas":  # its markers belong to it
+        if type(segment) is not Segment:  # a kind of its own: its markers belong to it
             tokens[0], tokens[-1] = special[_VISION_START], special[_VISION_END]
             return [Part(segment, tokens, Path(media.name).name, media)]
         return [_VISION_START, Part(segment, tokens, Path(media.name).name, media), _VISION_END]
@@ -448,7 +444,7 @@ class Processor:
                 f"the text that {family} puts between the frames of a video is not known here (known: {', '.join(_STAMPED)}); "
                 "give the frames as images, with texts between them"
             )
-        t, h, w = family.token_grids([media.patch_grid], video=True)[0].tolist()
+        t, h, w = family.token_grids([media.patch_grid], video=True)[0]
         patch, frame, pieces = family.frames_per_grid, Segment.frame(h=h, w=w), []
         for i in range(t):
             # the time stamp of a temporal patch is the mean of its first and last frame's (Qwen3-VL's processor)
@@ -661,9 +657,9 @@ class Processor:
         """
         kept = {field.name for field in dataclasses.fields(self)} - {"limits", "access", "threads", "tokenizer"}
         settings = {name: getattr(self, name) for name in sorted(kept)}
-        settings["family"] = family_to_dict(self._family)
+        settings["family"] = self._family.to_dict()
         settings["patches"] = self.patches and dataclasses.asdict(self.patches)
-        if family_from_dict(json.loads(to_json(settings["family"]))) != self._family:
+        if Family.from_dict(json.loads(to_json(settings["family"]))) != self._family:
             raise ValueError(f"{self.family} does not come back from JSON as it is, so the processor is not saved")
         kinds = {ByteTokenizer: "bytes", WordTokenizer: "words", FileTokenizer: "file"}
         settings["tokenizer"] = kinds.get(type(self.tokenizer))

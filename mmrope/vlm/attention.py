@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from mmrope.positions.segments import MEDIA
 from mmrope.preprocess.messages import Messages
 from mmrope.preprocess.processor import Processor
 from mmrope.vlm.decoder import DecoderBlock, causal_mask
@@ -109,17 +110,17 @@ def looked_at(model: VLM, processor: Processor, messages: Messages) -> list[Look
     weights = attention_weights(model, inputs)[:, 0]  # [layers, heads, S]
     types = inputs["mm_token_type_ids"][0]
     m, p = config.merge_size, config.patch_size
-    looked: dict[int, list[Looked]] = {1: [], 2: []}
-    for kind, name, grid_name in ((1, "pixel_values", "image_grid_thw"), (2, "pixel_values_videos", "video_grid_thw")):
-        if name not in inputs:
+    looked: dict[int, list[Looked]] = {}
+    for kind in (MEDIA["image"], MEDIA["video"]):
+        if kind.pixels not in inputs:
             continue
-        grids = inputs[grid_name].tolist()
-        patches = inputs[name].split([t * h * w for t, h, w in grids])
-        shares = weights[..., types == kind].split([t * h * w // m**2 for t, h, w in grids], dim=-1)
+        grids = inputs[kind.grids].tolist()
+        patches = inputs[kind.pixels].split([t * h * w for t, h, w in grids])
+        shares = weights[..., types == kind.token_type].split([t * h * w // m**2 for t, h, w in grids], dim=-1)
         for (t, h, w), cut, share in zip(grids, patches, shares, strict=True):
             sizes = {"t": t, "h": h // m, "w": w // m, "m": m, "n": m, "p": p, "q": p}
             pixels = rearrange(cut, "(t h w m n) (c p q) -> t (h m p) (w n q) c", **sizes)  # [T, H, W, 3]
             places = rearrange(share, "l n (t h w) -> l n t h w", t=t, h=h // m)  # [layers, heads, T, rows, columns]
-            looked[kind].append(Looked(pixels.cpu().numpy(), places.cpu().numpy()))
+            looked.setdefault(kind.token_type, []).append(Looked(pixels.cpu().numpy(), places.cpu().numpy()))
     order = types[(types > 0) & (inputs["input_ids"][0].roll(1) == processor.tokenizer.special["<|vision_start|>"])]
     return [looked[kind].pop(0) for kind in order.tolist()]

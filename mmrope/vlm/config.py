@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from mmrope.encodings.spec import RotarySpec
+from mmrope.positions.families import Family
 from mmrope.positions.families import family as find_family
-from mmrope.positions.families import family_from_dict, family_to_dict
-from mmrope.positions.rules import Family
 from mmrope.preprocess.patches import PatchConfig
 from mmrope.preprocess.text import IM_END, PAD, VOCAB_SIZE
 
@@ -116,7 +115,7 @@ class VLMConfig:
         """As plain values, for config.json.
 
         Raises:
-            ValueError: a family that cannot be stated; see `mmrope.positions.families.family_to_dict`.
+            ValueError: a family that cannot be stated; see `Family.to_dict`.
 
         Example:
             >>> from mmrope.vlm import VLMConfig
@@ -130,7 +129,7 @@ class VLMConfig:
             "vision": dataclasses.asdict(self.vision),
             "decoder": dataclasses.asdict(self.decoder),
             "rotary": self.rotary.to_dict(),
-            "family": None if self.family is None else family_to_dict(find_family(self.family)),
+            "family": None if self.family is None else find_family(self.family).to_dict(),
         }
 
     @classmethod
@@ -151,7 +150,7 @@ class VLMConfig:
         if values.get("rotary") is not None:
             values["rotary"] = RotarySpec.from_dict(values["rotary"])
         if values.get("family") is not None:
-            values["family"] = family_from_dict(values["family"])
+            values["family"] = Family.from_dict(values["family"])
         return cls(vision=VisionConfig(**vision), decoder=DecoderConfig(**decoder), **values)
 
 

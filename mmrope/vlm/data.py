@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from mmrope.positions.families import family
+from mmrope.positions.segments import MEDIA
 from mmrope.preprocess.patches import PatchConfig
 from mmrope.preprocess.processor import Processor
 from mmrope.preprocess.text import Tokenizer, WordTokenizer
@@ -219,7 +220,7 @@ class TaskBatches(Dataset[dict[str, Any]]):
 
 READ = {
     *("input_ids", "position_ids", "mm_token_type_ids", "labels", "kinds"),
-    *("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"),
+    *(key for kind in ("image", "video") for key in (MEDIA[kind].pixels, MEDIA[kind].grids)),
 }
 """What is read of a batch in training."""
 

@@ -20,6 +20,7 @@ from typing_extensions import Unpack  # of typing from Python 3.11 on; torch bri
 
 from mmrope.encodings.rotary import RotaryEmbedding
 from mmrope.files import replacing, to_json
+from mmrope.positions.segments import MEDIA, MediaKind
 from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.decoder import Decoder, KVCache
 from mmrope.vlm.generate import new_tokens, stream
@@ -96,26 +97,28 @@ class VLM(nn.Module):
     def embed(self, inputs: Mapping[str, Any]) -> Tensor:
         """What the decoder reads, [B, S, hidden]: embeddings of tokens, and of pixels in their places."""
         x, types = self.embedding(inputs["input_ids"]), inputs.get("mm_token_type_ids")  # [B, S, hidden]
-        for kind, pixels, grid in ((1, "pixel_values", "image_grid_thw"), (2, "pixel_values_videos", "video_grid_thw")):
-            if inputs.get(pixels) is not None and len(inputs[pixels]):  # a row without media has none of them
-                x = self._with_media(x, kind, inputs[pixels], inputs.get(grid), types)
-            elif types is not None and bool((types == kind).any()):
-                name = {1: "image", 2: "video"}[kind]
-                raise ValueError(f"the row has {name} tokens, but no pixels were given; pass all that the processor returned")
+        for kind in (MEDIA["image"], MEDIA["video"]):
+            pixels = inputs.get(kind.pixels)
+            if pixels is not None and len(pixels):  # a row without media has none of them
+                x = self._with_media(x, kind, pixels, inputs.get(kind.grids), types)
+            elif types is not None and bool((types == kind.token_type).any()):
+                raise ValueError(
+                    f"the row has {kind.name} tokens, but no pixels were given; pass all that the processor returned"
+                )
         return x
 
-    def _with_media(self, x: Tensor, kind: int, pixels: Tensor, grid: Tensor | None, types: Tensor | None) -> Tensor:
-        """x with the embeddings of images (kind 1) or videos (2) in their tokens' places."""
-        name = {1: "image", 2: "video"}[kind]
+    def _with_media(self, x: Tensor, kind: MediaKind, pixels: Tensor, grid: Tensor | None, types: Tensor | None) -> Tensor:
+        """x with the embeddings of media of a kind in their tokens' places."""
         if grid is None or types is None:
             raise ValueError(
-                f"{name} pixels need their grids ({name}_grid_thw) and mm_token_type_ids; pass all that the processor returned"
+                f"{kind.name} pixels need their grids ({kind.grids}) and mm_token_type_ids; pass all that the processor "
+                "returned"
             )
         media = self.vision(pixels, grid)  # [tokens, hidden]
-        places = types == kind
+        places = types == kind.token_type
         if int(places.sum()) != len(media):
             raise ValueError(
-                f"{int(places.sum())} {name} tokens, but the pixels make {len(media)}; "
+                f"{int(places.sum())} {kind.name} tokens, but the pixels make {len(media)}; "
                 "was the row truncated, or are pixels missing?"
             )
         return x.masked_scatter(places[..., None], media.to(x.dtype))  # [B, S, hidden]

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from mmrope.extras import needed_for
+from mmrope.positions.segments import MEDIA
 
 Split = Literal["train", "held_out"]
 CELL = 28
@@ -410,7 +411,7 @@ def is_like_handwriting(inputs: Mapping[str, Any]) -> bool:
     Args:
         inputs: with pixels="uint8".
     """
-    for key in ("pixel_values", "pixel_values_videos"):
+    for key in (MEDIA["image"].pixels, MEDIA["video"].pixels):
         if key in inputs:
             channels = inputs[key].unflatten(1, (3, -1)).float()  # [P, 3, values]
             colour = (channels.amax(1) - channels.amin(1)).mean()

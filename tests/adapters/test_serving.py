@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrope import FAMILIES, Segment, position_ids, segments_from_inputs
-from mmrope.positions import AudioInVideo
 from mmrope.adapters import sglang
 from mmrope.adapters.vllm import get_mrope_input_positions, get_next_input_positions, get_next_input_positions_tensor
+from mmrope.positions import AudioInVideo
 from tests.positions.test_spans import spans_of
 from tests.support import ROOT, cases
 from tests.support.reference_format import segment

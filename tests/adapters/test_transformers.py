@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import mmrope
 from mmrope import Segment
-from mmrope.positions import AudioInVideo
 from mmrope.adapters.transformers import RopeIndex
+from mmrope.positions import AudioInVideo
 from tests.positions.test_inputs import upstream_case
 from tests.support import cases
 from tests.support.strategies import upstream_batches

@@ -135,7 +135,9 @@ def upstream_case(name, **scaling):
     if row.rotary.rotary_fraction != 1:
         rope["partial_rotary_factor"] = row.rotary.rotary_fraction
     text = {**TEXT, "head_dim": head_dim, "hidden_size": 4 * head_dim, "rope_parameters": rope}
-    config = CONFIG_MAPPING[name](**({"thinker_config": {"text_config": text}} if row.reading.states_audio else {"text_config": text}))
+    config = CONFIG_MAPPING[name](
+        **({"thinker_config": {"text_config": text}} if row.reading.states_audio else {"text_config": text})
+    )
     module = importlib.import_module("transformers.models.{0}.modeling_{0}".format(BORROWED.get(name, name)))
     names = [key for key in vars(module) if key.endswith("RotaryEmbedding") and not re.search("Vision|Talker|DiT", key)]
     [cls] = [key for key in names if "Thinker" in key] or names

@@ -34,7 +34,9 @@ def test_exceptions_are_few_and_named():
         RotarySpec.from_family("hunyuan_vl@transformers-5.23")
 
 
-@pytest.mark.parametrize("name", [key for key, row in FAMILIES.items() if not row.rotary.still and row.rotary.layout != "by_channel"])
+@pytest.mark.parametrize(
+    "name", [key for key, row in FAMILIES.items() if not row.rotary.still and row.rotary.layout != "by_channel"]
+)
 def test_angles_and_rotations(name):
     row = FAMILIES[name]
     spec = RotarySpec.from_family(row)

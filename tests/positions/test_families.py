@@ -47,7 +47,9 @@ def test_facts_belong_to_checkpoints_and_rules_do_not_change_by_them():
         dataclasses.replace(family("qwen2_vl"), advance="sideways")
     with pytest.raises(ValueError, match=r"videorope: its ids are whole numbers, so stride must be one, got 0.5"):
         family("videorope", stride=0.5)
-    with pytest.raises(ValueError, match=r"qwen2_vl: no field says where \['picture'\] go on the axes thw: name functions in place"):
+    with pytest.raises(
+        ValueError, match=r"qwen2_vl: no field says where \['picture'\] go on the axes thw: name functions in place"
+    ):
         dataclasses.replace(family("qwen2_vl"), media=("picture",))
     for wrong in (0, "2", 2.0):
         with pytest.raises(ValueError, match=r"spatial_merge must be (a whole number|at least 1), got"):
@@ -73,7 +75,9 @@ def test_patch_grids_become_token_grids():
         ValueError, match=r"the video of patch grid \(5, 8, 12\) has 5 temporal grids, but its timing lists 8 sampled"
     ):
         row.video((5, 8, 12), timing=timing)
-    with pytest.raises(ValueError, match=r"a video: give seconds_per_grid \(evenly spaced grids\) or times or a timing, not both"):
+    with pytest.raises(
+        ValueError, match=r"a video: give seconds_per_grid \(evenly spaced grids\) or times or a timing, not both"
+    ):
         row.video((4, 8, 12), timing=timing, seconds_per_grid=1)
     ernie = family("ernie4_5_vl_moe")  # two temporal grids of one frame each make a token
     assert ernie.video((4, 8, 12)) == Segment.video(t=2, h=4, w=6)
@@ -173,7 +177,9 @@ def test_a_function_that_places_wrongly_is_refused():
         return np.zeros((3, 1), dtype=np.int64), start
 
     row = dataclasses.replace(family("qwen2_vl"), place={"image": short})
-    with pytest.raises(ValueError, match=r"qwen2_vl: short returned int64 \[3, 1\] for .* returns \(ids, next\): ids int64 \[3, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"qwen2_vl: short returned int64 \[3, 1\] and 0 for .* returns \(ids, next\): ids int64 \[3, 6\]"
+    ):
         position_ids([Segment.image(h=2, w=3)], row)
 
 

@@ -23,6 +23,7 @@ from transformers import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 
 from mmrope import (
     FAMILIES,
+    Family,
     MediaError,
     Processor,
     Segment,
@@ -33,7 +34,7 @@ from mmrope import (
     segments_from_inputs,
 )
 from mmrope.positions import TokenIds
-from mmrope.positions.families import family_from_dict, family_to_dict
+from mmrope.positions.rules import changed as changed_row
 from mmrope.preprocess import Access, Limits, PatchConfig, isolated, text
 from mmrope.preprocess.patches import FAMILY_PATCHES, frame_size, image_size
 from mmrope.preprocess.video import open_video
@@ -653,14 +654,14 @@ def test_a_family_comes_back_equal(key):
         dataclasses.replace(row, name="mine", source="a paper"),
         dataclasses.replace(row, pad_value=5),
         dataclasses.replace(row, advance="tokens" if row.advance != "tokens" else "max"),
-        dataclasses.replace(row, token_ids=TokenIds(image=1, video_end=9)),
+        changed_row(row, token_ids=TokenIds(image=1, video_end=9)),
         dataclasses.replace(row, spatial_merge=row.spatial_merge + 1),
         dataclasses.replace(row, stride=2),
         *([] if row.uses_seconds else [dataclasses.replace(row, time="seconds", ids_per_second=2.0)]),
     ]
     for one in changed:
-        assert family_from_dict(json.loads(json.dumps(family_to_dict(one)))) == one
-    assert list(family_to_dict(row)) == ["name", "facts"]
+        assert Family.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+    assert list(row.to_dict()) == ["name", "facts"]
 
 
 def test_a_changed_rule_is_saved_whole(tmp_path):
@@ -704,7 +705,7 @@ def test_a_rule_of_ones_own_function_is_not_saved(tmp_path):
         return np.zeros((3, segment.length)), start + 1
 
     mine = dataclasses.replace(family("qwen2_vl"), name="mine", place={"image": place})
-    with pytest.raises(ValueError, match="a function that no family of the table has, and a file holds no code"):
+    with pytest.raises(ValueError, match="is of no registered family, and a file holds no code"):
         Processor(family=mine).save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -719,7 +720,7 @@ def test_a_rule_of_ones_own_function_is_not_saved(tmp_path):
 )
 def test_a_family_that_json_does_not_state(stated, message):
     with pytest.raises(ValueError, match=message):
-        family_from_dict(stated)
+        Family.from_dict(stated)
 
 
 def test_settings_that_are_interrupted_leave_the_old_ones(tmp_path, monkeypatch):

@@ -12,9 +12,9 @@ import torch
 
 import mmrope
 from mmrope import Segment
-from mmrope.positions import Canvas
 from mmrope.adapters.rotary import RotaryInPlace
 from mmrope.adapters.transformers import RopeIndex, generate, with_positions
+from mmrope.positions import Canvas
 from tests.support import tiny_models
 from tests.support.upstream_ids import TRANSFORMERS, as_inputs, rope_index_arguments, transformers_ids, with_tokens
 

@@ -85,7 +85,9 @@ def as_inputs(batch: Sequence[Sequence[Segment]], family: Family, *, types: bool
     if videos:
         inputs["video_grid_thw"] = np.array(videos)
     if family.uses_seconds and videos:
-        inputs["video_second_per_grid" if family.reading.states_audio else "second_per_grid_ts"] = np.array(seconds, dtype=np.float32)
+        inputs["video_second_per_grid" if family.reading.states_audio else "second_per_grid_ts"] = np.array(
+            seconds, dtype=np.float32
+        )
     if sounds:
         inputs["audio_seqlens"] = np.array(sounds)
     for kind, key in ((1, "target_sizes"), (2, "target_sizes_videos")):
@@ -102,7 +104,9 @@ def _tokens(row: Sequence[Segment], i: int, family: Family) -> list[tuple[int, i
         return [(0, 0)] * s.length
     if s.kind == "text":
         return [(token, 0) for token in _text(row, i, family)]
-    frame = known.image if family.checkpoint.token_ids.video is None and family.checkpoint.token_ids.video_start else known.video
+    frame = (
+        known.image if family.checkpoint.token_ids.video is None and family.checkpoint.token_ids.video_start else known.video
+    )
     if s.kind == "audio_in_video":
         inside = [(known.video, 2) if is_video else (known.audio, 3) for is_video in processor_order(s, family)]
         return [(known.vision_start, 0), (known.audio_start, 0), *inside, (AUDIO_END, 0), (VISION_END, 0)]
