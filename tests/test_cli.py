@@ -22,7 +22,7 @@ from mmrope.encodings import RotarySpec, preset
 from mmrope.view.encodings import mean_score
 from tests.support import ROOT, upstream
 from tests.support.films import film, trimmed
-from tests.support.upstream_ids import as_inputs
+from tests.support.upstream_ids import TOKENS, as_inputs
 
 
 def mmrope(*arguments, cwd=ROOT, typed=None):
@@ -51,7 +51,7 @@ def test_sizes_alone():
     done = mmrope("ids", "text", "--image", "16x24", "--video", "8x16x24@2fps")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "qwen2_5_vl: 3464 tokens, text goes on at 56",
+        "qwen2_5_vl: 3464 tokens, text continues at 56",
         "tokens     kind   grid                    t       h       w       next  content",
         "0..4       text   5                       0..4    0..4    0..4    5     text<|vision_start|>",
         "5..388     image  16 x 24                 5       5..20   5..28   29",
@@ -288,7 +288,7 @@ def test_nothing_is_an_empty_table(tmp_path):
     done = mmrope("ids", "", "--figure", "ids.svg", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "wrote ids.svg\n")
     assert done.stdout.splitlines()[:2] == [
-        "qwen2_5_vl: 0 tokens, text goes on at 0",
+        "qwen2_5_vl: 0 tokens, text continues at 0",
         "tokens  kind  grid  t  h  w  next  content",
     ]
     found = json.loads(mmrope("ids", "", "--json").stdout)
@@ -539,7 +539,11 @@ def test_check_takes_a_checkpoints_config(tmp_path):
     path = dump(tmp_path / "a.npz", position_ids(ROW, family("qwen2_5_vl", ids_per_second=4)).ids)
     config = tmp_path / "config.json"
     config.write_text(
-        json.dumps(upstream.model().config.to_dict() | {"vision_config": {"tokens_per_second": 4, "spatial_merge_size": 2}})
+        json.dumps(
+            upstream.model().config.to_dict()
+            | {"vision_config": {"tokens_per_second": 4, "spatial_merge_size": 2}}
+            | {"image_token_id": TOKENS.image, "video_token_id": TOKENS.video}
+        )
     )
     assert mmrope("check", path, "--config", config).returncode == 0
     assert mmrope("check", path, "--family", "qwen2_5_vl").returncode == 1

@@ -18,11 +18,13 @@ FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 MODULES = ["mmrope.prompting", "mmrope.adapters"]
 MODULES += [f"mmrope.adapters.{name}" for name in ("attention", "replace", "rotary", "sglang", "transformers", "vllm")]
 METHODS = {
-    "mmrope.Segment": "text pad image frame video audio audio_in_video canvas custom",
+    "mmrope.Segment": "text pad image frame video audio custom",
     "mmrope.Positions": "torch",
-    "mmrope.Family": "image video",
+    "mmrope.Family": "image video replace to_dict from_dict",
+    "mmrope.positions.AudioInVideo": "make",
+    "mmrope.positions.Canvas": "make",
     "mmrope.VideoTiming": "from_metadata",
-    "mmrope.positions.Row": "of join only",
+    "mmrope.positions.Row": "of join",
     "mmrope.positions.Packed": "take",
     "mmrope.RotarySpec": "rope nope axial mrope from_family scaled at_length to_dict from_dict",
     "mmrope.RotaryEmbedding": "forward rotate norm_rotate shift backend_for",

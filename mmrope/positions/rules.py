@@ -14,7 +14,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -27,8 +27,6 @@ Ordinal = Literal["row", "batch"]
 Dtype = Literal["int64", "float32"]
 Layout = Literal["contiguous", "interleaved", "alternating", "by_channel"]
 Pairing = Literal["half", "adjacent", "block_half"]
-Placement = Callable[[Segment, Any, "Family"], tuple[np.ndarray, Any]]
-"""(segment, the id that it begins at, family) -> (ids [A, n], the id at which text continues)."""
 
 
 def _check_choices(record: Any, what: Any, **choices: Any) -> None:
@@ -190,6 +188,25 @@ class Reading:
 Run = tuple[Any, int, int]
 """(type, first token, behind the last): a stretch of tokens of a batch of one type, as in mm_token_type_ids; -1 is padding. Of
 runs that a reading joined the type is an object of its own, whose `segment` makes the segment."""
+
+
+class Placement(Protocol):
+    """A function that places a kind of segments: (segment, the id that it begins at, family) -> (ids [A, n] of its tokens, the id
+    at which text continues). Ids are whole numbers where the family's are.
+
+    Example:
+        >>> import numpy as np
+        >>> import mmrope
+        >>> def as_one(segment, start, family):  # every token of an image has one id
+        ...     return np.full((3, segment.length), start), start + 1
+        >>> mine = mmrope.Family(name="as_one", source="mine", media=("image",), place={"image": as_one})
+        >>> mmrope.position_ids([mmrope.Segment.image(h=2, w=2), mmrope.Segment.text(2)], mine).ids[0, 0].tolist()
+        [0, 0, 0, 0, 1, 2]
+    """
+
+    def __call__(self, segment: Any, start: Any, family: Family, /) -> tuple[np.ndarray, Any]:
+        """The ids, and the next."""
+        ...
 
 
 # --- where tokens are -------------------------------------------------------------------------------------------------

@@ -389,7 +389,7 @@ class Row(Sequence[Segment]):
         return sum(1 if kind != "frames" else n + (n - 1) * (more > 0) for kind, (n, _, _), _, more in self.items)
 
     def __iter__(self) -> Iterator[Segment]:
-        return map(segment_of, self.singles)
+        return map(as_segment, self.singles)
 
     @overload
     def __getitem__(self, index: int) -> Segment: ...
@@ -398,11 +398,11 @@ class Row(Sequence[Segment]):
     def __getitem__(self, index: int | slice) -> Segment | list[Segment]:
         items = self.items if len(self) == len(self.items) else tuple(self.singles)
         if isinstance(index, slice):
-            return list(map(segment_of, items[index]))
+            return list(map(as_segment, items[index]))
         i = operator.index(index)
         if not -len(items) <= i < len(items):
             raise IndexError(f"segment {index} of a row of {len(items)}")
-        return segment_of(items[i])
+        return as_segment(items[i])
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Row):
@@ -417,7 +417,7 @@ class Row(Sequence[Segment]):
         return f"Row({list(self)!r})"
 
 
-def segment_of(item: Item) -> Segment:
+def as_segment(item: Item) -> Segment:
     """The segment that an item stands for."""
     kind, grid, _, more = item
     if isinstance(more, Segment):

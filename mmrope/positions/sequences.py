@@ -387,7 +387,7 @@ def pack(rows: Rows, family: Family | str, *, multiple_of: int = 1, start: int =
 def keep(positions: Positions, mask: Any) -> Packed:
     """The tokens that remain when others are pruned (of videos, say), with the ids that they had.
 
-    A token that remains stays where it was, and text goes on at `next`, as if nothing were gone. `text_ids` counts the tokens
+    A token that remains stays where it was, and text continues at `next`, as if nothing were gone. `text_ids` counts the tokens
     that remain: the place in a cache and the order of causal attention. So decoding step k has the ids `next + k` and the place
     `n + k`, where n is how many remain.
 

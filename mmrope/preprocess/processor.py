@@ -398,7 +398,7 @@ class Processor:
             >>> content = [{"type": "text", "text": "See"}, {"type": "video", "grid": (2, 1, 3), "fps": 2}]
             >>> row = [part.segment for part in mmrope.Processor().parts(content)]
             >>> print(mmrope.explain(mmrope.position_ids(row, "qwen2_5_vl")))
-            qwen2_5_vl: 11 tokens, text goes on at 8
+            qwen2_5_vl: 11 tokens, text continues at 8
             tokens  kind   grid                  t     h     w     next
             0..3    text   4                     0..3  0..3  0..3  4
             4..9    video  2 x 1 x 3, 1 s apart  4..6  4     4..6  7

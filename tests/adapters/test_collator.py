@@ -23,7 +23,7 @@ from tests.support.upstream_ids import IN_TRANSFORMERS, as_inputs, with_tokens
 
 FAMILIES = sorted(set(IN_TRANSFORMERS) - {"neomme"})
 THREE_AXES = [name for name in FAMILIES if with_tokens(name).axes == "thw"]
-PACKABLE = [name for name in THREE_AXES if not with_tokens(name).recurrent]
+PACKABLE = [name for name in THREE_AXES if not with_tokens(name).checkpoint.recurrent]
 TEXT, IMAGE = Segment.text(3), Segment.image(h=2, w=3)
 
 
@@ -84,7 +84,7 @@ def test_padded_and_packed_say_the_same(name):
     torch.testing.assert_close(packed, padded, rtol=0, atol=1e-5)
 
 
-RECURRENT = [name for name in FAMILIES if with_tokens(name).recurrent]
+RECURRENT = [name for name in FAMILIES if with_tokens(name).checkpoint.recurrent]
 
 
 @pytest.mark.parametrize("name", RECURRENT)

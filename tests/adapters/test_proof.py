@@ -19,7 +19,7 @@ from tests.support.upstream_ids import IN_TRANSFORMERS, with_tokens
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 # step by step and at once are other sums in linear attention: transformers' own ids differ by as much
-RECURRENT = {name for name in tiny_models.MODELS if with_tokens(name).recurrent}
+RECURRENT = {name for name in tiny_models.MODELS if with_tokens(name).checkpoint.recurrent}
 GENERATING = sorted(set(tiny_models.MODELS) - set(proof.NOT_BY_GENERATE))
 
 
@@ -207,7 +207,7 @@ def test_generate_refuses_what_it_would_get_wrong(monkeypatch):
     refused([[TEXT, IMAGE, TEXT, Segment.pad(2)]], "row 0 is padded on the right: generation goes on at the last column")
     refused(
         [[TEXT, IMAGE]],
-        r"row 0 ends on Segment.image\(h=2, w=3\), after which text goes on at 6, but generate .* at \[4, 5, 6\]",
+        r"row 0 ends on Segment.image\(h=2, w=3\), after which text continues at 6, but generate .* at \[4, 5, 6\]",
     )
     with torch.no_grad():
         cache = model(**tiny_models.inputs("qwen2_vl", [[Segment.text(5)]]), use_cache=True).past_key_values

@@ -373,7 +373,7 @@ def test_batches_have_the_ids_of_their_rows(name, data):
     np.testing.assert_array_equal(deltas[:, 0], (largest + 1 - ids.shape[2])[rows])
 
 
-@pytest.mark.parametrize("name", [name for name in BY_INDEX if not with_tokens(name).audio_tokens])
+@pytest.mark.parametrize("name", [name for name in BY_INDEX if not with_tokens(name).reading.states_audio])
 @settings(max_examples=cases(20))
 @given(data=st.data(), ahead=st.integers(0, 3))
 def test_decoding_goes_on_where_the_row_ends(name, data, ahead):
@@ -410,7 +410,7 @@ VIDEO = {"input_ids": IDS, "video_grid_thw": torch.tensor([[2, 2, 2]])}
         (("qwen2_vl", None), {}, r"input_ids must be a tensor \[B, S\], got NoneType"),
         (("qwen2_5_vl", None), VIDEO, r"qwen2_5_vl places videos by time: pass tokens_per_second, which its config states"),
         (("qwen3_omni_moe", 2), VIDEO, r"qwen3_omni_moe places videos by time: pass position_id_per_seconds"),
-        (("qwen2_5_vl", 2), VIDEO, r"qwen2_5_vl places videos by time, but the inputs have no second_per_grid_ts"),
+        (("qwen2_5_vl", 2), VIDEO, r"qwen2_5_vl places videos by time: the inputs have no second_per_grid_ts"),
         (("qwen2_vl", None), {"input_ids": IDS}, r"the 2 video tokens at 2..3 are more than the 0 grid"),
         (("qwen2_vl", None), {**VIDEO, "video_grid_thw": torch.tensor([[4, 2, 2]])}, r"video 0 needs 4"),
     ],
@@ -424,7 +424,7 @@ def test_sound_in_video_is_told_by_its_flag_too():
     row = [Segment.text(2), AudioInVideo.make(t=1, h=1, w=1, audio=2, seconds_per_grid=1.0), Segment.text(2)]
     function, arguments = sglang_request([row], with_tokens("qwen3_omni_moe"))
     with pytest.raises(
-        ValueError, match=r"the markers say that a video has its sound in it, but use_audio_in_video is not set"
+        ValueError, match=r"the markers say that a video has its audio in it, but use_audio_in_video is not set"
     ):
         getattr(sglang, function)(**{**arguments, "use_audio_in_video": False})
 
@@ -484,7 +484,7 @@ def test_sglang_takes_a_second_a_grid_where_none_is_said():
     """Its scheduler asks so for requests that come without positions, whatever the rate of the video."""
     case = SGLANG["without_seconds"]
     assert_same(by_sglangs_door(case, second_per_grid_ts=[1.0]), case)
-    with pytest.raises(ValueError, match=r"places videos by time, but the inputs have no second_per_grid_ts"):
+    with pytest.raises(ValueError, match=r"places videos by time: the inputs have no second_per_grid_ts"):
         by_sglangs_door(case, second_per_grid_ts=None)
 
 

@@ -33,7 +33,7 @@ def inputs_of(name, row, **changes):
         pytest.param("qwen2_vl", {k: v[:, :4] if k != "image_grid_thw" else v for k, v in inputs_of("qwen2_vl", [TEXT, IMAGE]).items()},
             RuntimeError, r"image 0 needs 4 tokens \(1 x 2 x 2 after merge 2\), but 2 are left for it. Was the row truncated", id="truncated"),
         pytest.param("qwen2_5_omni", without(inputs_of("qwen2_5_omni", [TEXT, VIDEO, TEXT]), "video_second_per_grid"), TypeError,
-            r"qwen2_5_omni places videos by time, but the inputs have no second_per_grid_ts", id="no seconds, Omni"),
+            r"qwen2_5_omni places videos by time: the inputs have no second_per_grid_ts", id="no seconds, Omni"),
         pytest.param("hunyuan_vl", inputs_of("hunyuan_vl", [TEXT, IMAGE], image_grid_thw=np.array([[1, 4, 2], [1, 4, 2]])), ValueError,
             r"image_grid_thw has 2 row\(s\), but the image tokens end before image 1", id="a grid too many, HunYuan"),
         # and without a word
@@ -42,7 +42,7 @@ def inputs_of(name, row, **changes):
         pytest.param("qwen2_vl", inputs_of("qwen2_vl", [TEXT, IMAGE], image_grid_thw=np.array([[1, 5, 5]])), None,
             r"image_grid_thw row 0 is 1 x 5 x 5, but qwen2_vl merges 2 x 2", id="a grid that the merge does not divide"),
         pytest.param("qwen2_5_vl", without(inputs_of("qwen2_5_vl", [TEXT, VIDEO]), "second_per_grid_ts"), None,
-            r"qwen2_5_vl places videos by time, but the inputs have no second_per_grid_ts .* there is no default", id="no seconds"),
+            r"qwen2_5_vl places videos by time: the inputs have no second_per_grid_ts .* there is no default", id="no seconds"),
     ],
 )  # fmt: skip
 def test_refused_with_a_message(name, inputs, theirs, ours):
