@@ -126,7 +126,7 @@ def position_ids(
         >>> position_ids(row, "qwen2_vl", start=8, stop=10).ids[:, 0].tolist()  # the next two decode steps
         [[6, 7], [6, 7], [6, 7]]
     """
-    family = find_family(family)
+    family = family if isinstance(family, Family) else find_family(family)
     batch = batch_of(rows)
     length = _common_length(batch)
     start, stop = (0, length) if start == 0 and stop is None else _slice(start, stop, length)
@@ -301,10 +301,12 @@ def _by_itself(rows: Sequence[Row], b: int, item: Any, at: Any, family: Family) 
         whole_ids = ids.dtype.kind in "iu" and following == int(following)
         if ids.shape == (len(family.axes), n) and (whole_ids or (family.fractional and ids.dtype.kind == "f")):
             return ids, number(following).item()
-    what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else type(ids).__name__
+    what, name = type(ids).__name__, getattr(function, "__name__", function)
+    what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else what
+    what += f" and {following}" if following != "" else ""
     raise ValueError(
-        f"{family}: {getattr(function, '__name__', function)} returned {what}{f' and {following}' * (following != '')} for {segment!r}; a function "
-        f"in place returns (ids, next): ids {family.dtype} [{len(family.axes)}, {n}], and the id at which text continues"
+        f"{family}: {name} returned {what} for {segment!r}; a function in place returns (ids, next): ids {family.dtype} "
+        f"[{len(family.axes)}, {n}], and the id at which text continues"
     )
 
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mmrope.positions.families import family as find_family
-from mmrope.positions.rules import REGISTRY, Family, Run
-from mmrope.positions.segments import MEDIA, Item, Row, add_frame, pad, text, token_mask, whole
+from mmrope.positions.rules import REGISTRY, Family, Reading, Run
+from mmrope.positions.segments import MEDIA, Item, Row, add_frame, text, token_mask, whole
 from mmrope.positions.timing import VideoTiming, check_seconds, no_clock, one_clock
 
 _SECONDS = ("second_per_grid_ts", "video_second_per_grid")
@@ -83,17 +83,20 @@ def segments_from_inputs(
         >>> position_ids(row, "qwen2_vl").ids[2, 0].tolist()  # w
         [0, 1, 2, 3, 4]
     """
-    family = find_family(family)
+    family = family if isinstance(family, Family) else find_family(family)
     if not isinstance(inputs, Mapping):
         raise ValueError(f"inputs must be a processor's output (a dict), got {type(inputs).__name__}")
     host = on_host({key: value for key in INPUTS if (value := inputs.get(key)) is not None}, sync)
     types, mask = _token_types(host, inputs, family, prompt_lengths)
-    rows = family.reading.rows(host, inputs, types, mask, family, timed=video_timings is not None)
-    if rows is not None:
-        return rows
-    batch, tokens = types.shape
+    (batch, tokens), reading = types.shape, family.reading
+    special = type(reading) is not Reading
+    if special:
+        rows = reading.rows(host, inputs, types, mask, family, timed=video_timings is not None)
+        if rows is not None:
+            return rows
     runs = _runs(types, mask, family)
-    runs = family.reading.joined(runs, family.reading.begins_by_ids(host["input_ids"], family), tokens, family)
+    if special:
+        runs = reading.joined(runs, reading.begins_by_ids(host["input_ids"], family), tokens, family)
     held = {kind for kind, _, _ in runs}
     held |= _TYPES if not held <= _ALL_TYPES else set()  # a run of several kinds
     queues = {}
@@ -481,10 +484,8 @@ def _rows(runs: Sequence[Run], queues: Mapping[str, _Queue], family: Family, bat
         if start == edge:
             rows.append(Row(tuple(items), tokens))
             items, edge = [], edge + tokens
-        if kind == _TEXT:
-            items.append(text(stop - start))
-        elif kind == _PADDING:
-            items.append(pad(stop - start))
+        if kind in (_TEXT, _PADDING):
+            items.append(("text" if kind == _TEXT else "pad", (1, 1, stop - start), stop - start, None))
         elif kind in by_type:
             by_type[kind](items, stop - start, (kind, start, tokens))
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -191,8 +192,8 @@ runs that a reading joined the type is an object of its own, whose `segment` mak
 
 
 class Placement(Protocol):
-    """A function that places a kind of segments: (segment, the id that it begins at, family) -> (ids [A, n] of its tokens, the id
-    at which text continues). Ids are whole numbers where the family's are.
+    """A function that places a kind of segments: (segment, the id that it begins at, family) -> (ids [A, n] of its tokens, the
+    id at which text continues). Ids are whole numbers where the family's are.
 
     Example:
         >>> import numpy as np
@@ -308,22 +309,22 @@ class Family:
         if not self.fractional and self.stride is not None and self.stride != int(self.stride):
             raise ValueError(f"{self}: its ids are whole numbers, so stride must be one, got {self.stride!r}")
 
-    @property
+    @functools.cached_property
     def uses_seconds(self) -> bool:
         """Whether a video's ids depend on its seconds, so that it must state them."""
         return self.time != "index"
 
-    @property
+    @functools.cached_property
     def split_frames(self) -> bool:
         """Whether a video is a list of frames with text time stamps between them, and each frame is placed like an image."""
         return "frame" in self.media and "video" not in self.media
 
-    @property
+    @functools.cached_property
     def fractional(self) -> bool:
         """Whether ids may be fractions."""
         return self.dtype.startswith("float")
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """The name with its revision, as `mmrope.family` takes it."""
         return f"{self.name}@{self.revision}" if self.revision else self.name
@@ -467,7 +468,7 @@ class Family:
     def token_grids(self, patch_grids: Any, what: str = "patch grid", *, video: bool = False) -> list[tuple[int, int, int]]:
         """Token grids (t, h, w) of patch grids [n, 3]: h and w divided by the spatial merge, and t of a video by the temporal
         merge, which must divide them. An image has one temporal grid."""
-        grids, m = whole_grids(patch_grids, f"{self}: {what}s"), self.spatial_merge
+        grids, m = whole_grids(patch_grids, f"{what}s"), self.spatial_merge
         tokens = []
         for i, (t, h, w) in enumerate(grids.tolist()):
             if t < 1 or h < m or w < m or h % m or w % m:
