@@ -1,16 +1,21 @@
-"""Position IDs against transformers' get_rope_index: the same inputs, one thread, in turns, ids checked equal.
+"""Position IDs against transformers' get_rope_index and vLLM's loop: the same inputs, one thread, in turns, ids checked equal.
 
     python scripts/bench_positions.py [--rounds 15]
 
 The inputs are a processor's: int64 tensors, with an attention mask. "From inputs" counts all from there to the ids, the scan
-for media included; "from segments" takes the rows that a processor or a server knows already. The limit of the first is to read
-the token types and the mask once and to write the table once, of the second to write it; both are measured as plain numpy
-calls, and "x" is how many times longer mmrope takes. The table is also written to scripts/results.
+for media included; "from segments" takes the rows that a processor or a server knows already; "spans" is the call of vLLM's
+models, from placeholder ranges to ids and their delta. The limit of the first is to read the token types and the mask once and
+to write the table once, of the second to write it; both are measured as plain numpy calls, and "x" is how many times longer
+mmrope takes. The peer of a row is its fastest. The table is also written to scripts/results.
+
+vLLM's loop stands here in our own words, since vLLM is not installed beside: it walks over the placeholders, and joins an array
+for each text and each image. Its ids are checked against mmrope's.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -32,10 +37,13 @@ sys.path.insert(0, str(ROOT))
 
 from reports import cpu, row  # noqa: E402
 
-from mmrope import Segment, family, position_ids, segments_from_inputs  # noqa: E402
+from mmrope import Segment, Span, family, position_ids, segments_from_inputs  # noqa: E402
+from mmrope.adapters.vllm import get_mrope_input_positions  # noqa: E402
+from mmrope.positions import decode_position_ids  # noqa: E402
 from tests.support.upstream_ids import TRANSFORMERS, as_inputs, get_rope_index  # noqa: E402
 
 Rows = list[list[Segment]]
+VLLM = "vLLM's loop"
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class Case:
     rows: Rows
     aim: float
     """Times as fast as transformers, from inputs."""
+    padding: int = 0
+    """Tokens of padding that the rows get on the left."""
 
 
 def images(tokens: int, count: int, rows: int, sides: tuple[int, int], numbers: np.random.Generator) -> Rows:
@@ -64,20 +74,41 @@ def cases() -> list[Case]:
     stamped = [part for i in range(384) for part in (Segment.text(9 + len(str(i))), Segment.frame(h=13, w=14))]
     video = [Segment.text(50), Segment.video(t=384, h=13, w=14, seconds_per_grid=1.0), Segment.text(50)]
     return [
-        Case("1 x 32k, 8 images", "qwen2_vl", images(32_768, 8, 1, (20, 40), numbers), 150),
+        Case("1 x 512, one image", "qwen2_vl", images(512, 1, 1, (12, 16), numbers), 11),
+        Case("1 x 32k, 8 images", "qwen2_vl", images(32_768, 8, 1, (20, 40), numbers), 65),
         Case("32 x 8k, 4 images each", "qwen2_vl", images(8_192, 4, 32, (20, 40), numbers), 45),
+        Case("32 x 8k, 4 images each, padded", "qwen2_vl", images(8_192, 4, 32, (20, 40), numbers), 45, padding=512),
+        Case("64 x 2k, 2 images each", "qwen2_vl", images(2_048, 2, 64, (16, 24), numbers), 45),
         Case("1 x 1M, 1,000 images", "qwen2_vl", images(1_048_576, 1_000, 1, (16, 36), numbers), 28),
-        Case("Qwen2.5-VL video of 768 frames", "qwen2_5_vl", [video], 500),
-        Case("Qwen3-VL video of 768 frames", "qwen3_vl", [[Segment.text(50), *stamped, Segment.text(50)]], 90),
-        Case("1 x 512, one image", "qwen2_vl", images(512, 1, 1, (12, 16), numbers), 3),
-        Case("8 x 8k, text alone", "qwen2_vl", [[Segment.text(8_192)]] * 8, 20),
+        Case("16 x 1M, 1,000 images each", "qwen2_vl", images(1_048_576, 1_000, 1, (16, 36), numbers) * 16, 28),
+        Case("Qwen2.5-VL video of 768 frames", "qwen2_5_vl", [video], 90),
+        Case("Qwen3-VL video of 768 frames", "qwen3_vl", [[Segment.text(50), *stamped, Segment.text(50)]], 60),
+        Case("8 x 8k, text alone", "qwen2_vl", [[Segment.text(8_192)]] * 8, 110),
     ]
+
+
+def vllm_loop(tokens: int, placeholders: list[tuple[int, tuple[int, int, int]]]) -> tuple[torch.Tensor, int]:
+    """What vLLM's Qwen2-VL computes of a prompt, from (offset, token grid) of its images."""
+    parts: list[np.ndarray] = []
+    done = 0
+    for offset, (t, h, w) in placeholders:
+        words = offset - done
+        first = int(parts[-1].max()) + 1 if parts else 0
+        parts.append(np.broadcast_to(np.arange(words), (3, words)) + first)  # [3, words]
+        parts.append(np.indices((t, h, w)).reshape(3, -1) + words + first)  # [3, t h w]
+        done = offset + t * h * w
+    if done < tokens:
+        first = int(parts[-1].max()) + 1 if parts else 0
+        parts.append(np.broadcast_to(np.arange(tokens - done), (3, tokens - done)) + first)
+    ids = np.concatenate(parts, axis=1)  # [3, tokens]
+    return torch.from_numpy(ids), int(ids.max()) + 1 - tokens
 
 
 def ways(case: Case) -> dict[str, Callable[[], Any]]:
     """What is timed. All but the limits compute the ids, which are checked here."""
     rule = family(f"{case.family}@{TRANSFORMERS}")
-    inputs: dict[str, Any] = {key: torch.as_tensor(value) for key, value in as_inputs(case.rows, rule).items()}
+    batch = [[Segment.pad(case.padding), *row] if case.padding else row for row in case.rows]
+    inputs: dict[str, Any] = {key: torch.as_tensor(value) for key, value in as_inputs(batch, rule).items()}
     unmasked = {key: value for key, value in inputs.items() if key != "attention_mask"}
     theirs = get_rope_index(rule, inputs)
     rows = segments_from_inputs(inputs, rule)
@@ -91,8 +122,21 @@ def ways(case: Case) -> dict[str, Callable[[], Any]]:
         mask.max()
         wide.fill(0)
 
+    peers: dict[str, Callable[[], Any]] = {"transformers": theirs}
+    [row, *others] = case.rows
+    if not others and case.family == "qwen2_vl":
+        offsets = itertools.accumulate((segment.length for segment in row), initial=0)
+        images = [(at, s.grid) for at, s in zip(offsets, row, strict=False) if s.kind == "image"]
+        spans = [Span(at, h * w, (1, 2 * h, 2 * w)) for at, (_, h, w) in images]
+        tokens = [0] * sum(segment.length for segment in row)
+        ids, delta = get_mrope_input_positions(tokens, spans, rule)
+        theirs_ids, theirs_delta = vllm_loop(len(tokens), images)
+        assert torch.equal(ids, theirs_ids), case.name
+        assert delta == theirs_delta, case.name
+        peers[VLLM] = lambda: vllm_loop(len(tokens), images)
+        peers["spans"] = lambda: get_mrope_input_positions(tokens, spans, rule)
     return {
-        "transformers": theirs,
+        **peers,
         "transformers, no mask": get_rope_index(rule, unmasked),
         "inputs": lambda: position_ids(segments_from_inputs(inputs, rule), rule),
         "inputs, no mask": lambda: position_ids(segments_from_inputs(unmasked, rule), rule),
@@ -127,10 +171,11 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "torch", "transformers"))
-    above = [
+    lines = [
         f"{cpu()}, one thread; Python {sys.version.split()[0]}, {packages}; {time.strftime('%Y-%m-%d')}",
         "",
-        "Milliseconds, least / median of the turns; times as fast as transformers (with a mask) by the medians.",
+        "Microseconds, least / median of the turns; times as fast by the medians. The aim is from inputs with a mask, over",
+        "transformers; spans are held against vLLM's loop.",
         "",
         row(
             "case",
@@ -139,47 +184,51 @@ def main() -> None:
             "from inputs",
             "times as fast",
             "aim",
-            "no mask: transformers",
-            "mmrope",
+            "no mask",
+            "vLLM's loop",
+            "spans",
             "times as fast",
         ),
-        row(*["---"] * 9),
+        row(*["---"] * 10),
     ]
     below = [
         "",
-        row(
-            "case",
-            "from segments",
-            "times as fast",
-            "int32, into a buffer",
-            "times as fast",
-            "limit of inputs",
-            "limit of segments",
-        ),
-        row(*["---"] * 7),
+        row("case", "from segments", "int32, into a buffer", "limit of inputs", "limit of segments"),
+        row(*["---"] * 5),
     ]
     for case in cases():
-        tokens = sum(segment.length for segments in case.rows for segment in segments)
+        tokens = sum(segment.length for segments in case.rows for segment in segments) + case.padding * len(case.rows)
         m = measure(ways(case), rounds)
-        ms = {name: f"{least * 1e3:.3f} / {median * 1e3:.3f}" for name, (least, median) in m.items()}
-        fast = {name: f"{m['transformers'][1] / median:.1f}" for name, (_, median) in m.items()}
-        bare = f"{m['transformers, no mask'][1] / m['inputs, no mask'][1]:.1f}"
-        limits = {of: f"{ms[f'limit of {of}']}: {m[of][1] / m[f'limit of {of}'][1]:.1f} x" for of in ("inputs", "segments")}
-        above.append(
+        us = {name: f"{least * 1e6:,.1f} / {median * 1e6:,.1f}" for name, (least, median) in m.items()}
+        fast = m["transformers"][1] / m["inputs"][1]
+        loop, spans = us.get(VLLM, ""), us.get("spans", "")
+        served = f"**{m[VLLM][1] / m['spans'][1]:.1f}**" if spans else ""
+        limits = [f"{us[f'limit of {of}']}: {m[of][1] / m[f'limit of {of}'][1]:.1f} x" for of in ("inputs", "segments")]
+        lines.append(
             row(
-                *(case.name, f"{tokens:,}", ms["transformers"], ms["inputs"], f"**{fast['inputs']}**", f"{case.aim:g}"),
-                *(ms["transformers, no mask"], ms["inputs, no mask"], bare),
+                *(case.name, f"{tokens:,}", us["transformers"], us["inputs"], f"**{fast:.1f}**", f"{case.aim:g}"),
+                *(us["inputs, no mask"], loop, spans, served),
             )
         )
-        narrow = "segments, int32, out"
-        below.append(
-            row(case.name, ms["segments"], fast["segments"], ms[narrow], fast[narrow], limits["inputs"], limits["segments"])
-        )
-    text = "\n".join(above + below) + "\n"
+        below.append(row(case.name, us["segments"], us["segments, int32, out"], *limits))
+    decode = measure({"decode": decode_step(64), "delta and length": delta_and_length(64)}, rounds)
+    last = [f"{name} {least * 1e6:.1f} / {median * 1e6:.1f}" for name, (least, median) in decode.items()]
+    text = "\n".join([*lines, *below, "", f"A decode step of 64 rows: {', '.join(last)}."]) + "\n"
     print(text)
     results = ROOT / "scripts" / "results" / "bench_positions.md"
     results.parent.mkdir(exist_ok=True)
     results.write_text(text)
+
+
+def decode_step(rows: int) -> Callable[[], Any]:
+    following, step = np.arange(rows) + 500, np.arange(rows)
+    return lambda: decode_position_ids(following, step)
+
+
+def delta_and_length(rows: int) -> Callable[[], Any]:
+    """What servers do: a delta of each request, and its length."""
+    deltas, lengths = np.arange(rows) - 300, np.arange(rows) + 800
+    return lambda: np.broadcast_to(deltas + lengths, (3, rows)).copy()
 
 
 if __name__ == "__main__":

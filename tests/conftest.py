@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from mmrope.positions import families, rules
 from tests.support import PROOF, ROOT, cases, lowest
 
 if not torch.cuda.is_available():
@@ -87,3 +88,13 @@ def _skips(reporter: pytest.TerminalReporter) -> dict[str, int]:
 def samples() -> Path:
     """The folder of sample files."""
     return ROOT / "samples"
+
+
+@pytest.fixture(autouse=True)
+def _families_of_a_test_are_gone_after_it() -> Iterator[None]:
+    before = dict(rules.REGISTRY)
+    yield
+    if before != rules.REGISTRY:
+        rules.REGISTRY.clear()
+        rules.REGISTRY.update(before)
+    families._from_packages.cache_clear()

@@ -11,21 +11,11 @@ import numpy as np
 import pytest
 
 import mmrope
-from mmrope.positions import families, rules
+from mmrope.positions import families
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "own-scheme.md").read_text(encoding="utf-8")
 RULE = 'import mmrope\n\nslow = mmrope.register_family(mmrope.family("qwen3_vl").replace(name="slow", advance="spatial"))\n'
-
-
-@pytest.fixture(autouse=True)
-def registry(monkeypatch):
-    """What a test registers is gone after it."""
-    before = dict(rules.REGISTRY)
-    yield
-    rules.REGISTRY.clear()
-    rules.REGISTRY.update(before)
-    families._from_packages.cache_clear()
 
 
 def test_every_block_runs(capsys):

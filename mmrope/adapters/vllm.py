@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from mmrope.adapters import family_of_model
-from mmrope.positions.build import position_ids
-from mmrope.positions.formats import rope_deltas
+from mmrope.positions.build import largest_ids, position_ids
 from mmrope.positions.inputs import Span, on_host, segments_from_spans
 from mmrope.positions.rules import Family
 from mmrope.positions.segments import MEDIA, whole
@@ -64,8 +63,9 @@ def get_mrope_input_positions(
             "revision for vLLM, if there is one"
         )
     spans = sorted((_span(feature, n) for n, feature in enumerate(mm_features)), key=lambda span: span.offset)
-    positions = position_ids(segments_from_spans(len(input_tokens), spans, family), family)
-    return torch.from_numpy(positions.ids[:, 0]), int(rope_deltas(positions, length="unpadded").item())
+    row, tokens = segments_from_spans(len(input_tokens), spans, family), len(input_tokens)
+    [largest] = largest_ids([row], family)
+    return torch.from_numpy(position_ids(row, family).ids[:, 0]), largest + 1 - tokens
 
 
 def _span(feature: Any, n: int) -> Span:

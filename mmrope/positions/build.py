@@ -134,8 +134,11 @@ def position_ids(
     ids = output(out, dtype, (len(family.axes), len(batch), stop - start), family)  # [A, B, stop - start]
     mask = np.ones(ids.shape[1:], dtype=bool)  # [B, stop - start]
     check_fits(plans, family, ids.dtype, start, stop)
+    pad = family.pad_value
+    if family.pad_value_without_vision is not None and all(kind in _BLIND for row in batch for kind, _, _, _ in row.items):
+        pad = family.pad_value_without_vision
     for b, (placed, following, tokens) in enumerate(plans):
-        write_row(ids[:, b], mask[b], placed, following, tokens, family, start, stop)
+        write_row(ids[:, b], mask[b], placed, following, tokens, family, start, stop, pad=pad)
     following = np.array([following for _, following, _ in plans], ids.dtype if family.fractional else family.dtype)  # [B]
     return Positions(ids, mask, following, family, tuple(batch), start)
 
@@ -191,7 +194,7 @@ and its times; of frames the text tokens and the ids from one to the next; of a 
 RowPlan = tuple[list[Place], Any, int]
 """Where the segments of a row are, the id at which text continues, and the tokens of the row."""
 
-_LINES = ("text", "audio")
+_LINES, _BLIND = ("text", "audio"), ("text", "pad", "audio", "custom")
 _INSTEAD = {
     "video": "splits videos into frames: list text (the time stamp) and Segment.frame alternately, one frame per temporal grid",
     "frame": "places videos whole: use Segment.video, or Segment.image for a picture on its own",
@@ -375,7 +378,7 @@ def _bounds(place: Place, family: Family) -> tuple[Any, Any]:
     if kind in _LINES:
         return at, at + n - 1
     if kind == "table":
-        return extra.min(), extra.max()
+        return extra.min().item(), extra.max().item()
     plane, last = max(h, w) - 1, extra[0] if kind == "video" else 0
     low = plane // 2 if family.center else 0
     high = max(last, plane - low + (last if family.couple else 0))
@@ -400,17 +403,27 @@ def write_row(
     family: Family,
     start: int,
     stop: int,
+    *,
+    pad: int = 0,
 ) -> None:
     """Writes the tokens start .. stop of a row: ids [A, stop - start], mask [stop - start], which is True already."""
     if start < length:
-        _write(ids, mask, placed, family, start, stop, cut=start > 0 or stop < length)
+        _write(ids, mask, placed, family, start, stop, cut=start > 0 or stop < length, pad=pad)
     if stop > length:
         lo = max(start, length)
         ids[:, lo - start :] = np.arange(lo - length, stop - length) + following
 
 
 def _write(
-    ids: np.ndarray, mask: np.ndarray, placed: Sequence[Place], family: Family, start: int, stop: int, *, cut: bool
+    ids: np.ndarray,
+    mask: np.ndarray,
+    placed: Sequence[Place],
+    family: Family,
+    start: int,
+    stop: int,
+    *,
+    cut: bool,
+    pad: int = 0,
 ) -> None:
     """Writes what segments have in the slice start .. stop; without `cut` they are all inside."""
     plain = family.axes == "thw" and family.origin == "next" and not (family.center or family.couple or family.fractional)
@@ -419,14 +432,14 @@ def _write(
         begin = token - start
         if cut and (begin < 0 or begin + n > stop - start):
             if begin + n > 0 and begin < stop - start:
-                _write_part(ids, mask, place, family, start, stop)
+                _write_part(ids, mask, place, family, start, stop, pad)
         elif kind == "text" or kind == "audio":
             ids[:, begin : begin + n] = _counting(at, n)
         elif kind == "image" and plain:  # the usual case: as _write_grids has it, in a third of the time
             grid, line = ids[:, begin : begin + n].reshape(3, h, w), _counting(at, max(h, w))  # [3, h, w], a view
             grid[0], grid[1], grid[2] = at, line[:h, None], line[:w]
         elif kind == "pad":
-            ids[:, begin : begin + n] = family.pad_value
+            ids[:, begin : begin + n] = pad
             mask[begin : begin + n] = False
         elif kind == "table":
             ids[:, begin : begin + n] = extra
@@ -437,7 +450,7 @@ def _write(
             _write_grids(grids, at, family, clock=extra, media=media)
 
 
-def _write_part(ids: np.ndarray, mask: np.ndarray, place: Place, family: Family, start: int, stop: int) -> None:
+def _write_part(ids: np.ndarray, mask: np.ndarray, place: Place, family: Family, start: int, stop: int, pad: int) -> None:
     """Writes the tokens of a segment that are in the slice start .. stop of its row, by way of whole temporal grids."""
     kind, (t, h, w), n, token, at, extra, media = place
     if kind == "frames":
@@ -454,7 +467,7 @@ def _write_part(ids: np.ndarray, mask: np.ndarray, place: Place, family: Family,
     if kind in _LINES:
         to[:] = _counting(at, hi)[lo:]
     elif kind == "pad":
-        to[:] = family.pad_value
+        to[:] = pad
         mask[begin + lo : begin + hi] = False
     elif kind == "table":
         to[:] = extra[:, lo:hi]

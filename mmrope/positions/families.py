@@ -346,7 +346,7 @@ _REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
         "qwen2_5_vl": {**_SPATIAL, "time": "seconds_rate_first"},
         **{name: {} for name in _SINGLE_FRAMES},
         "qwen2_5_omni": {"pad_value": 1, "place": _BY_CHUNK},
-        "qwen3_omni_moe": {"place": _BY_TIME},
+        "qwen3_omni_moe": {"place": _BY_TIME, "pad_value_without_vision": 1},
         "glm_image": {"pad_value": 1},
         "ernie4_5_vl_moe": _SPATIAL,
         "paddleocr_vl": {**_SPATIAL, "time": "index", "ids_per_second": None},
@@ -357,7 +357,7 @@ _REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
     "transformers-4.57": {
         "qwen2_5_vl": {"pad_value": 1, "time": "whole_seconds"},
         "qwen2_5_omni": {"pad_value": 1, "place": _BY_CHUNK},
-        "qwen3_omni_moe": {"place": _BY_TIME},
+        "qwen3_omni_moe": {"place": _BY_TIME, "pad_value_without_vision": 1},
         **{name: {"pad_value": 1} for name in ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe")},
     },
     # only where its rule differs from the reference; how it counts sound in video depends on its own placeholders
@@ -437,6 +437,7 @@ _IN_WORDS: dict[str, dict[Any, str]] = {
         "whole_seconds": "time ids are i * floor(seconds) * ids_per_second",
     },
     "pad_value": {1: "padding carries 1"},
+    "pad_value_without_vision": {1: "padding carries 1 in batches without images and videos"},
     "dtype": {"int64": "ids are whole numbers"},
     "ordinal": {"batch": "images are counted over the batch"},
     "layout": {"by_channel": "its rotary embedding is no rotation"},

@@ -563,23 +563,19 @@ def segments_from_spans(token_count: int, spans: Sequence[Span | tuple[Any, ...]
         >>> [(segment.kind, segment.grid) for segment in row]
         [('text', (1, 1, 2)), ('image', (1, 2, 3)), ('text', (1, 1, 2))]
     """
-    family = find_family(family)
+    family = family if isinstance(family, Family) else find_family(family)
     if whole(token_count, "token_count") < 0:
         raise ValueError(f"token_count must be the tokens of the prompt, got {token_count}")
     stated = [span if isinstance(span, Span) else _span(span, n) for n, span in enumerate(spans)]
-    places = {"video" if kind == "frame" else kind for kind in family.media} & set(MEDIA)
     runs: list[Run] = []
-    grids: dict[str, list[Any]] = {kind: [] for kind in MEDIA}
+    grids: dict[str, list[Any]] = {}
     times: list[Any] = []
     begins: set[int] = set()
     done = 0  # behind the last token that is in a run
     before: Span | None = None
     for n, span in enumerate(stated):
-        mine = _span_runs(span, n, family, token_count, places)
-        if span.kind == "audio":
-            grids["audio"].append((1, 1, sum(stop - start for kind, start, stop in mine if kind)))
-        else:
-            grids[span.kind].append(_span_grid(span, n, mine, family))
+        mine = _span_runs(span, n, family, token_count)
+        grids.setdefault(span.kind, []).append(_span_grid(span, n, mine, family))
         if span.kind == "video":
             times.append(_span_time(span, n, family))
         if span.offset < done and before is not None:
@@ -592,9 +588,11 @@ def segments_from_spans(token_count: int, spans: Sequence[Span | tuple[Any, ...]
             done = span.offset + span.length
         before = span
     _add_run(runs, (_TEXT, done, token_count))
-    runs = family.reading.joined(runs, begins.__contains__, max(token_count, 1), family)
+    if type(family.reading) is not Reading:
+        runs = family.reading.joined(runs, begins.__contains__, max(token_count, 1), family)
     queues = {
-        kind: _Queue(kind, f"the {kind} spans", grids[kind], times if kind == "video" else (), family=family) for kind in MEDIA
+        kind: _Queue(kind, f"the {kind} spans", mine, times if kind == "video" else (), family=family)
+        for kind, mine in grids.items()
     }
     return _rows(runs, queues, family, 1, token_count)[0]
 
@@ -619,9 +617,10 @@ def _called(span: Span, n: int) -> str:
     return f"span {n} ({span.kind} at {span.offset}..{span.offset + span.length - 1})"
 
 
-def _span_runs(span: Span, n: int, family: Family, token_count: int, places: set[str]) -> list[Run]:
+def _span_runs(span: Span, n: int, family: Family, token_count: int) -> list[Run]:
     """The runs of a span: of its medium, and of the text that stands between its parts."""
-    if span.kind not in places:
+    if span.kind not in MEDIA or (span.kind not in family.media and (span.kind != "video" or "frame" not in family.media)):
+        places = {"video" if kind == "frame" else kind for kind in family.media} & set(MEDIA)
         raise ValueError(f"{_called(span, n)}: {family} places {', '.join(sorted(places)) or 'no media'} by spans")
     offset, length = span.offset, span.length
     if offset < 0 or length < 1 or offset + length > token_count:
@@ -647,11 +646,16 @@ def _span_runs(span: Span, n: int, family: Family, token_count: int, places: set
 
 
 def _span_grid(span: Span, n: int, runs: Sequence[Run], family: Family) -> tuple[int, int, int]:
-    """The token grid of an image's or a video's span, whose tokens these are."""
+    """The token grid of a span, whose tokens these are."""
+    held = sum(stop - start for kind, start, stop in runs if kind)
+    if span.kind == "audio":
+        return 1, 1, held
     if span.grid is None:
         raise ValueError(f"{_called(span, n)} has no grid: state its patch grid (t, h, w)")
-    [(t, h, w)] = family.token_grids([span.grid], f"{_called(span, n)}: patch grid", video=span.kind == "video")
-    held = sum(stop - start for kind, start, stop in runs if kind)
+    try:
+        [(t, h, w)] = family.token_grids([span.grid], video=span.kind == "video")
+    except ValueError as error:
+        raise ValueError(f"{_called(span, n)}: {error}") from None
     if held != t * h * w and (span.kind != "image" or held != t * h * w + family.reading.markers):
         raise ValueError(
             f"{_called(span, n)}: patch grid {tuple(span.grid)} needs {t * h * w} tokens ({t} x {h} x {w} after merge "

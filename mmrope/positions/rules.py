@@ -65,6 +65,12 @@ class TokenIds:
     slice_end: int | None = None
     newline: int | None = None
 
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
+                raise ValueError(f"token_ids.{f.name} must be the id of a token, a whole number, got {value!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RotaryFacts:
@@ -239,6 +245,8 @@ class Family:
     """float32 where ids are fractional."""
     pad_value: int = 0
     """What padding tokens carry."""
+    pad_value_without_vision: int | None = None
+    """What they carry in batches without images and videos, where that is another value."""
     media: tuple[str, ...] = ("image", "video")
     """The kinds of segments that it places besides text, padding and custom ones."""
     spatial_merge: int = 2

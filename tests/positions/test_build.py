@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmrope import FAMILIES, Segment, family, pack, patch_position_ids, position_ids
 from mmrope.positions import AudioInVideo, Row
 from mmrope.positions.build import _bounds, largest_ids, plan
-from tests.support.strategies import any_rows, images, law, length, long_rows, rows, slow_position_ids, small
+from tests.support.strategies import any_rows, images, law, length, long_rows, pad_of, rows, slow_position_ids, small
 
 
 def same_ids(one, other, rule):
@@ -76,7 +76,7 @@ def test_padding_moves_no_token(rule, data):
     for padded in ([Segment.pad(pad), *row], [*row, Segment.pad(pad)]):
         positions = position_ids(padded, rule)
         np.testing.assert_array_equal(positions.ids[:, positions.mask], bare.ids[:, bare.mask])
-        assert (positions.ids[:, ~positions.mask] == rule.pad_value).all()
+        assert (positions.ids[:, ~positions.mask] == pad_of(row, rule)).all()
         assert positions.next == bare.next
 
 
@@ -93,6 +93,8 @@ def test_rows_do_not_affect_each_other(rule, data):
         if rule.ordinal == "batch":
             same_ids(together.ids[:, b], slow_position_ids(row, rule, before)[0], rule)
             before += sum(segment.kind == "image" for segment in row)
+        elif rule.pad_value_without_vision is not None:  # what padding carries is said of a batch
+            np.testing.assert_array_equal(together.ids[:, b, together.mask[b]], alone.ids[:, 0, alone.mask[0]])
         else:
             np.testing.assert_array_equal(together.ids[:, b], alone.ids[:, 0])
         np.testing.assert_array_equal(together.mask[b], alone.mask[0])

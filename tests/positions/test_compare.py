@@ -277,6 +277,14 @@ def test_padding_does_not_count_and_a_mask_says_what_does():
     assert diff(ids.ids, other, mask=ids.mask.astype(int)) is None
 
 
+def test_fingerprints_are_of_the_ids_whatever_holds_them():
+    large = np.array([[[2**24, 2**24 + 1, 2**31 - 1]]])
+    assert fingerprint(large) == fingerprint(large.astype(np.float64)) == fingerprint(large.astype(np.int32))
+    assert fingerprint(large) != fingerprint(np.array([[[2**24, 2**24 + 2, 2**31 - 1]]]))
+    assert fingerprint(np.array([[[0.0, 0.5]]])) == fingerprint(np.array([[[-0.0, 0.5]]], dtype=np.float32))
+    assert fingerprint(np.array([[[0.0, 1.0]]])) == fingerprint(np.array([[[-0.0, 1.0]]])) == fingerprint(np.array([[[0, 1]]]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

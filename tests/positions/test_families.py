@@ -189,6 +189,12 @@ def test_released_ernie_configs_have_a_name_of_their_own():
     assert (row.key, row.temporal_merge, row.checkpoint.token_ids.image) == ("ernie4_5_vl_moe", 2, 100295)
 
 
+def test_token_ids_are_whole_numbers():
+    """A string would find no token, and media would be text."""
+    with pytest.raises(ValueError, match=r"token_ids.image must be the id of a token, a whole number, got '151655'"):
+        family_from_config({**RELEASED_QWEN2_5_VL, "image_token_id": "151655"})
+
+
 def test_the_canvas_reads_how_much_it_merges():
     config = {"model_type": "minicpmv4_7", "image_start_id": 1, "newline_id": 5}
     assert family_from_config({**config, "downsample_mode": "4x"}).spatial_merge == 2

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrope import Segment, VideoTiming, family, position_ids, segments_from_inputs
-from mmrope.positions import AudioInVideo, TokenIds, rope_deltas
+from mmrope import Segment, VideoTiming, check, diff, family, position_ids, segments_from_inputs
+from mmrope.adapters.transformers import with_positions
+from mmrope.positions import AudioInVideo, TokenIds, convert_ids, fingerprint, keep, rope_deltas
 from tests.support import cases
 from tests.support.strategies import BY_KEY, SECONDS, padded, processed, upstream_batches
 from tests.support.upstream_ids import (
@@ -89,8 +90,6 @@ def assert_ids_equal_transformers(rule, batch, seconds_as_list=False):
     # NeoMME's processor hands out position ids itself, so there is no output of it to read
     positions = position_ids(batch if rule.name == "neomme" else segments_from_inputs(inputs, rule), rule)
     assert positions.ids.dtype == expected.dtype
-    if rule.name == "qwen3_omni_moe" and not {"image_grid_thw", "video_grid_thw"} & set(inputs):
-        expected = np.where(positions.mask, expected, rule.pad_value)  # without grids it takes another path, which pads with 1
     np.testing.assert_array_equal(positions.ids, expected)
     if rule.name not in ("neomme", "glm_image"):  # which return no deltas, or zeros
         np.testing.assert_array_equal(deltas_of(rule, positions), deltas)
@@ -477,6 +476,61 @@ def without(inputs, *keys):
 def test_what_cannot_be_right_is_refused(inputs, name, message):
     with pytest.raises(ValueError, match=message):
         segments_from_inputs(inputs, name)
+
+
+@pytest.mark.parametrize("side", ["types", "ids"])
+def test_token_types_and_ids_are_of_the_same_tokens(side):
+    """Padded on different sides, by a collator that knows one of them: accepted, each image would be other tokens."""
+    rule = with_tokens("qwen2_vl")
+    ids, types = [0] * 4 + [1] * 6 + [TOKENS.image] * 4 + [1] * 2, [0] * 6 + [1] * 4 + [0] * 6
+    if side == "ids":
+        types = [0] * 10 + [1] * 4 + [0] * 2
+    inputs = {"input_ids": [ids], "mm_token_type_ids": [types], "image_grid_thw": [[1, 4, 4]]}
+    if side == "ids":
+        assert [s.kind for s in segments_from_inputs(inputs, rule)[0]] == ["text", "image", "text"]
+        return
+    message = r"row 0, token 6: mm_token_type_ids say image, but its id, 1, is of text in qwen2_vl's checkpoint"
+    for call in (segments_from_inputs, with_positions, lambda inputs, rule: check(np.zeros((3, 1, 16), int), inputs, rule)):
+        with pytest.raises(ValueError, match=message):
+            call({key: np.array(value) for key, value in inputs.items()}, rule)
+
+
+@pytest.mark.parametrize("mask", [np.ones((1, 14), np.float32), np.array([[1] * 13 + [2]])])
+def test_a_mask_is_one_everywhere(mask):
+    """The same masks are taken, and refused, by all that take one."""
+    ids = np.zeros((3, 1, 14), int)
+    for call in (
+        lambda: segments_from_inputs({**IMAGE, "attention_mask": mask}, "qwen2_vl"),
+        lambda: diff(ids, ids, mask=mask),
+        lambda: fingerprint(ids, mask=mask),
+        lambda: keep(position_ids([Segment.text(14)], "qwen2_vl"), mask),
+        lambda: convert_ids(ids, "axes_first", "packed", mask=mask),
+    ):
+        with pytest.raises(
+            ValueError, match="mask must be 1 at real tokens and 0 at padding, as whole numbers or True and False"
+        ):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("grids", "message"),
+    [
+        (
+            [[1, 2**40, 2**40]],
+            r"image_grid_thw row 0 has 1 x \d+ x \d+ tokens, more than 2,147,483,647, the most of one segment",
+        ),
+        ([["1", "4", "4"]], r"image_grid_thw rows must be whole numbers \[n, 3\]"),
+        ([[1, 0, 4]], r"image_grid_thw row 0 is 1 x 0 x 4"),
+    ],
+)
+def test_grids_that_no_arithmetic_holds(grids, message):
+    with pytest.raises(ValueError, match=message):
+        segments_from_inputs({**IMAGE, "image_grid_thw": grids}, "qwen2_vl")
+
+
+def test_a_batch_has_a_row():
+    with pytest.raises(ValueError, match=r"got shape \(0, 5\); .* a batch has at least one"):
+        segments_from_inputs({"input_ids": np.zeros((0, 5), int)}, "qwen2_vl")
 
 
 def test_the_message_names_row_and_item_of_a_batch():

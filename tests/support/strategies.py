@@ -174,16 +174,22 @@ def padded(draw: st.DrawFn, rows: st.SearchStrategy[list[Segment]]) -> list[list
 # --- the definition, token by token -----------------------------------------------------------------------------------
 
 
+def pad_of(row: Sequence[Segment], family: Family) -> int:
+    """What padding carries in a batch of this row."""
+    blind = all(segment.kind in ("text", "pad", "audio", "custom") for segment in row)
+    return family.pad_value_without_vision if blind and family.pad_value_without_vision is not None else family.pad_value
+
+
 def slow_position_ids(row: Sequence[Segment], family: Family, media_before: int = 0) -> tuple[np.ndarray, Any]:
     """ids [A, S] and next, token by token, as the rules read."""
     number = np.dtype(family.dtype).type
     axes = len(family.axes)
     ids: list[tuple[Any, ...]] = []
-    p = number(0)
+    p, pad = number(0), pad_of(row, family)
     for segment in row:
         kind, w = segment.kind, segment.grid[2]
         if kind == "pad":
-            ids += [(family.pad_value,) * axes] * segment.length
+            ids += [(pad,) * axes] * segment.length
         elif kind == "text":
             ids += [(number(i) + p,) * axes for i in range(w)]
             p = p + number(w)
