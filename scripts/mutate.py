@@ -5,13 +5,14 @@
 A mutation is drawn at random: a folder after the other, in it a place in the code. A comparison, a sum, a product, an `and` is
 another, a number is one more, a condition is turned round, a `raise` is left out. It is caught by a test that fails with it,
 fails again by itself, and passes without it. The work is done in a copy; what comes of each is saved at once to
-scripts/results/mutations.md, survivors with their lines.
+scripts/results/mutations.md, survivors with their lines, and a run that was stopped continues.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import platform
 import random
@@ -23,6 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("positions", "encodings", "preprocess", "vlm", "adapters", "view", "lab", "")
@@ -43,7 +45,8 @@ def main() -> None:
     parser.add_argument("--folders", nargs="+", default=FOLDERS, choices=FOLDERS)
     parser.add_argument("--out", type=Path, default=ROOT / "scripts" / "results" / "mutations.md")
     options = parser.parse_args()
-    rng, rows = random.Random(options.seed), []
+    rng, done = random.Random(options.seed), ROOT / "out" / f"mutations-{options.seed}.json"
+    rows = json.loads(done.read_text()) if done.is_file() else []  # of a run that was stopped
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / "mmrope"
         ignored = shutil.ignore_patterns(".venv*", ".git", "out", "__pycache__", ".pytest_cache", ".hypothesis")
@@ -54,12 +57,16 @@ def main() -> None:
             files = sorted((copy / "mmrope" / folder).glob("*.py"))
             sites = [(path, site) for path in files for site in range(len(list(_sites(ast.parse(path.read_text())))))]
             path, site = rng.choice(sites)
+            if n < len(rows):
+                continue
             before = path.read_text()
             after, line, what = mutated(before, site)
             caught = _caught(copy, folder, path, before, after)
             text = before.splitlines()[line - 1].strip().replace("|", "\\|")
-            rows.append((str(path.relative_to(copy)), line, what, text[:90], caught))
+            rows.append([str(path.relative_to(copy)), line, what, text[:90], caught])
             print(n + 1, *rows[-1], flush=True)
+            done.parent.mkdir(exist_ok=True)
+            done.write_text(json.dumps(rows))
             _write(options.out, rows, options.seed)
 
 
@@ -137,7 +144,8 @@ _LOST = ("never ends", "cannot be imported")
 
 def _first_failure(copy: Path, tests: list[str]) -> str:
     """The test that fails, or why none could run; "" if all pass."""
-    command = [sys.executable, "-m", "pytest", "-x", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", "-rfE", *tests]
+    at_once = ["-n", "2", "--dist", "worksteal"] if len(tests) > 1 or "::" not in tests[0] else ["-n", "0"]
+    command = [sys.executable, "-m", "pytest", "-x", *at_once, "-p", "no:cacheprovider", "-rfE", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy)}
     try:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -149,7 +157,7 @@ def _first_failure(copy: Path, tests: list[str]) -> str:
     return failed[0] if failed else _LOST[1]
 
 
-def _write(path: Path, rows: list[tuple[str, int, str, str, str]], seed: int) -> None:
+def _write(path: Path, rows: list[list[Any]], seed: int) -> None:
     caught = sum(bool(row[-1]) for row in rows)
     lines = [
         f"{caught} of {len(rows)} mutations caught; seed {seed}; Python {platform.python_version()}; {date.today()}; "
