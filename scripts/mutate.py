@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folders", nargs="+", default=FOLDERS, choices=FOLDERS)
+    parser.add_argument("--again", action="store_true", help="also those that survived the run that was stopped")
     parser.add_argument("--out", type=Path, default=ROOT / "scripts" / "results" / "mutations.md")
     options = parser.parse_args()
     rng, done = random.Random(options.seed), ROOT / "out" / f"mutations-{options.seed}.json"
@@ -57,14 +58,14 @@ def main() -> None:
             files = sorted((copy / "mmrope" / folder).glob("*.py"))
             sites = [(path, site) for path in files for site in range(len(list(_sites(ast.parse(path.read_text())))))]
             path, site = rng.choice(sites)
-            if n < len(rows):
+            if n < len(rows) and (rows[n][-1] or not options.again):
                 continue
             before = path.read_text()
             after, line, what = mutated(before, site)
             caught = _caught(copy, folder, path, before, after)
             text = before.splitlines()[line - 1].strip().replace("|", "\\|")
-            rows.append([str(path.relative_to(copy)), line, what, text[:90], caught])
-            print(n + 1, *rows[-1], flush=True)
+            rows[n : n + 1] = [[str(path.relative_to(copy)), line, what, text[:90], caught]]
+            print(n + 1, *rows[n], flush=True)
             done.parent.mkdir(exist_ok=True)
             done.write_text(json.dumps(rows))
             _write(options.out, rows, options.seed)

@@ -41,6 +41,12 @@ def test_every_image_is_either_to_learn_or_held_out():
     assert not learned & held_out
 
 
+def test_the_darkest_ink_is_black():
+    """scikit-learn's images go from 0 to 16."""
+    assert max(images.max() for images in digits("train")) == 255
+    assert min(images.min() for images in digits("train")) == 0
+
+
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_ink_is_of_the_split_alone(split, monkeypatch):
     """With the other split's images all black, nothing changes."""
