@@ -124,8 +124,8 @@ def open_container(source: Any, pixels: int) -> Any:
 
 def video_stream(container: Any, name: str) -> Any:
     """The first video stream; the others are not read."""
-    films = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]  # no cover art
-    found = films[0] if films else None
+    videos = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]  # no cover art
+    found = videos[0] if videos else None
     for stream in container.streams:
         if stream is not found and PYAV_17_1:
             stream.discard = av.stream.Discard.all
