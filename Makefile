@@ -33,7 +33,7 @@ proof: .venv/dev .venv/kernels  ## every long proof whole, in the background: ab
 
 lowest: .venv-lowest/ready  ## the tests that need no upstream, with the lowest versions that pyproject.toml allows
 	MMROPE_LOWEST=1 .venv-lowest/bin/python -m pytest -n auto --dist worksteal -W ignore::DeprecationWarning \
-		-W 'ignore:Attempted to insert a get_attr Node:UserWarning' -W 'ignore:Node:UserWarning' \
+		-W 'ignore:Attempted to insert a get_attr Node:UserWarning' -W 'ignore:Node:UserWarning' -W 'ignore:Additional:UserWarning' \
 		-W ignore::pytest.PytestUnraisableExceptionWarning  # an upstream's file, open where its test was skipped
 
 check: .venv/dev  ## format, lint, types

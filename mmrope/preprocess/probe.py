@@ -34,8 +34,6 @@ _OPTIONS = {
     "protocol_whitelist": "file",
 }
 
-RAW_IS_SOUND = int(av.__version__.partition(".")[0]) >= 17
-"""An older PyAV ends its process at raw video whose frames are shorter than their size says."""
 PYAV_17_1 = hasattr(av.stream, "Discard")
 """An older PyAV cannot leave streams unread. And options that reach a file's streams end its process where a stream turns up
 late, as in MPEG program streams: files are opened without them, so that a frame of millions of pixels is decoded once, and
@@ -126,23 +124,18 @@ def open_container(source: Any, pixels: int) -> Any:
 
 def video_stream(container: Any, name: str) -> Any:
     """The first video stream; the others are not read."""
-    found = None
+    videos = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]  # no cover art
+    found = videos[0] if videos else None
     for stream in container.streams:
-        cover_art = stream.disposition & stream.disposition.attached_pic
-        if found is None and stream.type == "video" and not cover_art:
-            found = stream
-        elif PYAV_17_1:
+        if stream is not found and PYAV_17_1:
             stream.discard = av.stream.Discard.all
     if found is None:
-        raise MediaError(f"{name} has no video stream (only {', '.join(s.type for s in container.streams) or 'nothing'})")
+        # of a stream of no known type, PyAV before 17 has no type to ask for: its process would end
+        others = ", ".join(stream.type for stream in container.streams if type(stream) is not av.stream.Stream)
+        raise MediaError(f"{name} has no video stream (only {others or 'nothing that is known'})")
     codec = found.codec_context and found.codec_context.codec.canonical_name
     if codec not in CODECS:
         raise MediaError(f"{name} is coded as {codec or 'something unknown'}, which is not opened; re-encode it as h264")
-    if codec == "rawvideo" and not RAW_IS_SOUND:
-        raise MediaError(
-            f"{name} is raw video, which PyAV {av.__version__} does not read safely; use PyAV 17 or newer, or "
-            "re-encode it as h264"
-        )
     return found
 
 

@@ -102,7 +102,7 @@ class VLMConfig:
             )
         if isinstance(self.family, Family) and len(self.family.axes) != len(self.rotary.axes):
             raise ValueError(
-                f"{self.family} has ids of the axes {self.family.axes!r}, but rotary turns by {self.rotary.axes!r}: "
+                f"{self.family} has ids of the axes {self.family.axes!r}, but rotary rotates by {self.rotary.axes!r}: "
                 "give the one that reads them"
             )
         if self.rotary.needs_length or self.rotary.score_factor != 1 or self.rotary.temperature is not None:

@@ -30,7 +30,6 @@ from mmrope import MediaError
 from mmrope.preprocess import Limits
 from mmrope.preprocess.image import FAX_IS_SOUND, load_image
 from mmrope.preprocess.isolation import isolated
-from mmrope.preprocess.probe import RAW_IS_SOUND
 from mmrope.preprocess.video import open_video
 
 Kind = Literal["images", "videos"]
@@ -143,7 +142,7 @@ def video_seeds() -> dict[str, bytes]:
         "ffv1.mkv": {**even, "codec": "ffv1"},
         "qtrle.mov": {**even, "codec": "qtrle", "pix_fmt": "rgb24"},
         "png.mov": {**even, "codec": "png", "pix_fmt": "rgb24"},
-        **({"raw.avi": {**steps, "codec": "rawvideo", "times": range(4)}} if RAW_IS_SOUND else {}),
+        "raw.avi": {**steps, "codec": "rawvideo", "times": range(4)},
     }  # fmt: skip
     with TemporaryDirectory() as folder:
         found = {name: reel(Path(folder) / name, **options).read_bytes() for name, options in rows.items()}

@@ -66,11 +66,20 @@ def test_text_inside_a_videos_time_is_found():
     assert shared == list(range(begin, begin + 13))  # the video's t goes 14 ids up, text starts 2 up
 
 
+def test_segments_lie_behind_the_lines_and_have_no_edges():
+    axes = plot_ids(position_ids([Segment.text(2), Segment.image(h=2, w=2)], "qwen2_vl"))
+    assert [(patch.get_linewidth(), patch.get_zorder()) for patch in axes.patches] == [(0, 0)] * 2
+    assert min(line.get_zorder() for line in axes.lines) > 0
+
+
 def test_rules_are_drawn_on_one_scale(tmp_path):
     figure = plot_rules([position_ids(ROW, name) for name in ("qwen2_5_vl", "qwen2_5_vl@transformers-5.23")], title="two rules")
     one, other = figure.axes
     assert one.get_ylim() == other.get_ylim()
     assert "13 text tokens share\ntheir ids with the video" in [text.get_text() for text in other.texts]
+    [arrow] = [text for text in other.texts if "share" in text.get_text()]
+    first = 3 + 6 + 1 + 32  # the first that shares its ids: the text behind the video
+    assert arrow.xy == (first, position_ids(ROW, "qwen2_5_vl@transformers-5.23").ids[0, 0, first])
     save(figure, tmp_path / "rules.png")
     assert (tmp_path / "rules.png").stat().st_size > 10_000
 

@@ -93,7 +93,7 @@ def test_what_a_config_cannot_state_is_not_saved(tmp_path):
         ({"rotary": dataclasses.replace(MROPE, score_factor=1.5)}, "its scores are not scaled"),
         ({"rotary": dataclasses.replace(RotarySpec.rope(16), temperature=Temperature(0.1, 64))}, "its scores are not scaled"),
         ({"family": "qwen9"}, "unknown family 'qwen9'"),
-        ({"family": "vrope"}, "vrope has ids of the axes 'abcd', but rotary turns by 'thw': give the one that reads them"),
+        ({"family": "vrope"}, "vrope has ids of the axes 'abcd', but rotary rotates by 'thw': give the one that reads them"),
     ],
 )
 def test_configs_that_cannot_be(options, message):

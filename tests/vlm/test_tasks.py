@@ -41,6 +41,23 @@ def test_every_image_is_either_to_learn_or_held_out():
     assert not learned & held_out
 
 
+def test_the_darkest_ink_is_black():
+    """scikit-learn's images go from 0 to 16."""
+    assert max(images.max() for images in digits("train")) == 255
+    assert min(images.min() for images in digits("train")) == 0
+
+
+@pytest.mark.parametrize(("split", "varies"), [("train", True), ("held_out", False)])
+def test_pens_differ_in_training_alone(split, varies, monkeypatch):
+    """With ink that is half black, what is drawn is half black, or as much as a pen gives."""
+    from mmrope.vlm import tasks
+
+    monkeypatch.setattr(tasks, "digits", lambda _: tuple(np.full((1, 8, 8), 128, np.uint8) for _ in range(10)))
+    darkest = {float(tasks.write_digit(np.random.default_rng(n), 3, split).max()) for n in range(5)}
+    assert (len(darkest) > 1) == varies
+    assert varies or darkest == {np.float32(128 / 255)}
+
+
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_ink_is_of_the_split_alone(split, monkeypatch):
     """With the other split's images all black, nothing changes."""
