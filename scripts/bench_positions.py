@@ -109,6 +109,9 @@ def ways(case: Case) -> dict[str, Callable[[], Any]]:
     rule = family(f"{case.family}@{TRANSFORMERS}")
     batch = [[Segment.pad(case.padding), *row] if case.padding else row for row in case.rows]
     inputs: dict[str, Any] = {key: torch.as_tensor(value) for key, value in as_inputs(batch, rule).items()}
+    if case.family == "qwen3_vl":  # its frames are of one video
+        t, h, w = inputs["video_grid_thw"].amax(dim=0).tolist()
+        inputs["video_grid_thw"] = torch.tensor([[len(inputs["video_grid_thw"]) * t, h, w]])
     unmasked = {key: value for key, value in inputs.items() if key != "attention_mask"}
     theirs = get_rope_index(rule, inputs)
     rows = segments_from_inputs(inputs, rule)

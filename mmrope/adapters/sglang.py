@@ -5,7 +5,7 @@ in every family that it has; tests/references/serving holds what it returns, and
 
 What is not: media are found by their token ids alone (SGLang wants a start marker before each), so that grids without tokens,
 tokens without grids and stray media tokens are refused; a video without its seconds is refused where the family places by time
-(SGLang takes 1 second a grid); sound in video is placed as its tokens lie.
+(SGLang takes 1 second a grid); audio in video is placed as its tokens lie.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def get_rope_index(
         image_grid_thw, video_grid_thw: patch grids [n, 3] in the order of the batch.
         second_per_grid_ts: [videos] seconds from one temporal grid to the next.
         kwargs: of the Omni models `audio_token_id`, `audio_start_token_id`, `position_id_per_seconds` (in place of
-            tokens_per_second), `audio_seqlens` [sounds] in spectrogram frames, `use_audio_in_video`; of others these are left
+            tokens_per_second), `audio_seqlens` [audios] in spectrogram frames, `use_audio_in_video`; of others these are left
             alone, as SGLang leaves them.
 
     Returns:

@@ -328,8 +328,8 @@ def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = No
 
     Raises:
         ValueError: transformers 4; a model whose generate does not take ids (GLM-Image) or hands them to two models (Omni, with
-            its talker); a pack; padding on the right; a prompt that ends on an image, a video or a sound; a cache that ends
-            inside one, or holds sounds or canvases.
+            its talker); a pack; padding on the right; a prompt that ends on an image, a video or an audio; a cache that ends
+            inside one, or holds audios or canvases.
 
     Example:
         >>> import torch

@@ -6,7 +6,7 @@ What is the same as in vLLM 0.33: arguments, shapes, dtypes, and the ids of `fam
 revision, of the reference elsewhere; tests/references/serving holds what its models return, and names what they do otherwise.
 
 What is not: prompts whose video tokens were pruned (EVS, `video_pruning_rate`) are refused, as is a video without its seconds
-where the family places by time (vLLM takes 1, or 2, seconds a grid) and a request whose data stayed in a cache. Sound in video
+where the family places by time (vLLM takes 1, or 2, seconds a grid) and a request whose data stayed in a cache. Audio in video
 is placed as its tokens lie, by reference rules alone. Not covered: `recompute_mrope_positions`, MiniCPM's canvases.
 """
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mmrope.adapters import family_of_model
-from mmrope.positions.build import largest_ids, position_ids
+from mmrope.positions.build import largest_ids, plan, write_row
 from mmrope.positions.inputs import Span, on_host, segments_from_spans
 from mmrope.positions.rules import Family
 from mmrope.positions.segments import MEDIA, whole
@@ -39,7 +39,7 @@ def get_mrope_input_positions(
         input_tokens: the prompt's token ids [n], with all placeholders; they are counted, not looked at.
         mm_features: vLLM's `MultiModalFeatureSpec`s in any order, or Spans. Of each are read `modality`, `mm_position`
             (`offset`, `length`, `is_embed`) and of `data` the patch grid, `image_grid_thw` or `video_grid_thw` [3], and
-            `second_per_grid_ts` in seconds. A sound has as many tokens as its placeholder.
+            `second_per_grid_ts` in seconds. An audio has as many tokens as its placeholder.
         family: whose rule, for example "qwen2_vl" or "qwen2_5_vl@vllm-0.33", or a Family; of a config, that checkpoint's.
 
     Returns:
@@ -63,9 +63,12 @@ def get_mrope_input_positions(
             "revision for vLLM, if there is one"
         )
     spans = sorted((_span(feature, n) for n, feature in enumerate(mm_features)), key=lambda span: span.offset)
-    row, tokens = segments_from_spans(len(input_tokens), spans, family), len(input_tokens)
-    [largest] = largest_ids([row], family)
-    return torch.from_numpy(position_ids(row, family).ids[:, 0]), largest + 1 - tokens
+    tokens = len(input_tokens)
+    [(placed, following, _)] = plans = plan([segments_from_spans(tokens, spans, family)], family)
+    ids, no_mask = np.empty((len(family.axes), tokens), dtype=np.int64), np.zeros(0, dtype=bool)  # spans hold no padding
+    write_row(ids, no_mask, placed, following, tokens, family, 0, tokens)
+    [largest] = largest_ids(plans, family)
+    return torch.from_numpy(ids), largest + 1 - tokens
 
 
 def _span(feature: Any, n: int) -> Span:
@@ -113,7 +116,7 @@ def get_next_input_positions(mrope_position_delta: int, context_len: int, seq_le
 
     Returns:
         [3][seq_len - context_len], three times the same. They go on after the prompt's largest id; by rules that let text go on
-        elsewhere (after sound in video, or by a video's time) `Positions.next` says where.
+        elsewhere (after audio in video, or by a video's time) `Positions.next` says where.
 
     Raises:
         ValueError: numbers that are not whole, lengths out of order, ids below 0.

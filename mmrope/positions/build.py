@@ -132,14 +132,16 @@ def position_ids(
     start, stop = (0, length) if start == 0 and stop is None else _slice(start, stop, length)
     plans = plan(batch, family)
     ids = output(out, dtype, (len(family.axes), len(batch), stop - start), family)  # [A, B, stop - start]
-    mask = np.ones(ids.shape[1:], dtype=bool)  # [B, stop - start]
-    check_fits(plans, family, ids.dtype, start, stop)
+    mask = np.empty(ids.shape[1:], dtype=bool)  # [B, stop - start]
+    mask.fill(True)
+    if ids.dtype in NARROW:
+        check_fits(plans, family, ids.dtype, start, stop)
     pad = family.pad_value
     if family.pad_value_without_vision is not None and all(kind in _BLIND for row in batch for kind, _, _, _ in row.items):
         pad = family.pad_value_without_vision
     for b, (placed, following, tokens) in enumerate(plans):
         write_row(ids[:, b], mask[b], placed, following, tokens, family, start, stop, pad=pad)
-    following = np.array([following for _, following, _ in plans], ids.dtype if family.fractional else family.dtype)  # [B]
+    following = np.array([following for _, following, _ in plans], ids.dtype if family.fractional else np.int64)  # [B]
     return Positions(ids, mask, following, family, tuple(batch), start)
 
 
@@ -344,14 +346,12 @@ def _refuse(rows: Sequence[Row], b: int, item: Any, family: Family, why: str) ->
 # --- which dtype holds them -------------------------------------------------------------------------------------------
 
 # the largest ids that a narrow dtype holds: int32 would wrap past it, float32 give neighbours one number
-_LARGEST = {np.dtype(np.int32): (2**31 - 1, "int64"), np.dtype(np.float32): (2**24, "float64")}
+NARROW = {np.dtype(np.int32): (2**31 - 1, "int64"), np.dtype(np.float32): (2**24, "float64")}
 
 
 def check_fits(plans: Sequence[RowPlan], family: Family, dtype: np.dtype, start: int = 0, stop: int | None = None) -> None:
     """Refuses ids of the slice start .. stop, or of whole rows, that a narrow dtype cannot tell apart."""
-    if dtype not in _LARGEST:
-        return
-    largest, wider = _LARGEST[dtype]
+    largest, wider = NARROW[dtype]
     for placed, following, length in plans:
         end = length if stop is None else stop
         bounds = [_bounds(place, family) for place in placed if place[3] < end and place[3] + place[2] > start]
@@ -364,9 +364,8 @@ def check_fits(plans: Sequence[RowPlan], family: Family, dtype: np.dtype, start:
                 )
 
 
-def largest_ids(rows: Sequence[Row], family: Family) -> list[Any]:
+def largest_ids(plans: Sequence[RowPlan], family: Family) -> list[Any]:
     """[B] the largest id of each row's real tokens; -1 where there are none."""
-    plans = plan(rows, family)
     return [max((_bounds(p, family)[1] for p in placed if p[2] and p[0] != "pad"), default=-1) for placed, _, _ in plans]
 
 
@@ -426,7 +425,6 @@ def _write(
     pad: int = 0,
 ) -> None:
     """Writes what segments have in the slice start .. stop; without `cut` they are all inside."""
-    plain = family.axes == "thw" and family.origin == "next" and not (family.center or family.couple or family.fractional)
     for place in placed:
         kind, (t, h, w), n, token, at, extra, media = place
         begin = token - start
@@ -435,7 +433,7 @@ def _write(
                 _write_part(ids, mask, place, family, start, stop, pad)
         elif kind == "text" or kind == "audio":
             ids[:, begin : begin + n] = _counting(at, n)
-        elif kind == "image" and plain:  # the usual case: as _write_grids has it, in a third of the time
+        elif kind == "image" and family.plain:  # the usual case: as _write_grids has it, in a third of the time
             grid, line = ids[:, begin : begin + n].reshape(3, h, w), _counting(at, max(h, w))  # [3, h, w], a view
             grid[0], grid[1], grid[2] = at, line[:h, None], line[:w]
         elif kind == "pad":
@@ -579,6 +577,10 @@ def _slice(start: int, stop: int | None, length: int) -> tuple[int, int]:
     return start, stop
 
 
+_WHOLE = {np.dtype(np.int64), np.dtype(np.int32)}
+_FRACTIONS = {np.dtype(np.float32), np.dtype(np.float64)}
+
+
 def output(out: np.ndarray | None, dtype: Any, shape: tuple[int, ...], family: Family) -> np.ndarray:
     """`out`, if it is of this shape and can hold the ids, or a new array."""
     wanted = None if dtype is None else np.dtype(dtype)
@@ -592,9 +594,9 @@ def output(out: np.ndarray | None, dtype: Any, shape: tuple[int, ...], family: F
         raise ValueError(f"dtype={wanted} and out of {out.dtype} disagree; leave one of them out")
     else:
         wanted = out.dtype
-    if family.fractional and wanted not in (np.float32, np.float64):
+    if family.fractional and wanted not in _FRACTIONS:
         raise ValueError(f"{family} has fractional position ids: they are float32 or float64, not {wanted}")
-    if not family.fractional and wanted not in (np.int64, np.int32):
+    if not family.fractional and wanted not in _WHOLE:
         raise ValueError(f"position ids are int64 or int32, not {wanted}")
     return np.empty(shape, dtype=wanted) if out is None else out
 

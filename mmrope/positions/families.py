@@ -360,7 +360,7 @@ _REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
         "qwen3_omni_moe": {"place": _BY_TIME, "pad_value_without_vision": 1},
         **{name: {"pad_value": 1} for name in ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe")},
     },
-    # only where its rule differs from the reference; how it counts sound in video depends on its own placeholders
+    # only where its rule differs from the reference; how it counts audio in video depends on its own placeholders
     "vllm-0.33": {
         "qwen2_5_vl": {"time": "seconds_float64"},
         "paddleocr_vl": {"time": "seconds_float64"},
@@ -441,7 +441,7 @@ _IN_WORDS: dict[str, dict[Any, str]] = {
     "dtype": {"int64": "ids are whole numbers"},
     "ordinal": {"batch": "images are counted over the batch"},
     "layout": {"by_channel": "its rotary embedding is no rotation"},
-    "media": {("image", "video", "audio"): "sound in video is not placed"},
+    "media": {("image", "video", "audio"): "audio in video is not placed"},
     "place": {
         omni.get_rope_index_by_chunk: "audio in video is laid out by the times of the ids, not as the tokens lie",
         omni.get_rope_index_by_time: "audio in video is laid out by the float32 times of the ids, not as the tokens lie",

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.positions.build import Positions, largest_ids, real_tokens
+from mmrope.positions.build import Positions, largest_ids, plan, real_tokens
 from mmrope.positions.segments import token_mask
 from mmrope.positions.sequences import Packed
 
@@ -158,5 +158,5 @@ def rope_deltas(positions: Positions, *, length: Literal["padded", "unpadded"]) 
         raise ValueError(f"rope_deltas takes what position_ids returned, got {type(positions).__name__}")
     rows = positions.rows
     counts = [row.length if length == "padded" else real_tokens(row) for row in rows]
-    largest = np.array(largest_ids(rows, positions.family), dtype=positions.family.dtype)  # [B]
+    largest = np.array(largest_ids(plan(rows, positions.family), positions.family), dtype=positions.family.dtype)  # [B]
     return (largest + 1 - np.array(counts, dtype=largest.dtype))[:, None]  # [B, 1]

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import REGISTRY, Family, Reading, Run
-from mmrope.positions.segments import MEDIA, Item, Row, add_frame, text, token_mask, whole
+from mmrope.positions.segments import MEDIA, Item, Row, add_frame, text, token_mask, whole, whole_grid
 from mmrope.positions.timing import VideoTiming, check_seconds, no_clock, one_clock
 
 _SECONDS = ("second_per_grid_ts", "video_second_per_grid")
@@ -56,8 +56,8 @@ def segments_from_inputs(
         inputs: what the processor returned, with `input_ids` [B, S] and, as far as there are any, `attention_mask` [B, S]
             (padding on any side), `mm_token_type_ids` [B, S] (0 text, 1 image, 2 video, 3 audio; processors of transformers
             5), `image_grid_thw` and `video_grid_thw` [n, 3] in the order of the batch, `second_per_grid_ts` or
-            `video_second_per_grid` [videos] in seconds, `audio_seqlens` [sounds] or `feature_attention_mask`
-            [sounds, frames], `target_sizes` and `target_sizes_videos` [crops, 2]. Other keys are
+            `video_second_per_grid` [videos] in seconds, `audio_seqlens` [audios] or `feature_attention_mask`
+            [audios, frames], `target_sizes` and `target_sizes_videos` [crops, 2]. Other keys are
             left alone. Arrays, lists or CPU tensors.
         family: a Family, or its name. Without `mm_token_type_ids` (processors of transformers 4) media are found by the
             token ids that `family_from_config` reads.
@@ -123,8 +123,7 @@ def on_host(given: Mapping[str, Any], sync: bool) -> dict[str, np.ndarray]:
 
 
 def _is_away(value: Any) -> bool:
-    device = getattr(value, "device", None)
-    return device is not None and getattr(device, "type", "cpu") != "cpu"
+    return not getattr(value, "is_cpu", True)  # which tensors alone have
 
 
 def _copied(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,12 +140,12 @@ def _copied(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 def _array(value: Any, key: str) -> np.ndarray:
     try:
-        array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)  # a tensor, in half the time
+        array = value.numpy() if hasattr(value, "numpy") else np.asarray(value)  # a tensor, in half the time
     except ValueError:
         raise ValueError(f"{key} is ragged: pad the rows to one length, or pass them one at a time") from None
     except TypeError:  # numpy has no bfloat16
         array = None
-    if array is None or array.dtype == np.float16:
+    if array is None or array.dtype.char == "e":  # float16
         raise ValueError(
             f"{key} is {getattr(value, 'dtype', type(value).__name__)}, in which neither 0.7 nor 4,097 can be written: pass "
             "what was computed, before .to(dtype)"
@@ -174,7 +173,7 @@ def _token_types(
         raise ValueError(f"mm_token_type_ids has shape {types.shape}, input_ids {ids.shape}: they must be the same")
     if types is not None and types.dtype.kind not in "iu":
         raise ValueError(f"mm_token_type_ids must be whole numbers, got {types.dtype}")
-    by_ids = _types_by_ids(ids, types, family)
+    by_ids = _types_by_ids(ids, family)
     if types is None and by_ids is None:
         if given := [
             key for key in (*(kind.pixels for kind in MEDIA.values()), *_GRIDS.values()) if inputs.get(key) is not None
@@ -185,26 +184,25 @@ def _token_types(
                 "family_from_config(model.config) (on the command line --config), which knows the token ids of the media"
             )
         types = np.zeros(ids.shape, dtype=np.int8)
-    types = by_ids if types is None else types
+    elif types is None:
+        types, by_ids = by_ids, None
     assert types is not None
     if prompt_lengths is not None:
         prompts = _prompts(prompt_lengths, ids.shape)
         types, by_ids = np.where(prompts, types, _TEXT), None if by_ids is None else np.where(prompts, by_ids, _TEXT)
-    if by_ids is not None and by_ids is not types:
+    if by_ids is not None:
         _check_agreement(types, by_ids, ids, mask, family)
     return types, mask
 
 
-def _types_by_ids(ids: np.ndarray, types: np.ndarray | None, family: Family) -> np.ndarray | None:
-    """Token types [B, S] by the ids of the media tokens, where the family knows them; those that it does not know as stated."""
+def _types_by_ids(ids: np.ndarray, family: Family) -> np.ndarray | None:
+    """Token types [B, S] by the ids of the media tokens, where the family knows any."""
     known = family.checkpoint.token_ids
-    by_kind = {_TYPE_OF[kind]: token for kind in MEDIA if (token := getattr(known, kind)) is not None}
-    if not by_kind:
+    tokens = {number: token for kind, number in _TYPE_OF.items() if (token := getattr(known, kind)) is not None}
+    if not tokens:
         return None
     found = np.zeros(ids.shape, dtype=np.int8)
-    if types is not None:
-        found[:] = np.where(np.isin(types, [*by_kind, _TEXT]), _TEXT, types)
-    for kind, token in by_kind.items():
+    for kind, token in tokens.items():
         found[ids == token] = kind
     if known.video_start is not None and known.video_end is not None:  # GLM writes a video's frames with the image token
         in_video = (ids == known.video_start).cumsum(axis=1) > (ids == known.video_end).cumsum(axis=1)
@@ -219,6 +217,9 @@ def _check_agreement(types: np.ndarray, by_ids: np.ndarray, ids: np.ndarray, mas
         differ &= by_ids != _TEXT
     elif family.checkpoint.token_ids.video_start is not None:  # by which images and videos are told apart, if they are there
         differ = (types == _TEXT) != (by_ids == _TEXT)
+    for name, kind in _TYPE_OF.items():
+        if getattr(family.checkpoint.token_ids, name) is None:  # ids do not tell
+            differ &= types != kind
     differ = differ if mask is None else differ & mask
     if differ.any():
         row, token = (int(i) for i in np.unravel_index(int(np.argmax(differ)), differ.shape))
@@ -243,18 +244,16 @@ def _prompts(prompt_lengths: Sequence[int], shape: tuple[int, int]) -> np.ndarra
 def _runs(types: np.ndarray, mask: np.ndarray | None, family: Family) -> list[Run]:
     """The stretches of one token type in each row, in the order of the batch; together they are all its tokens."""
     batch, tokens = types.shape
-    flat = np.ascontiguousarray(types).reshape(-1)  # [B S]
+    flat, real = types.reshape(-1), None if mask is None else mask.reshape(-1)  # [B S]
     if not flat.size:
         return []
     changes = flat[1:] != flat[:-1]
-    real = None if mask is None else np.ascontiguousarray(mask).reshape(-1)  # [B S]
     if real is not None:
         changes |= real[1:] != real[:-1]
     if batch > 1:
         changes[tokens - 1 :: tokens] = True
-    starts = changes.nonzero()[0]  # [runs - 1] the last token of each run but the last
-    starts += 1
-    kinds, begins = [flat[0].item(), *flat[starts].tolist()], [0, *starts.tolist()]
+    starts = changes.nonzero()[0] + 1  # [runs - 1], of all but the first
+    begins, kinds = [0, *starts.tolist()], [flat[0].item(), *flat[starts].tolist()]
     held, known = set(kinds), _TYPES if "audio" in family.media else _TYPES_WITHOUT_AUDIO
     if not held <= known:
         names = ", ".join(f"{n} ({_KIND_OF.get(n, 'text')})" for n in sorted(known))
@@ -318,6 +317,28 @@ class _Queue:
             else:
                 items.append((self.kind, grid, n, self.times[self.item] if self.times else None))
             self.item, self.frame = self.item + 1, 0
+
+    def alike(self, items: list[Item], runs: Sequence[Run], i: int, edge: int) -> int:
+        """Takes, from run i on, the video's frames that are as the last one and equally far apart, as one item with it; returns
+        the run behind them. The row ends at `edge`."""
+        kind, (count, h, w), tokens, between = items[-1]
+        n, taken = h * w, 0
+        frames = self.grids[self.item][0] if self.frame else 0  # none are left of it behind its last
+        while self.frame + taken < frames and i + 1 < len(runs):
+            (gap_kind, start, end), (next_kind, _, stop) = runs[i], runs[i + 1]
+            if (gap_kind, next_kind) != (_TEXT, _TYPE_OF["video"]) or stop > edge or stop - end != n:
+                break
+            if kind == "frame":
+                kind, between = "frames", end - start
+            elif end - start != between:
+                break
+            taken, i = taken + 1, i + 2
+        if taken:
+            items[-1] = (kind, (count + taken, h, w), tokens + taken * (n + between), between)
+            self.frame += taken
+            if self.frame == frames:
+                self.item, self.frame = self.item + 1, 0
+        return i
 
     def one(self, tokens: int, where: str) -> tuple[tuple[int, int, int], Any]:
         """The next grid, whose tokens these are, and its time."""
@@ -480,7 +501,10 @@ def _rows(runs: Sequence[Run], queues: Mapping[str, _Queue], family: Family, bat
     by_type = {_TYPE_OF[kind]: queue.take for kind, queue in queues.items()}
     if family.reading.markers and "image" in queues:
         queues["image"].mark([stop - start for kind, start, stop in runs if kind == _TYPE_OF["image"]])
-    for kind, start, stop in runs:
+    i, in_frames = 0, _TYPE_OF["video"] if family.split_frames else None
+    while i < len(runs):
+        kind, start, stop = runs[i]
+        i += 1
         if start == edge:
             rows.append(Row(tuple(items), tokens))
             items, edge = [], edge + tokens
@@ -488,6 +512,8 @@ def _rows(runs: Sequence[Run], queues: Mapping[str, _Queue], family: Family, bat
             items.append(("text" if kind == _TEXT else "pad", (1, 1, stop - start), stop - start, None))
         elif kind in by_type:
             by_type[kind](items, stop - start, (kind, start, tokens))
+            if kind == in_frames:
+                i = queues["video"].alike(items, runs, i, edge)
         else:
             segment = kind.segment(start, lambda name, n, where: queues[name].one(n, where))
             items.append((segment.kind, segment.grid, segment.length, segment))
@@ -510,7 +536,7 @@ def _where(at: str | tuple[int, int, int], n: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where an image, a video or a sound stands in a prompt: what vLLM calls a placeholder range.
+    """Where an image, a video or an audio stands in a prompt: what vLLM calls a placeholder range.
 
     Example:
         >>> import mmrope
@@ -526,7 +552,7 @@ class Span:
     length: int
     """Its tokens, with those that stand between its parts (time stamps, markers)."""
     grid: tuple[int, int, int] | None = None
-    """The patch grid (t, h, w), a row of `image_grid_thw` or `video_grid_thw`; none of a sound."""
+    """The patch grid (t, h, w), a row of `image_grid_thw` or `video_grid_thw`; none of an audio."""
     kind: Literal["image", "video", "audio"] = "image"
     embed: Sequence[bool] | None = None
     """[length] which of its tokens are of the medium (vLLM's `is_embed`); None for all. The others are placed like text."""
@@ -545,8 +571,8 @@ def segments_from_spans(token_count: int, spans: Sequence[Span | tuple[Any, ...]
 
     Args:
         token_count: tokens of the prompt; those in no span are text.
-        spans: Spans, or tuples (offset, length, grid, ...) of their fields, in the order of their offsets. A sound whose span
-            overlaps a video's is the sound of that video, where the family interleaves the two; the two start markers stand
+        spans: Spans, or tuples (offset, length, grid, ...) of their fields, in the order of their offsets. An audio whose span
+            overlaps a video's is the audio of that video, where the family interleaves the two; the two start markers stand
             before its first token, the two end markers after its last. MiniCPM's canvases are read from inputs alone.
         family: a Family, or its name.
 
@@ -653,7 +679,7 @@ def _span_grid(span: Span, n: int, runs: Sequence[Run], family: Family) -> tuple
     if span.grid is None:
         raise ValueError(f"{_called(span, n)} has no grid: state its patch grid (t, h, w)")
     try:
-        [(t, h, w)] = family.token_grids([span.grid], video=span.kind == "video")
+        t, h, w = family.token_grid(whole_grid(span.grid, "patch grid"), video=span.kind == "video")
     except ValueError as error:
         raise ValueError(f"{_called(span, n)}: {error}") from None
     if held != t * h * w and (span.kind != "image" or held != t * h * w + family.reading.markers):

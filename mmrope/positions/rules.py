@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from mmrope.positions.segments import MAX_TOKENS, Row, Segment, whole_grids
+from mmrope.positions.segments import MAX_TOKENS, Row, Segment, whole_grid, whole_grids
 from mmrope.positions.timing import Time, VideoTiming, check_steps, one_clock, time_steps
 
 Advance = Literal["max", "spatial", "time", "tokens"]
@@ -328,6 +328,11 @@ class Family:
         return "frame" in self.media and "video" not in self.media
 
     @functools.cached_property
+    def plain(self) -> bool:
+        """Whether its images are placed the usual way: t, h, w counted from the next id, in whole numbers."""
+        return self.axes == "thw" and self.origin == "next" and not (self.center or self.couple or self.fractional)
+
+    @functools.cached_property
     def fractional(self) -> bool:
         """Whether ids may be fractions."""
         return self.dtype.startswith("float")
@@ -426,7 +431,7 @@ class Family:
             >>> mmrope.family("qwen2_vl").image((1, 8, 12)).grid  # a row of image_grid_thw; two patches a token on each side
             (1, 4, 6)
         """
-        _, h, w = self.token_grids([patch_grid])[0]
+        _, h, w = self.token_grid(whole_grid(patch_grid, "a patch grid"))
         return self.reading.image(h, w)
 
     def video(
@@ -446,7 +451,7 @@ class Family:
             >>> segment.grid, segment.seconds_per_grid
             ((4, 4, 6), 0.5)
         """
-        t, h, w = self.token_grids([patch_grid], video=True)[0]
+        t, h, w = self.token_grid(whole_grid(patch_grid, "a patch grid"), video=True)
         if self.split_frames:
             raise ValueError(
                 f"{self} splits videos: list text (the time stamp) and Segment.frame(h={h}, w={w}) alternately, {t} times"
@@ -474,31 +479,35 @@ class Family:
         return seconds, None if seconds is not None else timing.grid_times(frames_per_token)
 
     def token_grids(self, patch_grids: Any, what: str = "patch grid", *, video: bool = False) -> list[tuple[int, int, int]]:
-        """Token grids (t, h, w) of patch grids [n, 3]: h and w divided by the spatial merge, and t of a video by the temporal
+        """Token grids (t, h, w) of patch grids [n, 3]: see `token_grid`."""
+        grids = whole_grids(patch_grids, f"{what}s").tolist()
+        return [self.token_grid(grid, what, i, video=video) for i, grid in enumerate(grids)]
+
+    def token_grid(
+        self, patch_grid: Sequence[int], what: str = "patch grid", number: int = 0, *, video: bool = False
+    ) -> tuple[int, int, int]:
+        """The token grid (t, h, w) of a patch grid: h and w divided by the spatial merge, and t of a video by the temporal
         merge, which must divide them. An image has one temporal grid."""
-        grids, m = whole_grids(patch_grids, f"{what}s"), self.spatial_merge
-        tokens = []
-        for i, (t, h, w) in enumerate(grids.tolist()):
-            if t < 1 or h < m or w < m or h % m or w % m:
-                raise ValueError(
-                    f"{what} {i} is {t} x {h} x {w}, but {self} merges {m} x {m} patches to a token: h and w must be positive "
-                    f"multiples of {m}. Was it made with another merge size, or is it a token grid already?"
-                )
-            if not video and t != 1:
-                raise ValueError(
-                    f"{what} {i} has {t} temporal grids; an image has one, a video belongs in video_grid_thw (Family.video)"
-                )
-            if video and t % self.temporal_merge and t != 1:
-                raise ValueError(
-                    f"{what} {i} has {t} temporal grids, but {self} merges {self.temporal_merge} of a video's to a token: the "
-                    "processor fills them up to a multiple"
-                )
-            h, w = h // m, w // m + self.row_token
-            t = max(t // self.temporal_merge, 1) if video else t
-            if t * h * w > MAX_TOKENS:
-                raise ValueError(f"{what} {i} has {t} x {h} x {w} tokens, more than {MAX_TOKENS:,}, the most of one segment")
-            tokens.append((t, h, w))
-        return tokens
+        (t, h, w), m = patch_grid, self.spatial_merge
+        if t < 1 or h < m or w < m or h % m or w % m:
+            raise ValueError(
+                f"{what} {number} is {t} x {h} x {w}, but {self} merges {m} x {m} patches to a token: h and w must be positive "
+                f"multiples of {m}. Was it made with another merge size, or is it a token grid already?"
+            )
+        if not video and t != 1:
+            raise ValueError(
+                f"{what} {number} has {t} temporal grids; an image has one, a video belongs in video_grid_thw (Family.video)"
+            )
+        if video and t % self.temporal_merge and t != 1:
+            raise ValueError(
+                f"{what} {number} has {t} temporal grids, but {self} merges {self.temporal_merge} of a video's to a token: the "
+                "processor fills them up to a multiple"
+            )
+        h, w = h // m, w // m + self.row_token
+        t = max(t // self.temporal_merge, 1) if video else t
+        if t * h * w > MAX_TOKENS:
+            raise ValueError(f"{what} {number} has {t} x {h} x {w} tokens, more than {MAX_TOKENS:,}, the most of one segment")
+        return t, h, w
 
     def __str__(self) -> str:
         return self.key

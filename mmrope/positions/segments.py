@@ -177,7 +177,7 @@ class Segment:
 
     @classmethod
     def audio(cls, length: int) -> Segment:
-        """Sound of `length` tokens.
+        """Audio of `length` tokens.
 
         Example:
             >>> from mmrope import Segment, position_ids
@@ -281,13 +281,23 @@ def token_mask(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray | No
     if mask.shape != shape:
         raise ValueError(f"{what} has shape {mask.shape}, the tokens {shape}: it must be [rows, tokens] like them")
     others = mask != 1
-    if mask.dtype.kind not in "bui" or (np.count_nonzero(others) and np.count_nonzero(mask[others])):
+    some = np.count_nonzero(others)
+    if mask.dtype.kind not in "bui" or (some and np.count_nonzero(mask[others])):
         raise ValueError(
             f"{what} must be 1 at real tokens and 0 at padding, as whole numbers or True and False; packed sequences (1, 1, 2, "
             "2, ...) and additive masks (0, -inf) say something else: give rows one by one, each with its own mask. It is "
             f"{mask.dtype}"
         )
-    return ~others if np.count_nonzero(others) else None
+    return ~others if some else None
+
+
+def whole_grid(value: Any, what: str) -> tuple[int, int, int]:
+    """A grid (t, h, w) that a user stated."""
+    try:
+        t, h, w = map(operator.index, value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{what} must be three whole numbers (t, h, w), got {value!r}") from None
+    return t, h, w
 
 
 def whole_grids(value: Any, what: str) -> np.ndarray:

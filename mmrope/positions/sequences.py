@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.positions.build import Positions, Rows, batch_of, check_fits, output, plan, write_row
+from mmrope.positions.build import NARROW, Positions, Rows, batch_of, check_fits, output, plan, write_row
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
 from mmrope.positions.segments import Item, Row, Segment, pad, text, token_mask, whole
@@ -58,7 +58,7 @@ class Truncated:
     """[n] int64, the tokens of the old row that are left: `input_ids[tokens]`, `labels[tokens]`, ..."""
     media: dict[str, np.ndarray]
     """For "image", "video", "audio", "canvas" and "custom", as far as the row had any, which of them are left [k] int64:
-    `image_grid_thw[media["image"]]`. A video with its sound is one of the videos and one of the sounds. "frame" where nothing
+    `image_grid_thw[media["image"]]`. A video with its audio is one of the videos and one of the audios. "frame" where nothing
     had to be cut and it was not stated which frames are a video's."""
 
 
@@ -70,7 +70,7 @@ def truncate(
     markers: Markers | None = None,
     frames: Sequence[int] | None = None,
 ) -> Truncated:
-    """The row cut to at most `length` tokens. Images, videos and sounds stay whole, or go.
+    """The row cut to at most `length` tokens. Images, videos and audios stay whole, or go.
 
     Args:
         row: a Row, or a list of Segments. If it is too long, its padding goes first.
@@ -375,7 +375,8 @@ def pack(rows: Rows, family: Family | str, *, multiple_of: int = 1, start: int =
     ids = output(None, dtype, (len(family.axes), int(starts[-1])), family)  # [A, T]
     plans, none = plan(real, family), np.zeros(0, dtype=bool)  # without padding there is no mask to write
     for (placed, following, length), at, end in zip(plans, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        check_fits([(placed, following, length)], family, ids.dtype, begin, begin + length)
+        if ids.dtype in NARROW:
+            check_fits([(placed, following, length)], family, ids.dtype, begin, begin + length)
         write_row(ids[:, at : at + length], none, placed, following, length, family, begin, begin + length)
         ids[:, at + length : end] = family.pad_value
     following = np.array([following for _, following, _ in plans], dtype=family.dtype)  # [B]

@@ -348,7 +348,7 @@ def test_bounds_are_those_of_the_ids(rule, data):
         mine = position_ids(row, rule, start=token, stop=token + n).ids
         smallest, largest = _bounds(place, rule)
         assert kind == "pad" or not n or (smallest <= mine.min() and mine.max() <= largest)
-    assert largest_ids([Row.of(row)], rule)[0] <= max(position_ids(row, rule).ids.max(), 0) + ("i" in rule.axes)
+    assert largest_ids(plan([Row.of(row)], rule), rule)[0] <= max(position_ids(row, rule).ids.max(), 0) + ("i" in rule.axes)
     assert ids.shape[-1] == stop - start
 
 

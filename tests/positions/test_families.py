@@ -65,8 +65,12 @@ def test_patch_grids_become_token_grids():
         row.image((1, 5, 6))
     with pytest.raises(ValueError, match=r"patch grid 0 has 2 temporal grids; an image has one, .*\(Family.video\)"):
         row.image((2, 4, 4))
-    with pytest.raises(ValueError, match=r"whole numbers \[n, 3\]"):
+    with pytest.raises(ValueError, match=r"a patch grid must be three whole numbers \(t, h, w\), got \(1.0, 4.0, 4.5\)"):
         row.image((1.0, 4.0, 4.5))
+    with pytest.raises(ValueError, match=r"a patch grid must be three whole numbers \(t, h, w\), got \(4, 4\)"):
+        row.image((4, 4))
+    with pytest.raises(ValueError, match=r"grids must be whole numbers \[n, 3\] \(t, h, w\), got float64 \[1, 3\]"):
+        row.token_grids([(1.0, 4.0, 4.5)], "grid")
     with pytest.raises(ValueError, match=r"qwen3_vl splits videos: .*Segment.frame\(h=4, w=6\) alternately, 4 times"):
         family("qwen3_vl").video((4, 8, 12))
     timing = VideoTiming(frame_indices=range(8), sampled_fps=4)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrope import Segment, VideoTiming, check, diff, family, position_ids, segments_from_inputs
+from mmrope import Segment, VideoTiming, check, collate, diff, family, position_ids, segments_from_inputs
 from mmrope.adapters.transformers import with_positions
 from mmrope.positions import AudioInVideo, TokenIds, convert_ids, fingerprint, keep, rope_deltas
 from tests.support import cases
@@ -51,6 +51,32 @@ def test_rows_come_back_from_a_processors_output(name, data):
     batch = data.draw(padded(processed(rule)))
     found = segments_from_inputs(as_inputs(batch, rule), rule)
     assert [joined(row, rule) for row in found] == [joined(row, rule) for row in batch]
+
+
+@st.composite
+def stamped_films(draw):
+    """A row of films in frames, some with equal gaps, some touching, and their patch grids for qwen3_vl."""
+    row, grids, gap = [], [], st.integers(0, 2)
+    for _ in range(draw(st.integers(1, 4))):
+        t, h, w = draw(st.integers(1, 6)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+        grids.append([t, 2 * h, 2 * w])
+        for _ in range(t):
+            row += [Segment.text(n)] if (n := draw(gap)) else []
+            row.append(Segment.frame(h=h, w=w))
+    return [*row, Segment.text(1)], grids
+
+
+@settings(max_examples=cases(100))
+@given(films=st.lists(stamped_films(), min_size=1, max_size=3))
+def test_frames_that_are_alike_are_one_item_as_in_rows_by_hand(films):
+    """Read from the grids of whole films, as processors give them, the items are those of the segments one by one."""
+    rows = collate([row for row, _ in films])
+    types = [[2 * (s.kind == "frame") for s in row for _ in range(s.length)] for row in rows]
+    mask = [[int(s.kind != "pad") for s in row for _ in range(s.length)] for row in rows]
+    inputs = {"input_ids": types, "mm_token_type_ids": types, "attention_mask": mask}
+    inputs["video_grid_thw"] = [grid for _, grids in films for grid in grids]
+    found = segments_from_inputs(inputs, "qwen3_vl")
+    assert [row.items for row in found] == [row.items for row in rows]
 
 
 @pytest.mark.parametrize("name", [name for name in READABLE if with_tokens(name).checkpoint.token_ids != TokenIds()])
