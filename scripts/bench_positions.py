@@ -1,29 +1,33 @@
 """Position IDs against transformers' get_rope_index and vLLM's loop: the same inputs, one thread, in turns, ids checked equal.
 
-    python scripts/bench_positions.py [--rounds 15]
+    python scripts/bench_positions.py [--rounds 15] [--vllm FOLDER]
 
 The inputs are a processor's: int64 tensors, with an attention mask. "From inputs" counts all from there to the ids, the scan
 for media included; "from segments" takes the rows that a processor or a server knows already; "spans" is the call of vLLM's
 models, from placeholder ranges to ids and their delta. The limit of the first is to read the token types and the mask once and
 to write the table once, of the second to write it; both are measured as plain numpy calls, and "x" is how many times longer
-mmrope takes. The peer of a row is its fastest. The table is also written to scripts/results.
+mmrope takes. The table is also written to scripts/results.
 
 vLLM's loop stands here in our own words, since vLLM is not installed beside: it walks over the placeholders, and joins an array
-for each text and each image. Its ids are checked against mmrope's.
+for each text and each image. Its ids are checked against mmrope's. With FOLDER, the unpacked wheel of vLLM, its own function is
+timed in turns with ours, both from the same list of placeholders.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -40,10 +44,12 @@ from reports import cpu, row  # noqa: E402
 from mmrope import Segment, Span, family, position_ids, segments_from_inputs  # noqa: E402
 from mmrope.adapters.vllm import get_mrope_input_positions  # noqa: E402
 from mmrope.positions import decode_position_ids  # noqa: E402
-from tests.support.upstream_ids import TRANSFORMERS, as_inputs, get_rope_index  # noqa: E402
+from tests.support.upstream_ids import TRANSFORMERS, as_inputs, function_of, get_rope_index  # noqa: E402
 
 Rows = list[list[Segment]]
 VLLM = "vLLM's loop"
+WARM = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+Times = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,44 @@ def vllm_loop(tokens: int, placeholders: list[tuple[int, tuple[int, int, int]]])
     return torch.from_numpy(ids), int(ids.max()) + 1 - tokens
 
 
+def of_vllm(folder: Path) -> Callable[[int, list[tuple[int, tuple[int, int, int]]]], tuple[torch.Tensor, int]]:
+    """Its own function, behind the reading of features."""
+    path = folder / "vllm" / "model_executor" / "models" / "qwen2_vl.py"
+    function = function_of(path, "get_mrope_input_positions", "Qwen2VLForConditionalGeneration")
+
+    def call(tokens: int, placeholders: list[tuple[int, tuple[int, int, int]]]) -> tuple[torch.Tensor, int]:
+        model = SimpleNamespace(iter_mm_grid_thw=lambda _: ((offset, *grid, 1.0) for offset, grid in placeholders))
+        return function(model, range(tokens), [])
+
+    return call
+
+
+def against_itself(folder: Path, rounds: int) -> list[str]:
+    """vLLM's function beside its loop in our words, of the cases that have it: a line each."""
+    theirs, lines = of_vllm(folder), []
+    for case in cases():
+        if len(case.rows) > 1 or case.family != "qwen2_vl":
+            continue
+        tokens, images = placeholders_of(case.rows[0])
+        (ids, delta), ours = theirs(tokens, images), vllm_loop(tokens, images)
+        assert torch.equal(ids, ours[0]), case.name
+        assert delta == ours[1], case.name
+        m = measure(
+            {"theirs": lambda t=tokens, i=images: theirs(t, i), "ours": lambda t=tokens, i=images: vllm_loop(t, i)}, rounds
+        )
+        least, median = (m["ours"][k] / m["theirs"][k] for k in (0, 1))
+        lines.append(f"{case.name}: the loop in our words takes {least:.2f} / {median:.2f} of the time of vLLM's own function.")
+    return lines
+
+
+def placeholders_of(row: list[Segment]) -> tuple[int, list[tuple[int, tuple[int, int, int]]]]:
+    """The tokens of a row, and offset and token grid of its images."""
+    offsets = itertools.accumulate((segment.length for segment in row), initial=0)
+    return sum(segment.length for segment in row), [
+        (at, s.grid) for at, s in zip(offsets, row, strict=False) if s.kind == "image"
+    ]
+
+
 def ways(case: Case) -> dict[str, Callable[[], Any]]:
     """What is timed. All but the limits compute the ids, which are checked here."""
     rule = family(f"{case.family}@{TRANSFORMERS}")
@@ -128,10 +172,9 @@ def ways(case: Case) -> dict[str, Callable[[], Any]]:
     peers: dict[str, Callable[[], Any]] = {"transformers": theirs}
     [row, *others] = case.rows
     if not others and case.family == "qwen2_vl":
-        offsets = itertools.accumulate((segment.length for segment in row), initial=0)
-        images = [(at, s.grid) for at, s in zip(offsets, row, strict=False) if s.kind == "image"]
+        count, images = placeholders_of(row)
         spans = [Span(at, h * w, (1, 2 * h, 2 * w)) for at, (_, h, w) in images]
-        tokens = [0] * sum(segment.length for segment in row)
+        tokens = [0] * count
         ids, delta = get_mrope_input_positions(tokens, spans, rule)
         theirs_ids, theirs_delta = vllm_loop(len(tokens), images)
         assert torch.equal(ids, theirs_ids), case.name
@@ -150,8 +193,8 @@ def ways(case: Case) -> dict[str, Callable[[], Any]]:
     }
 
 
-def measure(timed: dict[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[float, float]]:
-    """(least, median) seconds of each, taken in turns; short ones several times in a turn."""
+def measure(timed: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+    """(least, median) seconds of each, taken in turns; short ones several times in a turn, after once that does not count."""
     repeats = {}
     for name, call in timed.items():
         call()
@@ -161,6 +204,7 @@ def measure(timed: dict[str, Callable[[], Any]], rounds: int) -> dict[str, tuple
     found: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(rounds):
         for name, call in timed.items():
+            call()
             begun = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
@@ -168,31 +212,50 @@ def measure(timed: dict[str, Callable[[], Any]], rounds: int) -> dict[str, tuple
     return {name: (min(times), statistics.median(times)) for name, times in found.items()}
 
 
+def measured(rounds: int, folder: Path | None) -> dict[str, Any]:
+    """All times, as they are in this process' memory, and notes."""
+    found: dict[str, Any] = {case.name: measure(ways(case), rounds) for case in cases()}
+    found["decode"] = measure({"decode": decode_step(64), "delta and length": delta_and_length(64)}, rounds)
+    found["notes"] = against_itself(folder, rounds) if folder else []
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--vllm", type=Path, metavar="FOLDER")
+    parser.add_argument("--json", action="store_true", help="measure in this process' memory, and print the times alone")
+    args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.json:
+        print(json.dumps(measured(args.rounds, args.vllm)))
+        return
+    again = [sys.executable, __file__, *sys.argv[1:], "--json"]
+    warm, fresh = (
+        json.loads(subprocess.run(again, check=True, env={**os.environ, **memory}, stdout=subprocess.PIPE).stdout)
+        for memory in (WARM, {})
+    )
+    text = "\n".join(table(warm, fresh))
+    print(text)
+    results = ROOT / "scripts" / "results" / "bench_positions.md"
+    results.write_text(text)
+
+
+def table(warm: dict[str, Any], fresh: dict[str, Any]) -> list[str]:
+    """The report, in lines."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "torch", "transformers"))
     lines = [
         f"{cpu()}, one thread; Python {sys.version.split()[0]}, {packages}; {time.strftime('%Y-%m-%d')}",
         "",
         "Microseconds, least / median of the turns; times as fast by the medians. The aim is from inputs with a mask, over",
-        "transformers; spans are held against vLLM's loop.",
+        "transformers; spans are held against vLLM's loop, the fastest peer. Memory is warm, as in a loop that runs for hours;",
+        '"fresh" is with what malloc does by default, which gives large arrays back to the system each time.',
         "",
         row(
-            "case",
-            "tokens",
-            "transformers",
-            "from inputs",
-            "times as fast",
-            "aim",
-            "no mask",
-            "vLLM's loop",
-            "spans",
-            "times as fast",
+            *("case", "tokens", "transformers", "from inputs", "times as fast", "fresh", "aim", "no mask", "vLLM's loop"),
+            *("spans", "times as fast", "fresh"),
         ),
-        row(*["---"] * 10),
+        row(*["---"] * 12),
     ]
     below = [
         "",
@@ -201,26 +264,20 @@ def main() -> None:
     ]
     for case in cases():
         tokens = sum(segment.length for segments in case.rows for segment in segments) + case.padding * len(case.rows)
-        m = measure(ways(case), rounds)
+        m = warm[case.name]
         us = {name: f"{least * 1e6:,.1f} / {median * 1e6:,.1f}" for name, (least, median) in m.items()}
-        fast = m["transformers"][1] / m["inputs"][1]
-        loop, spans = us.get(VLLM, ""), us.get("spans", "")
-        served = f"**{m[VLLM][1] / m['spans'][1]:.1f}**" if spans else ""
-        limits = [f"{us[f'limit of {of}']}: {m[of][1] / m[f'limit of {of}'][1]:.1f} x" for of in ("inputs", "segments")]
+        fast = [f"{x[case.name]['transformers'][1] / x[case.name]['inputs'][1]:.1f}" for x in (warm, fresh)]
+        served = [f"{x[case.name][VLLM][1] / x[case.name]['spans'][1]:.1f}" if VLLM in m else "" for x in (warm, fresh)]
         lines.append(
             row(
-                *(case.name, f"{tokens:,}", us["transformers"], us["inputs"], f"**{fast:.1f}**", f"{case.aim:g}"),
-                *(us["inputs, no mask"], loop, spans, served),
+                *(case.name, f"{tokens:,}", us["transformers"], us["inputs"], *fast, f"{case.aim:g}", us["inputs, no mask"]),
+                *(us.get(VLLM, ""), us.get("spans", ""), *served),
             )
         )
+        limits = [f"{us[f'limit of {of}']}: {m[of][1] / m[f'limit of {of}'][1]:.1f} x" for of in ("inputs", "segments")]
         below.append(row(case.name, us["segments"], us["segments, int32, out"], *limits))
-    decode = measure({"decode": decode_step(64), "delta and length": delta_and_length(64)}, rounds)
-    last = [f"{name} {least * 1e6:.1f} / {median * 1e6:.1f}" for name, (least, median) in decode.items()]
-    text = "\n".join([*lines, *below, "", f"A decode step of 64 rows: {', '.join(last)}."]) + "\n"
-    print(text)
-    results = ROOT / "scripts" / "results" / "bench_positions.md"
-    results.parent.mkdir(exist_ok=True)
-    results.write_text(text)
+    decode = [f"{name} {least * 1e6:.1f} / {median * 1e6:.1f}" for name, (least, median) in warm["decode"].items()]
+    return [*lines, *below, "", f"A decode step of 64 rows: {', '.join(decode)}.", "", *warm["notes"], ""]
 
 
 def decode_step(rows: int) -> Callable[[], Any]:

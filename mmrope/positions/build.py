@@ -588,7 +588,8 @@ def output(out: np.ndarray | None, dtype: Any, shape: tuple[int, ...], family: F
         wanted = np.dtype(family.dtype) if wanted is None else wanted
     elif not isinstance(out, np.ndarray) or out.shape != shape or (out.size and 0 in out.strides):
         raise ValueError(
-            f"out must be a numpy array of shape {shape} (axes, rows, tokens), got {getattr(out, 'shape', type(out))}"
+            f"out must be a numpy array of shape {shape} (axes, rows, tokens), with memory for each element, got "
+            f"{getattr(out, 'shape', type(out))}" + (f" with strides {out.strides}" if isinstance(out, np.ndarray) else "")
         )
     elif wanted not in (None, out.dtype):
         raise ValueError(f"dtype={wanted} and out of {out.dtype} disagree; leave one of them out")

@@ -410,12 +410,12 @@ def family(name: str | Family, **facts: Any) -> Family:
     """
     if isinstance(name, Family):
         return with_facts(name, facts) if facts else name
-    if name in REGISTRY and not facts:
-        return REGISTRY[name]
     if not isinstance(name, str):
         raise ValueError(
             f"family must be a Family or its name, got {type(name).__name__}; the rows come first, the family second"
         )
+    if name in REGISTRY and not facts:
+        return REGISTRY[name]
     if name not in REGISTRY:
         _from_packages()
     return with_facts(registered(name), facts)

@@ -271,6 +271,13 @@ def test_the_order_of_float32_operations_is_part_of_the_rule():
             r"out must be a numpy array of shape \(3, 1, 3\)",
         ),
         ([Segment.text(3)], "qwen2_vl", {"out": [0, 0, 0]}, r"out must be a numpy array"),
+        (
+            [Segment.text(3)],
+            "qwen2_vl",
+            {"out": np.broadcast_to(np.zeros((3, 1, 1), int), (3, 1, 3))},
+            r"with memory for each element, got \(3, 1, 3\) with strides \(8, \d, 0\)",
+        ),
+        ("qwen2_vl", [Segment.text(3)], {}, r"family must be a Family or its name, got list; the rows come first"),
         ([Segment.text(3)], "qwen2_vl", {"out": np.zeros((3, 1, 3), np.float32)}, r"not float32"),
         (
             [Segment.text(3)],
