@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from mmrope.positions import families, rules
+from mmrope.positions import rules
 from tests.support import PROOF, ROOT, cases, lowest
 
 if not torch.cuda.is_available():
@@ -92,9 +92,11 @@ def samples() -> Path:
 
 @pytest.fixture(autouse=True)
 def _families_of_a_test_are_gone_after_it() -> Iterator[None]:
-    before = dict(rules.REGISTRY)
+    before, own = dict(rules.REGISTRY), set(rules.OWN)
     yield
-    if before != rules.REGISTRY:
+    if own != rules.OWN:
         rules.REGISTRY.clear()
         rules.REGISTRY.update(before)
-    families._from_packages.cache_clear()
+        rules.OWN.clear()
+        rules.OWN.update(own)
+    rules.packages_families.cache_clear()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
+import pickle
 import re
 import subprocess
 import sys
@@ -11,7 +15,7 @@ import numpy as np
 import pytest
 
 import mmrope
-from mmrope.positions import families
+from mmrope.positions import rules
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "own-scheme.md").read_text(encoding="utf-8")
@@ -49,8 +53,8 @@ def test_packages_bring_families_by_an_entry_point(monkeypatch, tmp_path):
     )
     monkeypatch.syspath_prepend(tmp_path)
     point = EntryPoint("slow", "my_families:slow", "mmrope.families")
-    monkeypatch.setattr(families, "entry_points", lambda group: [point] if group == "mmrope.families" else [])
-    families._from_packages.cache_clear()
+    monkeypatch.setattr(rules, "entry_points", lambda group: [point] if group == "mmrope.families" else [])
+    rules.packages_families.cache_clear()
     assert mmrope.family("slow").advance == "spatial"
 
 
@@ -76,14 +80,104 @@ def test_the_table_cannot_be_written_to():
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (np.zeros((3, 4), int), r"returned int64 \[3, 4\] for .*returns \(ids, next\): ids int64 \[3, 4\], and the id"),
+        (np.zeros((3, 4), int), r"returned int64 \[3, 4\] for .*returns \(ids, next\): ids int64 \[3, 4\], finite, and the id"),
         ((np.zeros((3, 4)), 4), r"returned float64 \[3, 4\] and 4 for"),
         ((np.zeros((3, 4), int), 4.5), r"returned int64 \[3, 4\] and 4.5 for"),
         ((np.zeros((3, 4), int), "4"), r"returned int64 \[3, 4\] and 4 for"),
         (None, "returned NoneType for"),
+        ((np.zeros((3, 4), int), float("inf")), r"returned int64 \[3, 4\] and inf for"),
+        ((np.zeros((3, 4), int), 2**70), r"returned int64 \[3, 4\] and 1180591620717411303424 for"),
+        ((np.full((3, 4), 2**64 - 1, dtype=np.uint64), 4), r"returned uint64 \[3, 4\] and 4 for .* finite"),
     ],
 )
 def test_a_function_is_told_what_it_must_return(returned, message):
     rule = mmrope.family("qwen2_vl").replace(name="mine", place={"image": lambda segment, start, family: returned})
     with pytest.raises(ValueError, match=message):
         mmrope.position_ids([mmrope.Segment.image(h=2, w=2)], rule)
+
+
+def test_a_function_that_fails_is_named():
+    def broken(segment, start, family):
+        return [][1]
+
+    rule = mmrope.family("qwen2_vl").replace(name="mine", place={"image": broken})
+    with pytest.raises(ValueError, match=r"mine: broken failed on Segment.image\(h=2, w=2\) from 0 on: IndexError: list index"):
+        mmrope.position_ids([mmrope.Segment.image(h=2, w=2)], rule)
+
+
+def test_families_of_others_leave_check_as_it_was():
+    """A revision alone, a revision with a rule that no row has, and a function that fails: `check` tries them, too."""
+    mine = mmrope.register_family(mmrope.family("qwen2_vl").replace(name="mine"))
+    mmrope.register_family(mine.replace(name="lab", revision="v2"))
+    mmrope.register_family(mine.replace(name="x").replace(name="mine", revision="v2", advance="time", axes="wht"))
+    mmrope.register_family(mine.replace(name="broken", place={"image": lambda *_: [][1]}))
+    row = [mmrope.Segment.text(2), mmrope.Segment.image(h=2, w=3), mmrope.Segment.text(1)]
+    with pytest.raises(mmrope.positions.WrongPositions, match="of no known revision"):
+        mmrope.check(np.full((3, 1, 9), 7), row, "qwen2_vl")
+    with pytest.raises(mmrope.positions.WrongPositions, match=r"those of mine@v2 \(its advance is another\)"):
+        mmrope.check(mmrope.position_ids(row, "mine@v2").ids, row, "mine")
+
+
+def test_a_changed_rule_is_saved_whole_although_it_is_registered():
+    slow = mmrope.register_family(mmrope.family("qwen3_vl").replace(name="slow", advance="spatial"))
+    text = json.dumps(slow.to_dict())
+    rules.OWN.clear()
+    del rules.REGISTRY["slow"]
+    assert mmrope.Family.from_dict(json.loads(text)) == slow
+    numbers = mmrope.family("qwen2_vl", token_ids=mmrope.positions.TokenIds(image=np.int64(9)))
+    assert mmrope.Family.from_dict(json.loads(json.dumps(numbers.to_dict()))) == numbers
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"name": "qwen2_vl", "facts": None},
+        {"name": "qwen2_vl"},
+        {"rule": {**mmrope.family("qwen2_vl").replace(name="mine").to_dict()["rule"], "rotary": {"thta": 1}}},
+        {"rule": {**mmrope.family("qwen2_vl").replace(name="mine").to_dict()["rule"], "reading": {}}},
+        {"rule": {**mmrope.family("qwen2_vl").replace(name="mine").to_dict()["rule"], "place": {"image": "qwen2_vl"}}},
+    ],
+)
+def test_what_says_no_family_is_refused(stated):
+    with pytest.raises(ValueError, match=r"no family is said by|a family as JSON has the keys"):
+        mmrope.Family.from_dict(stated)
+
+
+def test_rows_of_the_table_cannot_be_written_to_and_are_pickled():
+    rule = mmrope.family("vrope")
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        rule.place["image"] = None
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        mmrope.family("qwen2_vl").checkpoint.config["spatial_merge"] = "x"
+    for copied in (pickle.loads(pickle.dumps(rule)), copy.deepcopy(rule)):
+        assert copied == rule
+        assert hash(copied) == hash(rule)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"place": {"text": print}}, "mine: every family places text alike"),
+        ({"stride": 1e30}, "stride must be a positive number, got 1e\\+30; at most"),
+        ({"pad_value": 2**70}, "pad_value must be at most"),
+        ({"pad_value": 0.5}, "pad_value must be a whole number"),
+    ],
+)
+def test_numbers_of_a_rule_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        mmrope.family("qwen2_vl").replace(name="mine", **changes)
+
+
+def test_a_reading_of_ones_own_is_given_its_keys():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Sized(mmrope.positions.Reading):
+        @property
+        def keys(self):
+            return ("my_sizes",)
+
+        def rows(self, host, given, types, mask, family, *, timed):
+            return [mmrope.positions.Row.of([mmrope.Segment.image(h=h, w=w) for h, w in host["my_sizes"].tolist()])]
+
+    mine = mmrope.register_family(mmrope.family("qwen2_vl").replace(name="mine", reading=Sized()))
+    [row] = mmrope.segments_from_inputs({"input_ids": [[1] * 6], "my_sizes": [[2, 3]]}, mine)
+    assert list(row) == [mmrope.Segment.image(h=2, w=3)]

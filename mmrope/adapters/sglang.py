@@ -104,7 +104,7 @@ def get_rope_index(
         "second_per_grid_ts": second_per_grid_ts,
         "audio_seqlens": kwargs.get("audio_seqlens") if row.reading.states_audio else None,
     }
-    return _placed(inputs, family(row, **facts, token_ids=tokens), sound_in_video=bool(kwargs.get("use_audio_in_video")))
+    return _placed(inputs, family(row, **facts, token_ids=tokens), audio_in_video=bool(kwargs.get("use_audio_in_video")))
 
 
 def get_rope_index_glm4v(
@@ -236,7 +236,7 @@ def _read(config: Any, name: str) -> Any:
 
 
 def _placed(
-    inputs: Mapping[str, Any], row: Family, *, sound_in_video: bool = False, whole_batch: bool = False
+    inputs: Mapping[str, Any], row: Family, *, audio_in_video: bool = False, whole_batch: bool = False
 ) -> tuple[Tensor, Tensor]:
     """position_ids and deltas; without grids of one row, unless of the whole batch."""
     tokens = inputs["input_ids"]
@@ -244,7 +244,7 @@ def _placed(
         raise ValueError(f"input_ids must be a tensor [B, S], got {type(tokens).__name__}")
     given = {key: value for key, value in inputs.items() if value is not None}
     rows = segments_from_inputs(given, row, sync=True)
-    if not sound_in_video and any(isinstance(more, AudioInVideo) for row in rows for _, _, _, more in row.items):
+    if not audio_in_video and any(isinstance(more, AudioInVideo) for row in rows for _, _, _, more in row.items):
         raise ValueError("the markers say that a video has its audio in it, but use_audio_in_video is not set: pass True")
     positions = position_ids(rows, row)
     ids, deltas = torch.from_numpy(positions.ids), torch.from_numpy(rope_deltas(positions, length="padded"))

@@ -145,36 +145,41 @@ def position_ids(
     return Positions(ids, mask, following, family, tuple(batch), start)
 
 
-def decode_position_ids(following: Any, step: Any = 0, count: int = 1, *, axes: int = 3) -> np.ndarray:
+def decode_position_ids(following: Any, family: Family | str, *, step: Any = 0, count: int = 1) -> np.ndarray:
     """The ids of a decode step: text after rows that were placed before, for servers that keep each request's `Positions.next`.
 
     Args:
         following: [B] `Positions.next` of the prompts.
+        family: a Family, or its name.
         step: how many tokens have been generated already, a number or [B].
         count: tokens of this step; more than one when drafts are verified.
-        axes: of the family.
 
     Returns:
-        [A, B, count], in the dtype of `following`: what `position_ids(row, family, start=length + step, stop=length + step +
-        count)` gives for each row.
+        [A, B, count] int64, or float32 where ids are fractional: what `position_ids(row, family, start=length + step,
+        stop=length + step + count)` gives for each row.
 
     Raises:
-        ValueError: shapes that differ, a count below 0.
+        ValueError: what is no array of ids or of numbers of tokens [B], a count below 0.
 
     Example:
         >>> from mmrope import Segment, position_ids
         >>> from mmrope.positions import decode_position_ids
         >>> rows = [[Segment.text(5)], [Segment.text(1), Segment.image(h=2, w=2)]]
         >>> prompts = position_ids(rows, "qwen2_vl")
-        >>> decode_position_ids(prompts.next, step=[2, 0])[0].tolist()  # t of the third and of the first new token
+        >>> decode_position_ids(prompts.next, "qwen2_vl", step=[2, 0])[0].tolist()  # t of the third and of the first new token
         [[7], [3]]
     """
-    following = np.asarray(following)
-    first = following + np.asarray(step, dtype=following.dtype)  # [B]
-    if first.ndim != 1 or first.shape != following.shape:
-        raise ValueError(f"following must be [B] and step a number or [B], got {following.shape} and {np.shape(step)}")
-    ids = np.empty((whole(axes, "axes", least=1), len(first), whole(count, "count", least=0)), dtype=following.dtype)
-    ids[:] = first[:, None] if count == 1 else first[:, None] + np.arange(count, dtype=following.dtype)  # [A, B, count]
+    family = family if isinstance(family, Family) else find_family(family)
+    first, done = np.asarray(following), np.asarray(step)
+    kinds = "iuf" if family.fractional else "iu"
+    if first.ndim != 1 or first.dtype.kind not in kinds or done.dtype.kind not in "iu" or done.shape not in ((), first.shape):
+        raise ValueError(
+            f"following must be the next id of each row [B], {family.dtype}, and step a whole number or [B] of them, got "
+            f"{first.dtype} {list(first.shape)} and {done.dtype} {list(done.shape)}"
+        )
+    ids = np.empty((len(family.axes), len(first), whole(count, "count", least=0)), dtype=family.dtype)
+    tokens = done[..., None] + np.arange(count)  # [B or 1, count]
+    ids[:] = first[:, None] + (tokens.astype(ids.dtype) if family.fractional else tokens)  # [A, B, count]
     return ids
 
 
@@ -300,18 +305,23 @@ def _by_itself(rows: Sequence[Row], b: int, item: Any, at: Any, family: Family) 
         if segment.times is not None and family.revision:
             _refuse(rows, b, item, family, _EVEN_ALONE)
     function = family.place[kind]
-    found = function(segment, number(at), family)
+    name = getattr(function, "__name__", function)
+    try:
+        found = function(segment, number(at), family)
+    except Exception as error:  # code of others
+        raise ValueError(f"{family}: {name} failed on {segment!r} from {at} on: {type(error).__name__}: {error}") from error
     ids, following = found if isinstance(found, tuple) and len(found) == 2 else (found, "")
-    if isinstance(ids, np.ndarray) and isinstance(following, (int, float, np.number)):
-        whole_ids = ids.dtype.kind in "iu" and following == int(following)
-        if ids.shape == (len(family.axes), n) and (whole_ids or (family.fractional and ids.dtype.kind == "f")):
+    if isinstance(ids, np.ndarray) and isinstance(following, (int, float, np.number)) and abs(following) < 2**62:
+        fits = ids.shape == (len(family.axes), n) and ids.dtype.kind in ("iuf" if family.fractional else "iu")
+        is_whole = family.fractional or following == int(following)
+        if fits and is_whole and (not ids.size or (ids.max() < 2**62 and ids.min() > -(2**62))):  # nor NaN
             return ids, number(following).item()
-    what, name = type(ids).__name__, getattr(function, "__name__", function)
+    what = type(ids).__name__
     what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else what
     what += f" and {following}" if following != "" else ""
     raise ValueError(
         f"{family}: {name} returned {what} for {segment!r}; a function in place returns (ids, next): ids {family.dtype} "
-        f"[{len(family.axes)}, {n}], and the id at which text continues"
+        f"[{len(family.axes)}, {n}], finite, and the id at which text continues"
     )
 
 
@@ -371,23 +381,30 @@ def largest_ids(plans: Sequence[RowPlan], family: Family) -> list[Any]:
 
 def _bounds(place: Place, family: Family) -> tuple[Any, Any]:
     """The smallest and the largest id of a segment."""
-    kind, (t, h, w), n, _, at, extra, _ = place
+    kind, (t, h, w), n, _, at, extra, media = place
     if kind == "pad" or not n:
         return 0, 0
     if kind in _LINES:
         return at, at + n - 1
     if kind == "table":
         return extra.min().item(), extra.max().item()
-    plane, last = max(h, w) - 1, extra[0] if kind == "video" else 0
-    low = plane // 2 if family.center else 0
-    high = max(last, plane - low + (last if family.couple else 0))
-    if family.origin == "zero":
-        low, high = at, max(last, plane - at)
-    if "p" in family.axes:
-        high = max(high, n - 1 if family.stride == 1 else math.ceil(n * (family.stride or 0)))
-    if kind == "frames":
-        high += (t - 1) * extra[1]
-    return at - low, at + high
+    if kind == "image" and family.plain:  # the usual case
+        return at, at + max(h, w) - 1
+    last, moved = (extra[0], 0) if kind == "video" else (0, (t - 1) * extra[1] if kind == "frames" else 0)
+    bounds = []
+    for axis in family.axes:
+        if axis == "t":
+            bounds.append((at, at + last + moved))
+        elif axis == "h" or axis == "w":
+            size, (first, to) = h if axis == "h" else w, (0, 0) if family.origin == "zero" else (at, at + moved)
+            low = (size - 1) // 2 if family.center else 0
+            bounds.append((first - low, to - low + size - 1 + (last if family.couple else 0)))
+        elif axis == "p":
+            tokens, stride = h * w if kind == "frames" else n, family.stride or 0
+            bounds.append((at, at + moved + tokens - 1) if stride == 1 else (at - 1 + stride, at - 1 + stride * tokens))
+        else:
+            bounds.append((media, media))
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
 # --- writing ids ------------------------------------------------------------------------------------------------------

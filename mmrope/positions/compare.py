@@ -323,14 +323,15 @@ def check(
         rows = batch_of(inputs)
     if cu_seqlens is not None:
         rows = _sequences(rows, running_totals(cu_seqlens))
+    start = 0
     if isinstance(position_ids, Packed):
-        position_ids = position_ids.ids[:, position_ids.mask]
+        start, position_ids = position_ids.start, position_ids.ids[:, position_ids.mask]
     elif isinstance(position_ids, Positions):
         position_ids = position_ids.ids
     ids = on_host({"position_ids": position_ids}, sync)["position_ids"]
     if len({row.length for row in rows}) == 1 and np.array_equal(ids, build.position_ids(rows, family).ids):
         return  # the usual case, padding included
-    expected = pack(rows, family)
+    expected = pack(rows, family, start=start)
     given, text = _as_packed(ids, rows, expected)
     found = _Comparison(rows, expected, given)
     if found.wrong.any():

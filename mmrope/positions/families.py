@@ -8,10 +8,8 @@ tests/references/; nothing else in the library names a family.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,10 +24,11 @@ from mmrope.positions.rules import (
     TokenIds,
     changed,
     fact_of,
-    register_family,
+    packages_families,
     registered,
     with_facts,
 )
+from mmrope.positions.rules import register_family as register_family  # from here, so that the table is there before
 
 _QWEN_TRAINING = "QwenLM/Qwen3-VL at commit 9658872, qwen-vl-finetune/qwenvl/data/rope2d.py"
 _QWEN_CONFIG = {
@@ -386,8 +385,10 @@ def _with_revisions(row: Family) -> list[Family]:
 
 
 for _reference in _REFERENCES:
-    for _with in _with_revisions(_reference):
-        register_family(_with)
+    REGISTRY.update({row.key: row for row in _with_revisions(_reference)})
+
+READING_KEYS = tuple(dict.fromkeys(key for row in _REFERENCES for key in row.reading.keys))
+"""What the readings of the table read of a processor's output."""
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(REGISTRY)
 """Every family and revision by name, those of `register_family`, too. It cannot be written to."""
@@ -416,16 +417,7 @@ def family(name: str | Family, **facts: Any) -> Family:
         )
     if name in REGISTRY and not facts:
         return REGISTRY[name]
-    if name not in REGISTRY:
-        _from_packages()
     return with_facts(registered(name), facts)
-
-
-@functools.cache
-def _from_packages() -> None:
-    """Registers the families of installed packages: entry points of the group "mmrope.families"."""
-    for point in entry_points(group="mmrope.families"):
-        register_family(point.load())
 
 
 _IN_WORDS: dict[str, dict[Any, str]] = {
@@ -451,18 +443,19 @@ _IN_WORDS: dict[str, dict[Any, str]] = {
 
 def departures(row: Family) -> list[str]:
     """What a revision's rule does otherwise than its reference, in words."""
-    reference = FAMILIES[row.name]
+    reference = FAMILIES.get(row.name)
     found = []
     for name, words in _IN_WORDS.items():
         value = fact_of(row, name)
-        if value != fact_of(reference, name):
+        if reference is not None and value != fact_of(reference, name):
             values = value.values() if name == "place" else [value]
-            found += [words[value] for value in values]
+            found += [words.get(value, f"its {name} is another") for value in values]
     return found
 
 
 def family_of(model_type: str | None, revision: str | None = None, *, whole: bool = False) -> Family:
     """The row of a model type of Hugging Face configs; that of a text config means its family unless `whole`."""
+    packages_families()
     names = {
         known: row.name
         for row in FAMILIES.values()

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mmrope.positions.families import READING_KEYS
 from mmrope.positions.families import family as find_family
-from mmrope.positions.rules import REGISTRY, Family, Reading, Run
+from mmrope.positions.rules import Family, Reading, Run
 from mmrope.positions.segments import MEDIA, Item, Row, add_frame, text, token_mask, whole, whole_grid
 from mmrope.positions.timing import VideoTiming, check_seconds, no_clock, one_clock
 
@@ -26,16 +27,15 @@ _KIND_OF = {kind.token_type: kind.name for kind in MEDIA.values()}
 _PADDING, _TEXT = -1, 0
 _TYPES = {_TEXT, *_KIND_OF}
 _TYPES_WITHOUT_AUDIO, _ALL_TYPES = _TYPES - {_TYPE_OF["audio"]}, _TYPES | {_PADDING}
-_OF_READINGS = tuple(dict.fromkeys(key for row in REGISTRY.values() for key in row.reading.keys))
 INPUTS = (
     *("input_ids", "attention_mask", "mm_token_type_ids", "images_per_sample"),
-    *(*_GRIDS.values(), *_SECONDS, *_OF_READINGS),
+    *(*_GRIDS.values(), *_SECONDS, *READING_KEYS),
 )
-"""What is read of a processor's output."""
+"""What is read of a processor's output, besides what readings of others read."""
 _KEYS_OF = {
     "image": {MEDIA["image"].pixels, _GRIDS["image"]},
     "video": {MEDIA["video"].pixels, _GRIDS["video"], *_SECONDS},
-    "audio": {MEDIA["audio"].pixels, *_OF_READINGS},
+    "audio": {MEDIA["audio"].pixels, *READING_KEYS},
 }
 
 
@@ -86,10 +86,12 @@ def segments_from_inputs(
     family = family if isinstance(family, Family) else find_family(family)
     if not isinstance(inputs, Mapping):
         raise ValueError(f"inputs must be a processor's output (a dict), got {type(inputs).__name__}")
-    host = on_host({key: value for key in INPUTS if (value := inputs.get(key)) is not None}, sync)
-    types, mask = _token_types(host, inputs, family, prompt_lengths)
-    (batch, tokens), reading = types.shape, family.reading
+    reading = family.reading
     special = type(reading) is not Reading
+    keys = dict.fromkeys((*INPUTS, *reading.keys)) if special else INPUTS
+    host = on_host({key: value for key in keys if (value := inputs.get(key)) is not None}, sync)
+    types, mask = _token_types(host, inputs, family, prompt_lengths)
+    batch, tokens = types.shape
     if special:
         rows = reading.rows(host, inputs, types, mask, family, timed=video_timings is not None)
         if rows is not None:
@@ -163,6 +165,8 @@ def _token_types(
     if "input_ids" not in host:
         raise ValueError("inputs have no input_ids: pass what the processor returned, whole")
     ids, types = host["input_ids"], host.get("mm_token_type_ids")
+    if ids.dtype.kind not in "iu" and ids.size:
+        raise ValueError(f"input_ids must be whole numbers, got {ids.dtype}: pass what the processor returned, not text")
     if ids.ndim != 2 or not len(ids):
         raise ValueError(
             f"input_ids must be [batch, tokens], got shape {ids.shape}; a single row needs a leading dimension of 1, and a "
@@ -219,7 +223,7 @@ def _check_agreement(types: np.ndarray, by_ids: np.ndarray, ids: np.ndarray, mas
         differ = (types == _TEXT) != (by_ids == _TEXT)
     for name, kind in _TYPE_OF.items():
         if getattr(family.checkpoint.token_ids, name) is None:  # ids do not tell
-            differ &= types != kind
+            differ &= (types != kind) | (by_ids != _TEXT)
     differ = differ if mask is None else differ & mask
     if differ.any():
         row, token = (int(i) for i in np.unravel_index(int(np.argmax(differ)), differ.shape))
@@ -426,6 +430,8 @@ def _videos(
     host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family, timings: Sequence[VideoTiming] | None
 ) -> _Queue:
     key = _GRIDS["video"]
+    if timings is not None and not (isinstance(timings, Sequence) and all(isinstance(x, VideoTiming) for x in timings)):
+        raise ValueError(f"video_timings must be a list of VideoTiming (VideoTiming.from_metadata makes them), got {timings!r}")
     stated = [name for name in _SECONDS if name in host and host[name].size]
     if key not in host:
         _missing(inputs, "video")
@@ -456,8 +462,6 @@ def _video_times(
                 "temporal patch size / sampled frames per second for each video, or video_timings",
             )
         return seconds or ()
-    if not isinstance(timings, Sequence) or not all(isinstance(timing, VideoTiming) for timing in timings):
-        raise ValueError(f"video_timings must be a list of VideoTiming (VideoTiming.from_metadata makes them), got {timings!r}")
     if len(timings) != len(patches):
         raise ValueError(
             f"there are {len(timings)} video_timings for {len(patches)} video(s) of {_GRIDS['video']}: one each is needed"
@@ -485,7 +489,7 @@ def _audio(host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Fa
     lengths = family.reading.audio_tokens(host, inputs, family)
     if lengths is not None:
         return _Queue("audio", MEDIA["audio"].grids, [(1, 1, n) for n in lengths], family=family)
-    if "audio" not in family.media and (given := [key for key in _OF_READINGS if key in host]):
+    if "audio" not in family.media and (given := [key for key in READING_KEYS if key in host]):
         raise ValueError(f"inputs have {given[0]}, which {family} does not read: it places {', '.join(family.media)}")
     return _Queue("audio", "audio tokens", family=family, whole_runs=True)
 
@@ -564,6 +568,8 @@ class Span:
     def __post_init__(self) -> None:
         for name in ("offset", "length"):
             object.__setattr__(self, name, whole(getattr(self, name), f"a span's {name}"))
+        if self.timing is not None and not isinstance(self.timing, VideoTiming):
+            raise ValueError(f"a span's timing must be a VideoTiming, got {self.timing!r}")
 
 
 def segments_from_spans(token_count: int, spans: Sequence[Span | tuple[Any, ...]], family: Family | str) -> Row:
@@ -633,8 +639,8 @@ def _add_run(runs: list[Run], run: Run) -> None:
 
 
 def _span(span: Any, n: int) -> Span:
-    if not isinstance(span, tuple):
-        raise ValueError(f"span {n} must be a Span or a tuple (offset, length, grid), got {span!r}")
+    if not isinstance(span, tuple) or not 2 <= len(span) <= 7:
+        raise ValueError(f"span {n} must be a Span or a tuple (offset, length, grid, ...) of its fields, got {span!r}")
     return Span(*span)
 
 
@@ -658,9 +664,11 @@ def _span_runs(span: Span, n: int, family: Family, token_count: int) -> list[Run
     kind = _TYPE_OF[span.kind]
     if span.embed is None:
         return [(kind, offset, offset + length)]
-    embed = np.asarray(span.embed, dtype=bool)
-    if embed.shape != (length,):
-        raise ValueError(f"{_called(span, n)}: embed must be {length} booleans, one a token, got shape {embed.shape}")
+    embed = np.asarray(span.embed)
+    if embed.shape != (length,) or embed.dtype.kind not in "biu" or ((embed != 0) & (embed != 1)).any():
+        raise ValueError(
+            f"{_called(span, n)}: embed must be {length} booleans, one a token, got {embed.dtype} {list(embed.shape)}"
+        )
     if not embed.any():
         raise ValueError(f"{_called(span, n)}: no token is of the {span.kind}: embed is false everywhere")
     starts = [0, *((embed[1:] != embed[:-1]).nonzero()[0] + 1).tolist()]

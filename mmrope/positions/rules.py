@@ -11,16 +11,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from mmrope.positions.segments import MAX_TOKENS, Row, Segment, whole_grid, whole_grids
-from mmrope.positions.timing import Time, VideoTiming, check_steps, one_clock, time_steps
+from mmrope.positions.segments import MAX_TOKENS, Row, Segment, whole, whole_grid, whole_grids
+from mmrope.positions.timing import MAX_STEP, Time, VideoTiming, check_steps, one_clock, time_steps
 
 Advance = Literal["max", "spatial", "time", "tokens"]
 Origin = Literal["next", "zero"]
@@ -34,6 +35,21 @@ def _check_choices(record: Any, what: Any, **choices: Any) -> None:
     for name, allowed in choices.items():
         if getattr(record, name) not in get_args(allowed):
             raise ValueError(f"{what}: {name} must be one of {get_args(allowed)}, got {getattr(record, name)!r}")
+
+
+def _protect(record: Any, name: str) -> None:
+    """Makes a field that holds a dict one that cannot be written to: rows are everyone's."""
+    object.__setattr__(record, name, MappingProxyType(dict(getattr(record, name))))
+
+
+def _fields_of(record: Any) -> dict[str, Any]:
+    """The fields of a record with such a dict, which has no pickle, as a plain one."""
+    values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+
+
+def _remade(cls: type, values: dict[str, Any]) -> Any:
+    return cls(**values)
 
 
 # --- what is known of the models --------------------------------------------------------------------------------------
@@ -119,6 +135,12 @@ class CheckpointFacts:
     recurrent: bool = False
     """Whether some layers carry a state from token to token (linear attention), so that sequences of a pack run into each other
     unless their kernels are told the boundaries."""
+
+    def __post_init__(self) -> None:
+        _protect(self, "config")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (type(self), _fields_of(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +311,10 @@ class Family:
     """What configs state."""
 
     def __post_init__(self) -> None:
+        _protect(self, "place")
         _check_choices(self, self, time=Time, advance=Advance, origin=Origin, ordinal=Ordinal, dtype=Dtype)
+        if unplaceable := sorted({"text", "pad", "custom"} & {*self.media, *self.place}):
+            raise ValueError(f"{self}: every family places {', '.join(unplaceable)} alike; leave them out of media and place")
         unknown = sorted(set(self.place) - set(self.media))
         if unknown:
             raise ValueError(f"{self}: place has functions for {unknown}, which are not among its media {self.media}")
@@ -314,6 +339,10 @@ class Family:
             )
         check_positive(self, "ids_per_second", self.ids_per_second)
         check_positive(self, "stride", self.stride)
+        for name in ("pad_value", "pad_value_without_vision"):
+            value = getattr(self, name)
+            if value is not None and (whole(value, f"{self}: {name}") != value or abs(value) > MAX_STEP):
+                raise ValueError(f"{self}: {name} must be at most {MAX_STEP:,} either way, got {value!r}")
         if not self.fractional and self.stride is not None and self.stride != int(self.stride):
             raise ValueError(f"{self}: its ids are whole numbers, so stride must be one, got {self.stride!r}")
 
@@ -359,7 +388,8 @@ class Family:
         return changed(self, **{"revision": "", "source": f"{self}, changed", "name": name, **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """A family as plain JSON: one that is registered by its name and its checkpoint's facts, another whole.
+        """A family as plain JSON: a row of the table by its name and its checkpoint's facts, a rule of your own whole, with its
+        functions by the name of a registered family that has them.
 
         Raises:
             ValueError: a function or a reading that no registered family has: a file holds no code.
@@ -369,7 +399,7 @@ class Family:
             >>> mmrope.family("qwen2_5_vl", ids_per_second=4).to_dict()
             {'name': 'qwen2_5_vl', 'facts': {'ids_per_second': 4}}
         """
-        known = REGISTRY.get(self.key)
+        known = None if self.key in OWN else REGISTRY.get(self.key)
         if known is not None:
             facts = {fact: fact_of(self, fact) for fact in FACTS if known.has(fact)}
             changed_facts = {fact: value for fact, value in facts.items() if value != fact_of(known, fact)}
@@ -390,13 +420,16 @@ class Family:
             >>> mmrope.Family.from_dict(stated).stride
             2
         """
-        if set(stated) == {"name", "facts"}:
-            facts = {fact: _unplain(value, fact) for fact, value in stated["facts"].items()}
-            return with_facts(registered(stated["name"]), facts)
-        known = {f.name for f in dataclasses.fields(cls)}
-        if set(stated) != {"rule"} or set(stated["rule"]) != known:
-            raise ValueError(f"a family as JSON has the keys name and facts, or rule with {sorted(known)}, got {stated}")
-        return cls(**{name: _unplain(value, name) for name, value in stated["rule"].items()})
+        try:
+            if set(stated) == {"name", "facts"}:
+                facts = {fact: _unplain(value, fact) for fact, value in stated["facts"].items()}
+                return with_facts(registered(stated["name"]), facts)
+            known = {f.name for f in dataclasses.fields(cls)}
+            if set(stated) != {"rule"} or set(stated["rule"]) != known:
+                raise ValueError(f"a family as JSON has the keys name and facts, or rule with {sorted(known)}, got {stated}")
+            return cls(**{name: _unplain(value, name) for name, value in stated["rule"].items()})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"no family is said by {stated}: {type(error).__name__}: {error}") from error
 
     def has(self, fact: str) -> bool:
         """Whether a fact of checkpoints means something to the family."""
@@ -509,6 +542,9 @@ class Family:
             raise ValueError(f"{what} {number} has {t} x {h} x {w} tokens, more than {MAX_TOKENS:,}, the most of one segment")
         return t, h, w
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (type(self), _fields_of(self))
+
     def __str__(self) -> str:
         return self.key
 
@@ -518,8 +554,8 @@ class Family:
 
 def check_positive(what: Any, name: str, value: Any) -> None:
     """A positive number, or None."""
-    if value is not None and not (isinstance(value, (int, float, np.number)) and math.isfinite(value) and value > 0):
-        raise ValueError(f"{what}: {name} must be a positive number, got {value!r}")
+    if value is not None and not (isinstance(value, (int, float, np.number)) and 0 < value <= MAX_STEP):  # nor NaN
+        raise ValueError(f"{what}: {name} must be a positive number, got {value!r}; at most {MAX_STEP:,}")
 
 
 # --- facts and changes ------------------------------------------------------------------------------------------------
@@ -570,6 +606,8 @@ def with_facts(row: Family, facts: Mapping[str, Any]) -> Family:
 
 REGISTRY: dict[str, Family] = {}
 """Every family and revision by its key: the rows of families.py, and what `register_family` added."""
+OWN: set[str] = set()
+"""The keys of the latter."""
 
 
 def register_family(family: Family) -> Family:
@@ -590,8 +628,17 @@ def register_family(family: Family) -> Family:
         raise ValueError(f"register_family takes a Family, got {type(family).__name__}")
     if REGISTRY.get(family.key, family) != family:
         raise ValueError(f"the name {family.key!r} is taken by another family: {REGISTRY[family.key].source}")
-    REGISTRY[family.key] = family
+    if family.key not in REGISTRY:
+        REGISTRY[family.key] = family
+        OWN.add(family.key)
     return family
+
+
+@functools.cache
+def packages_families() -> None:
+    """Registers the families of installed packages, once: entry points of the group "mmrope.families"."""
+    for point in entry_points(group="mmrope.families"):
+        register_family(point.load())
 
 
 def registered(key: str) -> Family:
@@ -600,6 +647,8 @@ def registered(key: str) -> Family:
     Raises:
         ValueError: there is none.
     """
+    if key not in REGISTRY:
+        packages_families()
     if key not in REGISTRY:
         raise ValueError(_unknown(key))
     return REGISTRY[key]
@@ -630,6 +679,8 @@ def _plain(value: Any, name: str = "") -> Any:
         }
     if isinstance(value, (TokenIds, RotaryFacts, CheckpointFacts)):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, np.generic):
+        return value.item()
     return dict(value) if isinstance(value, Mapping) else value
 
 

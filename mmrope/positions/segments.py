@@ -252,9 +252,9 @@ class Custom(Segment):
     def __post_init__(self) -> None:
         Segment.__post_init__(self)
         for name, value in (*(("an id", x) for axis in self.ids for x in axis), ("advance", self.advance)):
-            if not abs(value) <= MAX_STEP:  # nor NaN
+            if not isinstance(value, (int, float, np.number)) or not abs(value) <= MAX_STEP:  # nor NaN
                 raise ValueError(
-                    f"Segment.custom: {name} must be a finite number, at most {MAX_STEP:,} either way, got {value}"
+                    f"Segment.custom: {name} must be a finite number, at most {MAX_STEP:,} either way, got {value!r}"
                 )
 
     def __repr__(self) -> str:
@@ -348,6 +348,8 @@ class Row(Sequence[Segment]):
         """
         if isinstance(segments, Row):
             return segments
+        if not isinstance(segments, Iterable):
+            raise ValueError(f"a row is a list of Segments, got {segments!r}")
         items: list[Item] = []
         for i, segment in enumerate(segments):
             if not isinstance(segment, Segment):

@@ -62,6 +62,8 @@ def test_deltas_lead_to_the_next_id_where_text_goes_on_after_the_largest(rule, d
     assert padded.shape == unpadded.shape == (len(batch), 1)
     real = positions.mask.sum(axis=1)
     np.testing.assert_allclose(padded[:, 0] + batch[0].length, unpadded[:, 0] + real, rtol=3e-6)
+    largest = np.where(positions.mask, positions.ids, -1).max(axis=(0, 2), initial=-1)  # [B]
+    np.testing.assert_allclose(unpadded[:, 0] + real, largest + 1, rtol=3e-6 if rule.fractional else 0)
     if rule.advance == "max" and rule.origin == "next" and not rule.place:
         tolerance = 3e-6 if rule.fractional else 0  # the difference of two float32 is rounded
         np.testing.assert_allclose(unpadded[:, 0] + real, positions.next, rtol=tolerance)

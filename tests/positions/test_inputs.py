@@ -10,9 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrope import Segment, VideoTiming, check, collate, diff, family, position_ids, segments_from_inputs
+from mmrope import (
+    Segment,
+    Span,
+    VideoTiming,
+    check,
+    collate,
+    diff,
+    family,
+    pack,
+    position_ids,
+    segments_from_inputs,
+    segments_from_spans,
+)
 from mmrope.adapters.transformers import with_positions
-from mmrope.positions import AudioInVideo, TokenIds, convert_ids, fingerprint, keep, rope_deltas
+from mmrope.positions import AudioInVideo, TokenIds, append, convert_ids, decode_position_ids, fingerprint, keep, rope_deltas
 from tests.support import cases
 from tests.support.strategies import BY_KEY, SECONDS, padded, processed, upstream_batches
 from tests.support.upstream_ids import (
@@ -590,3 +602,46 @@ def test_gpu_tensors_are_copied_when_told_to_and_all_at_once(monkeypatch):
         segments_from_inputs(inputs, "qwen2_5_vl")
     assert segments_from_inputs(inputs, "qwen2_5_vl", sync=True) == expected
     assert copies == [40 + 80 + 10 + 24 + 4]  # bytes
+
+
+def test_token_types_of_a_kind_without_an_id_are_held_against_the_others():
+    rule = family("qwen2_vl", token_ids=TokenIds(image=9))
+    inputs = {"input_ids": [[1, 9, 9, 1]], "mm_token_type_ids": [[0, 2, 2, 0]], "video_grid_thw": [[1, 2, 4]]}
+    with pytest.raises(ValueError, match="token 1: mm_token_type_ids say video, but its id, 9, is of image"):
+        segments_from_inputs(inputs, rule)
+    assert segments_from_inputs({**inputs, "input_ids": [[1, 8, 8, 1]]}, rule)[0][1].kind == "video"
+
+
+def test_a_pack_of_the_next_tokens_ids_is_checked_as_one():
+    rows = [[Segment.text(3), Segment.image(h=2, w=2)], [Segment.text(4)]]
+    check(pack(rows, "qwen2_vl", start=1), rows, "qwen2_vl")
+    with pytest.raises(ValueError, match="position_ids are not those of qwen2_vl"):
+        check(dataclasses.replace(pack(rows, "qwen2_vl"), start=1), rows, "qwen2_vl")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: segments_from_inputs({"input_ids": [["1", "9"]]}, "qwen2_vl"), "input_ids must be whole numbers, got <U1"),
+        (lambda: segments_from_inputs({"input_ids": [[1.5, 9.0]]}, "qwen2_vl"), "input_ids must be whole numbers, got float64"),
+        (lambda: segments_from_inputs({"input_ids": [[1]]}, "qwen2_vl", video_timings=5), "video_timings must be a list"),
+        (lambda: append([Segment.text(2)], Segment.text(3)), r"a row is a list of Segments, got Segment.text\(3\)"),
+        (lambda: Segment.custom([[0]], advance="x"), "advance must be a finite number, .* got 'x'"),
+        (lambda: Span(0, 4, (1, 4, 4), "video", timing=3), "a span's timing must be a VideoTiming, got 3"),
+        (lambda: segments_from_spans(10, [(2,)], "qwen2_vl"), "span 0 must be a Span or a tuple"),
+        (lambda: segments_from_spans(9, [Span(0, 4, (1, 4, 4), embed=["no"] * 4)], "qwen2_vl"), "embed must be 4 booleans"),
+        (lambda: segments_from_spans(9, [Span(0, 4, (1, 4, 4), embed=[0.5] * 4)], "qwen2_vl"), "embed must be 4 booleans"),
+        (lambda: decode_position_ids([5, 6], "qwen2_vl", step=[2.9, 1.0]), "following must be the next id .* float64"),
+        (lambda: decode_position_ids([5, 6], "qwen2_vl", step=[1]), "following must be the next id .*"),
+        (lambda: decode_position_ids([5.5], "qwen2_vl"), "following must be the next id .* float64"),
+        (lambda: decode_position_ids(["5"], "qwen2_vl"), "following must be the next id .*"),
+    ],
+)
+def test_what_is_no_number_is_refused_in_our_words(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_decode_step_has_the_axes_of_its_family():
+    assert decode_position_ids([5, 6], "hunyuan_vl", step=2, count=3).shape == (4, 2, 3)
+    assert decode_position_ids(np.float32([5.5]), "qwen3_omni_moe").dtype == np.float32

@@ -64,7 +64,7 @@ class Life(RuleBasedStateMachine):
         mask = np.array([[data.draw(st.booleans()) for _ in range(batch[0].length)] for _ in batch], dtype=bool)
         kept = keep(positions, mask.reshape(positions.mask.shape))
         np.testing.assert_array_equal(kept.ids, positions.ids[:, positions.mask & mask])
-        step = decode_position_ids(positions.next, 1, axes=len(self.family.axes))
+        step = decode_position_ids(positions.next, self.family, step=1)
         length = batch[0].length
         further = position_ids(batch, self.family, start=length + 1, stop=length + 2)
         np.testing.assert_array_equal(step, further.ids)
