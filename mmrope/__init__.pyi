@@ -1,6 +1,7 @@
 """The names at the top, about 25; the rest are in the packages. This list is the one that is read: see extras.py."""
 
 from mmrope import adapters as adapters
+from mmrope import checkpoints as checkpoints
 from mmrope import encodings as encodings
 from mmrope import lab as lab
 from mmrope import positions as positions
@@ -8,6 +9,8 @@ from mmrope import preprocess as preprocess
 from mmrope import prompting as prompting
 from mmrope import view as view
 from mmrope import vlm as vlm
+from mmrope.checkpoints.configs import family_from_config as family_from_config
+from mmrope.checkpoints.rotary import rotary_from_config as rotary_from_config
 from mmrope.encodings.rotary import RotaryEmbedding as RotaryEmbedding
 from mmrope.encodings.rotary import apply_rotary as apply_rotary
 from mmrope.encodings.scaling import YaRN as YaRN
@@ -27,7 +30,6 @@ from mmrope.positions.compare import explain as explain
 from mmrope.positions.families import FAMILIES as FAMILIES
 from mmrope.positions.families import Family as Family
 from mmrope.positions.families import family as family
-from mmrope.positions.families import family_from_config as family_from_config
 from mmrope.positions.families import register_family as register_family
 from mmrope.positions.formats import hf_position_ids as hf_position_ids
 from mmrope.positions.inputs import Span as Span

@@ -355,6 +355,7 @@ def show(
     mmrope show frequencies --family qwen3_vl
     mmrope show decay --figure out/decay.png
     """
+    from mmrope.positions import family
     from mmrope.view import encodings, tables
 
     shown: Any
@@ -382,6 +383,9 @@ def show(
         Shown.scaling: ("what scalings by 8 leave of each frequency", tables.scalings_table, encodings.plot_scalings),
         Shown.alibi: ("the factor of attention weights at a distance", tables.alibi_table, encodings.plot_alibi),
     }[what]
+    if what is not Shown.alibi and not preset_name:
+        released = family(name).rotary.released
+        about += f" ({f'as in {released}' if released else 'class defaults of transformers: no released config was at hand'})"
     if figure is None:
         typer.echo(f"{name}: {about}\n\n{table(shown)}")
     else:
@@ -407,11 +411,12 @@ def check(
     they cannot be checked.
     """
     from mmrope import positions
+    from mmrope.checkpoints import family_from_config
     from mmrope.positions.compare import WrongPositions
 
     if bool(family_name) == (config is not None):
         raise ValueError("name the family (--family qwen2_5_vl) or the checkpoint's config (--config config.json)")
-    rule = positions.family(family_name) if config is None else positions.family_from_config(read_config(config))
+    rule = positions.family(family_name) if config is None else family_from_config(read_config(config))
     batch = _dump(dump)
     rows = positions.segments_from_inputs(batch, rule, prompt_lengths=batch.get("prompt_lengths"))
     try:

@@ -43,6 +43,7 @@ ORDER = [
     "prompting",
     "positions",
     "encodings",
+    "checkpoints",
     "preprocess",
     "vlm",
     "adapters",

@@ -37,7 +37,7 @@ def test_the_wheel_is_the_code_alone(built):
         packed = {name for name in file.namelist() if ".dist-info/" not in name}
     code = {path for suffix in ("*.py", "*.pyi", "py.typed") for path in (ROOT / "mmrope").rglob(suffix)}
     assert {path.relative_to(ROOT).as_posix() for path in code} <= packed
-    assert {name.rpartition(".")[2] for name in packed} <= {"py", "pyi", "typed", "html"}
+    assert {name.rpartition(".")[2] for name in packed} <= {"py", "pyi", "typed", "html", "json"}
 
 
 def test_the_source_has_its_tests(built):

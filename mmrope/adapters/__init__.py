@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmrope.positions.families import family, family_from_config
+from mmrope.checkpoints.configs import family_from_config
+from mmrope.positions.families import family
 from mmrope.positions.rules import Family
 
 

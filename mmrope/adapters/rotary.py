@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrope.encodings.configs import rotary_from_config
+from mmrope.checkpoints.configs import config_dict, family_of
+from mmrope.checkpoints.models import MODELS
+from mmrope.checkpoints.rotary import rotary_from_config
 from mmrope.encodings.rotary import Angles, RotaryEmbedding
 from mmrope.encodings.spec import RotarySpec
-from mmrope.positions.families import config_dict, family_of
 
 TOLERANCE = 1e-5
 """cos and sin of a model's own module may differ by this at small ids, whose angles float32 has right."""
@@ -18,12 +19,15 @@ TOLERANCE = 1e-5
 
 class RotaryInPlace(nn.Module):
     """For an attribute of a transformers model: `text.rotary_emb = RotaryInPlace(text.rotary_emb)`, where `text` is the module
-    that holds it (`model.model.language_model`). It has no parameters, and no state from one call to the next.
+    that holds it (`model.model.language_model`; of models of text alone `model.model`). It has no parameters, and no state
+    from one call to the next.
 
     What is not said is read of the module that it replaces: the rotary embedding from its `config`, and by calling one like it,
     which dimensions it returns. They are compared on small ids, and the module's own frequencies with those of one that is made
     anew, so that one that computes something else than its config says, or was changed by hand, is found at once. The rotary
     embeddings of vision towers are called otherwise, and are not for this: `RotarySpec.axial`.
+
+    Modules of text alone are taken, too, where they return cos and sin.
 
     Source of the modules: transformers 4.57.1 and 5.23.0, models/*/modeling_*.py, `*RotaryEmbedding`.
 
@@ -75,10 +79,22 @@ class RotaryInPlace(nn.Module):
         # made anew, as the model's may have been cast, or stand on the meta device
         with torch.device("cpu"):
             fresh = type(own)(config)
-        ids = torch.stack([torch.arange(8).roll(3 * a) for a in range(len(self._rotary(self.layers[0]).spec.axes))])[:, None]
-        theirs, _ = _call(fresh, torch.zeros(1, dtype=torch.bfloat16), ids, self.layers[0])
+        known = spec_of(own, self.layers[0] or None)
+        ids = torch.stack([torch.arange(8).roll(3 * a) for a in range(len(known.axes))])[:, None]  # [A, 1, 8]
+        ids = ids if len(known.axes) > 1 else ids[0]  # [1, 8] of text
+        found = _call(fresh, torch.zeros(1, dtype=torch.bfloat16), ids, self.layers[0])
+        if not isinstance(found, tuple) or found[0].is_complex():
+            raise ValueError(
+                f"{type(own).__name__} returns no cos and sin, but complex numbers: replace what applies them, too"
+            )
+        theirs, pairs = found[0], len(known.inv_freq)
         self.axes_lead = theirs.ndim == 4
         self.in_float32 = theirs.dtype == torch.float32
+        # [B, S, P], or each pair's number at both of its channels: as two halves, or as neighbours
+        self.once = theirs.shape[-1] == pairs
+        self.halves = known.pairing == "half" or self.axes_lead
+        if len(known.axes) == 1 and not self.once:
+            self.halves = bool(torch.equal(theirs[..., :pairs], theirs[..., pairs:]))
         if spec is None:
             _check_unchanged(own, fresh)
             for layer in self.layers:
@@ -116,7 +132,9 @@ class RotaryInPlace(nn.Module):
         ids = ids.expand(len(spec.axes), -1, -1)  # [A, B, S]
         # a tensor, which waits for no device; the model's own module scales by the same
         tables = rotary(ids, length=ids.max() + 1 if spec.needs_length else None)  # [B, S, P]
-        if spec.pairing == "half" or self.axes_lead:
+        if self.once:
+            cos, sin = tables
+        elif self.halves:
             cos, sin = (torch.cat((table, table), dim=-1) for table in tables)  # [B, S, R]
         else:
             cos, sin = (table.repeat_interleave(2, dim=-1) for table in tables)  # [B, S, R]
@@ -191,6 +209,11 @@ def spec_of(own: nn.Module, layer_type: str | None = None) -> RotarySpec:
         raise ValueError(f"{type(own).__name__} has layers of types {list(_layers(own))}, not {layer_type!r}")
     config = config_dict(own.config)
     text = config_dict(config.get("text_config") or config)  # a module's own config is the text's, as a rule
+    if text.get("model_type") in MODELS and not MODELS[text["model_type"]].axes:
+        spec = rotary_from_config(text, layer_type=layer_type)
+        if spec is None:
+            raise ValueError(f"{type(own).__name__}: layers of type {layer_type!r} do not rotate")
+        return spec
     rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
     mine = dict(rope[layer_type] if layer_type else rope)
     if not {"mrope_section", "xdrope_section"} & set(mine):

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmrope.checkpoints.configs import family_of
 from mmrope.positions.build import position_ids
-from mmrope.positions.families import FAMILIES, family, family_of
+from mmrope.positions.families import FAMILIES, family
 from mmrope.positions.formats import rope_deltas
 from mmrope.positions.inputs import segments_from_inputs
 from mmrope.positions.omni import AudioInVideo

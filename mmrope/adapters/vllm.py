@@ -104,7 +104,7 @@ def _span(feature: Any, n: int) -> Span:
 # --- the tokens that come after ---------------------------------------------------------------------------------------
 
 
-def get_next_input_positions(mrope_position_delta: int, context_len: int, seq_len: int) -> list[list[int]]:
+def get_next_input_positions(mrope_position_delta: int, context_len: int, seq_len: int, *, axes: int = 3) -> list[list[int]]:
     """The ids of the text tokens context_len .. seq_len - 1 of a sequence: `MRotaryEmbedding.get_next_input_positions`.
 
     Source: vllm 0.33.0, model_executor/layers/rotary_embedding/mrope.py.
@@ -113,9 +113,10 @@ def get_next_input_positions(mrope_position_delta: int, context_len: int, seq_le
         mrope_position_delta: of the prompt, from `get_mrope_input_positions`.
         context_len: tokens before, the prompt's at least.
         seq_len: tokens with the new ones.
+        axes: of the family: 4 of HunYuan's, whose prompts have four rows of ids.
 
     Returns:
-        [3][seq_len - context_len], three times the same. They go on after the prompt's largest id; by rules that let text go on
+        [axes][seq_len - context_len], each the same. They go on after the prompt's largest id; by rules that let text go on
         elsewhere (after audio in video, or by a video's time) `Positions.next` says where.
 
     Raises:
@@ -127,7 +128,7 @@ def get_next_input_positions(mrope_position_delta: int, context_len: int, seq_le
         [[8, 9], [8, 9], [8, 9]]
     """
     first, count = _next(mrope_position_delta, context_len, whole(seq_len, "seq_len") - whole(context_len, "context_len"))
-    return [list(range(first, first + count)) for _ in range(3)]
+    return [list(range(first, first + count)) for _ in range(whole(axes, "axes", least=1))]
 
 
 def get_next_input_positions_tensor(

@@ -5,7 +5,6 @@ from mmrope.encodings.absolute import SinusoidalEmbedding as SinusoidalEmbedding
 from mmrope.encodings.alibi import alibi_bias as alibi_bias
 from mmrope.encodings.alibi import alibi_score_mod as alibi_score_mod
 from mmrope.encodings.alibi import alibi_slopes as alibi_slopes
-from mmrope.encodings.configs import rotary_from_config as rotary_from_config
 from mmrope.encodings.mixed import MixedRotary as MixedRotary
 from mmrope.encodings.presets import PRESETS as PRESETS
 from mmrope.encodings.presets import Preset as Preset

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.encodings.scaling import DynamicNTK, LongRoPE, Powers, Scaling, Temperature, powers
+from mmrope.encodings.scaling import NTK, DynamicNTK, LongRoPE, Powers, Scaling, Temperature, powers
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family, Layout, Pairing
 
@@ -273,8 +273,9 @@ class RotarySpec:
 
     @classmethod
     def from_family(cls, family: Family | str) -> RotarySpec:
-        """The rotary embedding of a family's released checkpoints, as the table of families has it; of a family with one axis,
-        over 128 channels.
+        """The rotary embedding of a family's released checkpoints, as the table of families has it: `family.rotary.released`
+        names the config, and is empty where the facts are class defaults of transformers. Of a family with one axis, over 128
+        channels.
 
         Raises:
             ValueError: an unknown family, or one whose upstream does not rotate pairs.
@@ -299,7 +300,8 @@ class RotarySpec:
         assert spec.spectra is not None
         still = np.isin(spec.axis, [family.axes.index(axis) for axis in family.rotary.still])
         spectra = replace(spec.spectra, which=np.where(still, -1, spec.spectra.which))
-        return cls._of(spec.head_dim, spectra, spec.axis, spec.axes, spec.pairing)
+        spec = cls._of(spec.head_dim, spectra, spec.axis, spec.axes, spec.pairing)
+        return spec if family.rotary.ntk is None else spec.scaled(NTK(family.rotary.ntk))
 
     # --- scaled -----------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,6 @@ from mmrope.positions.compare import fingerprint as fingerprint
 from mmrope.positions.families import FAMILIES as FAMILIES
 from mmrope.positions.families import Family as Family
 from mmrope.positions.families import family as family
-from mmrope.positions.families import family_from_config as family_from_config
 from mmrope.positions.families import register_family as register_family
 from mmrope.positions.formats import convert_ids as convert_ids
 from mmrope.positions.formats import hf_position_ids as hf_position_ids

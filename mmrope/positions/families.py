@@ -8,9 +8,7 @@ tests/references/; nothing else in the library names a family.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -21,10 +19,8 @@ from mmrope.positions.rules import (
     Family,
     Reading,
     RotaryFacts,
-    TokenIds,
     changed,
     fact_of,
-    packages_families,
     registered,
     with_facts,
 )
@@ -168,11 +164,11 @@ _REFERENCES = (
             name=name,
             source=_transformers("5.23.0", name),
             sections=(11, 11, 10),
-            theta=1e4,
+            theta=theta,
             rotary_fraction=0.25,
             recurrent=True,
         )
-        for name in ("qwen3_5", "qwen3_5_moe", "qwen4_exp")
+        for name, theta in (("qwen3_5", 1e7), ("qwen3_5_moe", 1e7), ("qwen4_exp", 1e4))
     ),
     _QWEN2_5_OMNI,
     _QWEN3_OMNI,
@@ -185,7 +181,13 @@ _REFERENCES = (
         pairing="half",
         model_types=("Glm4vMoe",),  # of the text config in transformers 4.57
     ),
-    changed(_GLM4V, name="glm_ocr", source=_transformers("5.23.0", "glm_ocr")),
+    changed(
+        _GLM4V,
+        name="glm_ocr",
+        source=_transformers("5.23.0", "glm_ocr"),
+        sections=(16, 24, 24),
+        rotary_fraction=1.0,
+    ),
     _row(
         name="glm_image",
         source=_transformers("5.23.0", "glm_image"),
@@ -239,6 +241,7 @@ _REFERENCES = (
         origin="zero",
         advance="tokens",
         sections=(16, 16, 16, 16),
+        ntk=1000.0,
         config={"spatial_merge": "vision_config.spatial_merge_size", "token_ids.image": "image_token_id?"},
     ),
     _row(
@@ -384,8 +387,23 @@ def _with_revisions(row: Family) -> list[Family]:
     return found
 
 
+_RELEASED = {
+    # the released config that says how a family rotates; tests/references/configs holds what it says. Of families that are not
+    # here the facts are class defaults of transformers, and may not be those of a checkpoint
+    "qwen2_vl": "Qwen2-VL-7B-Instruct (transformers#33401)",
+    "qwen2_5_vl": "the README of Qwen2.5-VL",
+    "qwen3_vl": "the README of Qwen3-VL",
+    "qwen3_5": "Qwen3.5-27B",
+    "qwen3_5_moe": "Qwen3.5-35B-A3B as GGUF (ik_llama.cpp#1432)",
+    "qwen3_omni_moe": "Qwen3-Omni-30B-A3B",
+    "glm4v": "GLM-4.1V-9B-Thinking",
+    "glm_ocr": "GLM-OCR, but for theta (mlxcel#547)",
+    "ernie4_5_vl_moe": "ERNIE-4.5-VL-28B-A3B, with its own code",
+    "hunyuan_vl": "HunyuanOCR (eole#281, vllm#55140)",
+}
 for _reference in _REFERENCES:
-    REGISTRY.update({row.key: row for row in _with_revisions(_reference)})
+    _row_with = changed(_reference, released=_RELEASED.get(_reference.name, ""))
+    REGISTRY.update({row.key: row for row in _with_revisions(_row_with)})
 
 READING_KEYS = tuple(dict.fromkeys(key for row in _REFERENCES for key in row.reading.keys))
 """What the readings of the table read of a processor's output."""
@@ -451,91 +469,3 @@ def departures(row: Family) -> list[str]:
             values = value.values() if name == "place" else [value]
             found += [words.get(value, f"its {name} is another") for value in values]
     return found
-
-
-def family_of(model_type: str | None, revision: str | None = None, *, whole: bool = False) -> Family:
-    """The row of a model type of Hugging Face configs; that of a text config means its family unless `whole`."""
-    packages_families()
-    names = {
-        known: row.name
-        for row in FAMILIES.values()
-        if row.checkpoint.config
-        for known in (row.name, *row.checkpoint.model_types)
-    }
-    stated = str(model_type)
-    is_part = stated.endswith(("_text", "_vision"))
-    name = names.get(stated) or ("" if whole else names.get(stated.removesuffix("_text"), ""))
-    if not name:
-        raise ValueError(
-            f"config has model_type {model_type!r}; known are {', '.join(sorted(names))}"
-            + (". A full config is needed, not its text or vision part" if is_part and whole else "")
-        )
-    return family(f"{name}@{revision}" if revision else name)
-
-
-def family_from_config(config: Any, revision: str | None = None) -> Family:
-    """The family of a checkpoint, with the facts that its config states.
-
-    Args:
-        config: a Hugging Face config object, its dict, or the path of a `config.json` or of the folder that holds it. Of the
-            Omni models the whole config or the thinker's.
-        revision: whose rule to use, for example "transformers-5.23"; None for the reference.
-
-    Raises:
-        ValueError: the model type is not in the table, or the config lacks a fact that the family needs.
-
-    Example:
-        >>> import mmrope
-        >>> config = {"model_type": "qwen2_5_vl", "vision_config": {"spatial_merge_size": 2, "tokens_per_second": 4}}
-        >>> family = mmrope.family_from_config(config)
-        >>> family.key, family.ids_per_second
-        ('qwen2_5_vl', 4)
-    """
-    config = config_dict(config)
-    row = family_of(config.get("model_type"), revision, whole=True)
-    facts: dict[str, Any] = {}
-    tokens: dict[str, int] = {}
-    for fact, paths in row.checkpoint.config.items():
-        if not fact.startswith("token_ids.") and not row.has(fact):
-            continue
-        value = _stated(config, paths, row)
-        if value is not None and fact.startswith("token_ids."):
-            tokens[fact.removeprefix("token_ids.")] = value
-        elif value is not None:
-            facts[fact] = _DOWNSAMPLING.get(value, value) if isinstance(value, str) else value
-    return family(row, **facts, token_ids=TokenIds(**tokens))
-
-
-_DOWNSAMPLING = {"16x": 4, "4x": 2}  # MiniCPM-V's downsample_mode, as patches merged along a side
-
-
-def _stated(config: Mapping[str, Any], paths: str, row: Family) -> Any:
-    """What the config says at the first of these paths that it has."""
-    optional = paths.endswith("?")
-    for path in paths.removesuffix("?").split("|"):
-        value: Any = config
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None:
-            return value
-    if optional:
-        return None
-    raise ValueError(
-        f"{row}: config has no {' and no '.join(paths.split('|'))}. Class defaults differ between versions of transformers, "
-        "so mmrope does not guess: add it to the config, or in Python use mmrope.family() and state it"
-    )
-
-
-def config_dict(config: Any) -> dict[str, Any]:
-    """A config as a dict: from a Hugging Face config object, a dict, or a path."""
-    if isinstance(config, Mapping):
-        return dict(config)
-    if isinstance(config, (str, Path)):
-        path = Path(config)
-        path = path / "config.json" if path.is_dir() else path
-        if not path.is_file():
-            raise ValueError(f"no config at {path}: give a config.json, its folder, a dict or a config object")
-        return json.loads(path.read_text(encoding="utf-8"))
-    if hasattr(config, "to_dict"):
-        return config.to_dict()
-    raise ValueError(f"config must be a Hugging Face config, a dict or a path, got {type(config).__name__}")

@@ -111,6 +111,11 @@ class RotaryFacts:
     theta: float = 1e4
     pairing: Pairing = "half"
     rotary_fraction: float = 1.0
+    ntk: float | None = None
+    """By what theta is stretched for longer contexts (NTK-aware scaling), where checkpoints are."""
+    released: str = ""
+    """The released config that says so, and where it is quoted; empty where these facts are transformers' class defaults,
+    because no released config was at hand."""
 
     def __post_init__(self) -> None:
         _check_choices(self, "rotary", layout=Layout, pairing=Pairing)
@@ -661,8 +666,14 @@ def _unknown(key: str) -> str:
         return f"family {name} has no revision {revision!r}; it has {', '.join(has) or 'none'}, and the reference, {name!r}"
     near = difflib.get_close_matches(key, REGISTRY, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if "/" in key or "\\" in key:
+        hint = " That looks like a checkpoint: mmrope.family_from_config(its config.json, or the folder) finds its family."
     known = ", ".join(dict.fromkeys(row.name for row in REGISTRY.values()))
-    return f"unknown family {key!r}.{hint} Known: {known}. One of your own is made known by register_family"
+    return (
+        f"unknown family {key!r}.{hint} Known: {known}. One of your own is made known by register_family. Models that give "
+        "each token one position, text and media alike (Llama, LLaVA, InternVL, Gemma 3, Pixtral, ...), are 'rope'; how they "
+        "rotate is said by mmrope.rotary_from_config"
+    )
 
 
 def _plain(value: Any, name: str = "") -> Any:

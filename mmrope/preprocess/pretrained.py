@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrope.positions.families import Family, family_from_config
+from mmrope.checkpoints.configs import family_from_config
 from mmrope.positions.families import family as find_family
+from mmrope.positions.rules import Family
 from mmrope.preprocess.patches import FAMILY_PATCHES, PatchConfig
 from mmrope.preprocess.text import TOKENIZER_NAME, ByteTokenizer, FileTokenizer, WordTokenizer
 

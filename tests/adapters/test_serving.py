@@ -337,6 +337,7 @@ def test_vllm_gives_sound_in_video_of_qwen3_omni_ids_of_the_other_medium():
 def test_what_follows_has_the_ids_that_vllm_gives_it(case):
     delta, context, count = case["delta"], case["context"], case["count"]
     assert get_next_input_positions(delta, context, context + count) == case["listed"]
+    assert get_next_input_positions(delta, context, context + count, axes=4) == [*case["listed"], case["listed"][0]]
     out = np.zeros((3, 6), dtype=np.int64)
     get_next_input_positions_tensor(out, 1, delta, context, count)
     assert out.tolist() == case["written"]
@@ -510,7 +511,8 @@ def test_signatures_are_the_upstreams():
     for name, text in SGLANG["signatures"].items():
         assert names_of(getattr(sglang, name)) == text
     asked = VLLM["signatures"]
-    assert names_of(get_next_input_positions) == asked["get_next_input_positions"]
+    ours = names_of(get_next_input_positions)  # and, by keyword, the axes of families that have not three
+    assert ours == asked["get_next_input_positions"].replace(")", ", *, axes=3)")
     assert names_of(get_next_input_positions_tensor) == asked["get_next_input_positions_tensor"]
     prompt = asked["get_mrope_input_positions"].replace("self, ", "").replace(")", ", family)")  # the model, as a family
     assert names_of(get_mrope_input_positions) == prompt

@@ -11,7 +11,8 @@ from rotary_embedding_torch import RotaryEmbedding as Lucidrains
 from timm.layers import RotaryEmbeddingCat, RotaryEmbeddingDinoV3, apply_rot_embed_cat
 
 from mmrope import RotaryEmbedding, RotarySpec, patch_position_ids
-from mmrope.encodings import XPos, rotary_from_config
+from mmrope.checkpoints import rotary_from_config
+from mmrope.encodings import XPos
 from mmrope.encodings.presets import _dinov3
 from tests.encodings.test_spec import PER_LAYER, upstream_case
 from tests.support.upstream_ids import IN_TRANSFORMERS

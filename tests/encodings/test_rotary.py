@@ -18,7 +18,7 @@ from transformers.models.ministral3 import modeling_ministral3 as ministral3
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3_vl
 
-from mmrope import RotaryEmbedding, RotarySpec, YaRN, apply_rotary, patch_position_ids
+from mmrope import RotaryEmbedding, RotarySpec, YaRN, apply_rotary, patch_position_ids, rotary_from_config
 from mmrope.encodings import (
     DynamicNTK,
     LongRoPE,
@@ -27,7 +27,6 @@ from mmrope.encodings import (
     XPos,
     alibi_bias,
     alibi_slopes,
-    rotary_from_config,
     rotate,
 )
 from mmrope.encodings.blocks import BLOCK

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import importlib
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mmrope import RotaryEmbedding, RotarySpec, YaRN
-from mmrope.encodings import NTK, PI, DynamicNTK, Llama3, LongRoPE, Proportional, ntk_by_parts, rotary_from_config
-from mmrope.encodings.configs import TEXT_MODELS
+from mmrope.checkpoints import rotary_from_config
+from mmrope.encodings import NTK, PI, DynamicNTK, Llama3, LongRoPE, Proportional, ntk_by_parts
 from mmrope.encodings.scaling import frequencies
 
 ROPE = RotarySpec.rope(128)
@@ -251,17 +248,6 @@ def test_angles_hf_are_those_of_transformers_to_the_last_bit(kind, theta):
                 assert torch.equal(one[..., :32], other)
 
 
-@pytest.mark.parametrize(
-    ("pairing", "name"), [(pairing, name) for pairing, names in TEXT_MODELS.items() for name in names.split()]
-)
-def test_models_of_text_pair_channels_as_their_code_does(pairing, name):
-    assert name in CONFIG_MAPPING
-    folder = re.sub("_text$", "", name)
-    [source] = Path(transformers.__file__).parent.glob(f"models/{folder}/modeling_{folder}.py")
-    body = re.search(r"def rotate_half\(x\):.*?return .*?\n", source.read_text(), re.DOTALL)[0]
-    assert ("::2" in body) == (pairing == "adjacent")
-
-
 def test_layers_that_differ_are_asked_for():
     config = CONFIG_MAPPING["gemma3_text"](head_dim=64)
     assert rotary_from_config(config, layer_type="sliding_attention").spectra.of == ((1e4, 64),)
@@ -290,20 +276,6 @@ def test_gemma_3_of_transformers_4_says_it_otherwise():
     }
     assert rotary_from_config(old, layer_type="full_attention") == RotarySpec.rope(64, theta=1e6).scaled(PI(8.0))
     assert rotary_from_config(old, layer_type="sliding_attention") == RotarySpec.rope(64, theta=1e4)
-
-
-@pytest.mark.parametrize("name", [name for names in TEXT_MODELS.values() for name in names.split()])
-def test_frequencies_are_those_of_each_models_own_module(name):
-    """As its config class makes it, by type of layer where there are such."""
-    config = CONFIG_MAPPING[name](**({"head_dim": 128} if name == "glm4_moe" else {}))  # whose default has odd channels
-    module = importlib.import_module(type(config).__module__.replace("configuration", "modeling"))
-    [cls] = {v for k, v in vars(module).items() if k.endswith("RotaryEmbedding") and not re.search("Vision|Audio", k)}
-    theirs = cls(config)
-    types = [key for key, value in config.rope_parameters.items() if isinstance(value, dict)] or [None]
-    for kind in types:
-        spec = rotary_from_config(config, layer_type=kind)
-        inv_freq = getattr(theirs, f"{kind}_inv_freq" if kind else "inv_freq")
-        np.testing.assert_array_equal(RotaryEmbedding(spec, angles="hf").inv_freq, inv_freq)
 
 
 def test_text_configs_of_families_are_read():
@@ -361,7 +333,6 @@ def llama(**rope):
         (lambda: rotary_from_config(llama(rope_type="yarn", factor=2.0, original_max_position_embeddings=2048, truncate="false")), "truncate 'false', which is neither true nor false"),
         (lambda: rotary_from_config(llama(rope_type="yarn", factor=2.0, original_max_position_embeddings=2048, attention_factor=-1)), "stated_attention_factor must be a positive number, got -1"),
         (lambda: rotary_from_config({"model_type": "llama", "rope_theta": 1e4}), "llama: the config has neither head_dim nor hidden_size and num_attention_heads"),
-        (lambda: rotary_from_config({"model_type": "stablelm", "head_dim": 80, "rope_theta": 1e4}), "stablelm: the config has no partial_rotary_factor, and class defaults differ between models"),
         (lambda: LongRoPE([1.0], [1.0], 1, 4.0), "original_max_position must be at least 2, got 1"),
         (lambda: RotarySpec.rope(8, theta=1.0).scaled(YaRN(4.0, 64)), "YaRN needs frequencies that fall, theta above 1, got 1.0"),
         (lambda: rotary_from_config({**llama(), "model_type": "nobody"}), "config has model_type 'nobody'"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING
 
 from mmrope import FAMILIES, RotarySpec
-from mmrope.encodings import rotary_from_config
+from mmrope.checkpoints import rotary_from_config
 from mmrope.encodings.scaling import NTK, frequencies
 from mmrope.encodings.spec import axis_of_pairs
 from tests.support.upstream_ids import IN_TRANSFORMERS

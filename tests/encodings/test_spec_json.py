@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmrope import RotaryEmbedding, RotarySpec, YaRN
+from mmrope import RotaryEmbedding, RotarySpec, YaRN, rotary_from_config
 from mmrope.encodings import (
     NTK,
     PI,
@@ -21,7 +21,6 @@ from mmrope.encodings import (
     Proportional,
     ntk_by_parts,
     preset,
-    rotary_from_config,
 )
 from mmrope.encodings.scaling import Scaling, Temperature, powers
 from mmrope.encodings.spec import Spectra

@@ -41,6 +41,7 @@ def test_angles_and_rotations(name):
     row = FAMILIES[name]
     spec = RotarySpec.from_family(row)
     flat_spec = RotarySpec.rope(spec.head_dim, theta=row.rotary.theta, rotary_dim=spec.rotary_dim, pairing=row.rotary.pairing)
+    flat_spec = flat_spec if spec.scaling is None else flat_spec.scaled(spec.scaling)
     ids = position_ids([Segment.text(LENGTH)], row).torch()["position_ids"]  # [A, 1, S]
     flat = ids[:1]  # [1, 1, S]
     q, k = torch.randn(1, 4, LENGTH, spec.head_dim), torch.randn(1, 2, LENGTH, spec.head_dim)

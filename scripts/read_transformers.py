@@ -1,0 +1,301 @@
+"""Makes mmrope/checkpoints/models.json: what the code of each text and audio model of transformers does with its config's rope.
+
+    python scripts/read_transformers.py [--transformers FOLDER] [--list]
+
+FOLDER holds another transformers than the installed one (`pip install --no-deps --target FOLDER transformers==...`). Every
+class whose name says that it is a rotary embedding is found in the source, built from its config's class defaults, and run:
+
+- `width`: which of the config's numbers its width follows, found by changing one after the other: "head" (head_dim, or hidden
+  size over heads), "hidden" (the latter alone), "apart" (the part of multi-head latent attention that rotates), "rotary_dim";
+- `head_dim`: what the class takes where a config leaves it out, if that is a number of its own;
+- `partial`: `partial_rotary_factor` changes the width also without a scaling;
+- `layers`: the layer types that have frequencies of their own;
+- `pairing`: which channels its `apply_rotary...` function turns together, found by turning each channel by itself;
+- `rope`: the class default of rope_parameters; `names`: what the config calls sizes otherwise.
+
+What running the class does not show is in the tables below, from reading the code. `parts` says which text model a composite
+config holds where its part does not say so itself. `--list` prints every class and what became of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import inspect
+import itertools
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "mmrope" / "checkpoints" / "models.json"
+VISION = ("Vision", "ViT", "MLCD", "EomtDinov3", "EfficientLoFTR")
+SIZES = ("head_dim", "hidden_size", "num_attention_heads", "qk_rope_head_dim", "rotary_dim")
+
+# --- what running the class does not show, by folder: from the attention's code ------------------------------------------
+
+STILL = {  # layer types whose queries and keys are not rotated
+    **{name: ["full_attention"] for name in ("cohere2", "cohere2_moe")},  # `if self.sliding_window is not None`
+    **{name: ["full_attention"] for name in ("exaone4", "exaone_moe")},  # ... or sliding_window of the config is None
+}
+NO_ROPE_LAYERS = ("llama4", "smollm3")  # their config lists by layer, in no_rope_layers, whether it rotates (1)
+READS = {  # keys that its code, or its authors', reads besides
+    "minimax": ["rotary_dim"],  # MiniMax-Text-01's own code; transformers' rotates whole heads
+    "minimax_m2": ["rotary_dim"],
+    "exaone4": ["sliding_window"],
+    "exaone_moe": ["sliding_window"],
+    "phimoe": ["mscale"],
+}
+ALIKE = {  # model types of authors' own code -> the model type that rotates as they do
+    "dots_ocr": "qwen2",  # DotsOCRForCausalLM is a Qwen2ForCausalLM
+    "Keye": "qwen2_vl",  # contiguous sections
+    "KeyeVL1_5": "qwen2_vl",
+    "qwen3_asr": "qwen3_vl",  # interleaved sections, as of Qwen3-Omni's thinker
+    "qwen3_tts": "qwen3_vl",  # its talker
+}
+TABLES = {  # (pairing, width) of classes that keep a table of sines and cosines instead of frequencies, over theta 1e4
+    "gptj": ("adjacent", "rotary_dim"),
+    "codegen": ("adjacent", "rotary_dim"),
+}
+UNREAD = {
+    "ClvpRotaryPositionalEmbedding": "no rope parameters: theta 1e4 over projection_dim // (2 heads), at least 32",
+    "SeamlessM4TConformerRotaryPositionalEmbedding": "an audio encoder, rotated where position_embeddings_type is rotary, over "
+    "rotary_embedding_base",
+    "Wav2Vec2BertRotaryPositionalEmbedding": "as SeamlessM4T's",
+    "Wav2Vec2ConformerRotaryPositionalEmbedding": "as SeamlessM4T's",
+    "EsmFold2RotaryEmbedding": "of atoms, over a config of its own",
+    "MusicFlamingoRotaryEmbedding": "by the seconds of audio, which are no position ids",
+    "DeepseekV4RotaryEmbedding": "two kinds of attention, main and compressed, over the last channels of a head",
+    "Qwen2_5OmniDiTRotaryEmbedding": "of the vocoder's diffusion model: RotarySpec.rope(64)",
+    "CohereCompassRotaryEmbedding": "class defaults build none; the family cohere_compass reads it",
+}
+
+
+def classes(models: Path) -> Iterator[tuple[str, str, str, str | None]]:
+    """(folder, module, class, name of its config's class) of every rotary embedding, and of no vision tower."""
+    for path in sorted(models.glob("*/modeling_*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and "Rotary" in node.name:
+                init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+                args = init.args.args[1:] if init else []
+                stated = ast.unparse(args[0].annotation).strip("'\"") if args and args[0].annotation else None
+                yield path.parent.name, path.stem, node.name, stated
+
+
+def config_classes(module: Any, folder: str, stated: str | None) -> list[type]:
+    """The class that the rotary embedding says that its config is of, then all others of its folder."""
+    try:
+        configs = importlib.import_module(f"transformers.models.{folder}.configuration_{folder}")
+    except ImportError:
+        configs = module
+    found = [getattr(source, stated) for source in (module, configs) if stated and hasattr(source, stated)]
+    others = [c for _, c in inspect.getmembers(configs, inspect.isclass) if c.__module__ == configs.__name__]
+    return list(dict.fromkeys([*found, *others]))
+
+
+def frequencies(rotary: type, make: Callable[[], Any]) -> dict[str, int] | None:
+    """The width of each layer type ("" where all are alike) of an embedding of this config; None if it cannot be built."""
+    try:
+        module = rotary(make())
+    except Exception:  # whatever a class of others raises on a config that is not its own
+        return None
+    found = {name.removesuffix("inv_freq").rstrip("_"): 2 * len(x) for name, x in module.named_buffers()}
+    return {name: n for name, n in found.items() if not name.endswith("original")} or None
+
+
+def widths(rotary: type, config: type, base: dict[str, int]) -> set[str]:
+    """Which numbers of the config its width follows."""
+    made, followed = config(), set()
+    for key in SIZES:
+        value = {"head_dim": 96, "qk_rope_head_dim": 48, "rotary_dim": 32}.get(key)
+        if key == "hidden_size" and isinstance(getattr(made, key, None), int):
+            value = 2 * made.hidden_size
+        changed = value and frequencies(rotary, lambda key=key, value=value: config(**{key: value}))
+        if changed and changed != base:
+            followed.add(key)
+    return followed
+
+
+def entry_of(folder: str, module: Any, rotary: type, config: type, base: dict[str, int]) -> dict[str, Any]:
+    """What models.json says of a class."""
+    made = config()
+    entry: dict[str, Any] = {"class": f"{folder}.{rotary.__name__}"}
+    if folder in TABLES:
+        pairing, width = TABLES[folder]
+        return {**entry, "pairing": pairing, "width": width, "rope": {"rope_theta": 1e4}}
+    layer = next(iter(base))
+    entry["pairing"] = pairing_of(module, rotary, config, base[layer], layer)
+    if "mrope_section" in inspect.getsource(rotary):
+        entry["axes"] = "thw"
+    followed = widths(rotary, config, base)
+    if "qk_rope_head_dim" in followed:
+        entry["width"] = "apart"
+    elif "head_dim" not in followed and "hidden_size" in followed:
+        entry["width"] = "hidden"
+    elif "hidden_size" not in followed and read(made, "head_dim"):
+        entry["head_dim"] = read(made, "head_dim")
+    if hasattr(made, "rope_interleave"):
+        entry["interleave"] = made.rope_interleave
+    rope = made.to_dict().get("rope_parameters")
+    if rope is not None:
+        if any(frequencies(rotary, lambda f=f: with_partial(config, f)) not in (None, base) for f in (0.5, 0.25)):
+            entry["partial"] = True
+        entry["rope"] = rope
+    if layer and rope:
+        entry["layers"] = sorted(key for key, value in rope.items() if isinstance(value, dict) or value is None)
+    source = inspect.getsource(module)
+    if folder in STILL:
+        entry["still"] = STILL[folder]
+    if folder in READS:
+        entry["reads"] = READS[folder]
+    if folder in NO_ROPE_LAYERS:
+        entry["no_rope_layers"] = True
+    if "yarn_apply_mscale(config" in source:
+        entry["score"] = True
+    if "get_llama_4_attn_scale(" in source:
+        entry["temperature"] = True
+    names = {key: name for key, name in config.attribute_map.items() if key in (*SIZES, "max_position_embeddings")}
+    if names:
+        entry["names"] = names
+    return entry
+
+
+def read(config: Any, key: str) -> Any:
+    """A number of a config; of those whose layers differ, too."""
+    return config.to_dict().get(key)
+
+
+def parts_of(known: set[str]) -> dict[str, dict[str, str]]:
+    """For composite configs the text model that each part is by its class."""
+    from transformers import CONFIG_MAPPING
+
+    found: dict[str, dict[str, str]] = {}
+    for name in CONFIG_MAPPING:
+        parts = getattr(CONFIG_MAPPING[name], "sub_configs", {})
+        mine = {key: part.model_type for key, part in parts.items() if getattr(part, "model_type", None) in known}
+        if mine:
+            found[name] = mine
+    return found
+
+
+def with_partial(config: type, factor: float) -> Any:
+    """A config whose layers, all of plain frequencies, rotate a part."""
+    made = config()
+    rope = made.rope_parameters
+    nested = any(isinstance(value, dict) for value in rope.values())
+    for part in rope.values() if nested else [rope]:
+        if part is not None:
+            part.update(rope_type="default", partial_rotary_factor=factor)
+    return made
+
+
+def applied(module: Any, part: str) -> list[str]:
+    """The functions that the attention of its language model calls, or of a part: not those of towers, encoders, indexers."""
+    found: dict[str, None] = {}
+    others = "Vision|Indexer" + ("" if part else "|Audio")
+    for node in ast.parse(inspect.getsource(module)).body:
+        if (
+            isinstance(node, ast.ClassDef)
+            and "Attention" in node.name
+            and part in node.name
+            and not re.search(others, node.name)
+        ):
+            for call in ast.walk(node):
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id.startswith("apply_rotary"):
+                    found[call.func.id] = None
+    return [name for name in found if "vision" not in name]
+
+
+def pairing_of(module: Any, rotary: type, config: type, width: int, layer: str) -> str | None:
+    """How its file's function turns channels, each of `width` channels by itself."""
+    import torch
+
+    names = applied(module, "Audio" if "Audio" in rotary.__name__ else "") or [
+        name for name in vars(module) if name.startswith("apply_rotary") and "vision" not in name
+    ]
+    interleaved = bool(getattr(config(), "rope_interleave", False)) or "apply_rotary_pos_emb" not in names
+    names.sort(key=lambda name: ("interleave" in name) != interleaved)
+    q = torch.eye(width)[None, :, None]  # [1, width heads, 1, width]
+    for axes, sections in itertools.product((1, 3, 2, 4), (False, True)):
+        ids, made = torch.ones((axes, 1, 1) if axes > 1 else (1, 1), dtype=torch.long), config()
+        if sections and not layer:  # where class defaults do not say how the axes share the pairs
+            third = width // 6
+            made.rope_parameters = {**(made.rope_parameters or {}), "mrope_section": [width // 2 - 2 * third, third, third]}
+        for name, tensors in itertools.product(names, ((q, q), (q,))):
+            try:
+                tables = rotary(made)(torch.zeros(1, 1, width), ids, **({"layer_type": layer} if layer else {}))
+                out = getattr(module, name)(*tensors, *(tables if isinstance(tables, tuple) else (tables,)))
+            except Exception:  # their functions have many forms: this one is another
+                continue
+            out = out[0] if isinstance(out, tuple) else out
+            if out.shape == q.shape and (found := _pairs(out[0, :, 0], width)):
+                return found
+    return None
+
+
+def _pairs(out: Any, width: int) -> str | None:
+    partners = []
+    for channel in range(width):
+        mine = [i for i, value in enumerate(out[channel].tolist()) if abs(value) > 1e-6]
+        partners.append(mine)
+    half = width // 2
+    if all(set(mine) <= {i, (i + half) % width} for i, mine in enumerate(partners)):
+        return "half"
+    if all(set(mine) <= {i, i ^ 1} for i, mine in enumerate(partners)):
+        return "adjacent"
+    if all(set(mine) <= {i // 2, i // 2 + half} for i, mine in enumerate(partners)):
+        return "adjacent"  # written back as two halves, which no score sees
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--transformers", type=Path, metavar="FOLDER")
+    parser.add_argument("--list", action="store_true")
+    args = parser.parse_args()
+    if args.transformers:
+        sys.path.insert(0, str(args.transformers))
+    warnings.simplefilter("ignore")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    models: dict[str, Any] = {}
+    unread: dict[str, str] = {}
+    for folder, stem, name, stated in classes(Path(transformers.__file__).parent / "models"):
+        if any(part in name for part in VISION):
+            unread[name] = "of a vision tower: patch_position_ids, and RotarySpec.axial or a preset"
+            continue
+        if name in UNREAD:
+            unread[name] = UNREAD[name]
+            continue
+        module = importlib.import_module(f"transformers.models.{folder}.{stem}")
+        rotary = getattr(module, name)
+        for config in config_classes(module, folder, stated):
+            base = frequencies(rotary, config)
+            if base is not None and config.model_type:
+                models.setdefault(config.model_type, entry_of(folder, module, rotary, config, base))
+                break
+        else:
+            unread[name] = "no config of its folder with a model type builds it"
+    table = {
+        "made_from": f"transformers {transformers.__version__}",
+        "models": dict(sorted(models.items())),
+        "parts": parts_of(set(models)),
+        "alike": ALIKE,
+        "unread": {name: why for name, why in unread.items() if "vision tower" not in why},
+    }
+    TABLE.write_text(json.dumps(table, indent=1, sort_keys=False) + "\n", encoding="utf-8")
+    if args.list:
+        print("\n".join(f"{key:32}{entry['class']}" for key, entry in models.items()))
+        print("\n".join(f"{'-':32}{name}: {why}" for name, why in unread.items()))
+    print(f"{len(models)} model types read, {len(unread)} classes not")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""What checkpoints' configs say of their rotary embeddings, against the modules that transformers builds from them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import CONFIG_MAPPING
+
+from mmrope import FAMILIES, RotaryEmbedding, RotarySpec, family, family_from_config, rotary_from_config
+from mmrope.adapters.rotary import RotaryInPlace
+from mmrope.checkpoints import MODELS
+from mmrope.checkpoints.configs import name_of
+from scripts import read_transformers
+from tests.support import ROOT
+
+RELEASED = json.loads((ROOT / "tests" / "references" / "configs" / "released.json").read_text())
+MODELS_OF_UPSTREAM = Path(transformers.__file__).parent / "models"
+THERE = {f"{folder}.{cls}" for folder, _, cls, _ in read_transformers.classes(MODELS_OF_UPSTREAM)}
+NEWER = {name for name, model in MODELS.items() if model.source not in THERE}
+"""Of the transformers that the table is made from, and not of the installed one."""
+TEXT = sorted(name for name, model in MODELS.items() if not model.axes and name not in NEWER)
+
+
+def test_few_models_are_newer_than_the_installed_transformers():
+    assert len(NEWER) <= 20, sorted(NEWER)
+
+
+def module_and_config(name: str) -> tuple[type, type]:
+    """The rotary class of the installed transformers and the class of its config."""
+    folder, cls = MODELS[name].source.split(".")
+    module = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
+    configs = read_transformers.config_classes(module, folder, None)
+    return getattr(module, cls), next(c for c in configs if getattr(c, "model_type", None) == name)
+
+
+def frequencies(module: Any) -> dict[str, tuple[np.ndarray, float]]:
+    """The frequencies and the attention factor of each type of layer, "" where all are alike."""
+    found = {}
+    for name, buffer in module.named_buffers():
+        if name.endswith("inv_freq") and not name.endswith("original_inv_freq"):
+            layer = name.removesuffix("inv_freq").rstrip("_")
+            factor = getattr(module, f"{layer}_attention_scaling" if layer else "attention_scaling", 1.0)
+            found[layer] = buffer.numpy(), float(factor)
+    return found
+
+
+def assert_equal(spec: RotarySpec | None, expected: tuple[np.ndarray, float]) -> None:
+    """To the last bit with transformers' float32 arithmetic, and by exact angles but for its rounding."""
+    assert spec is not None
+    np.testing.assert_allclose(spec.inv_freq, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(RotaryEmbedding(spec, angles="hf").inv_freq, expected[0], rtol=1e-7)
+    assert spec.attention_factor == pytest.approx(expected[1], abs=1e-9)
+
+
+# --- every model --------------------------------------------------------------------------------------------------------
+
+
+COMPLEX = {"llama4_text", "deepseek_v2"}  # whose modules return complex numbers
+
+
+@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_models_own_module_can_be_replaced(name):
+    """To the last bit with its float32 product, and with exact angles where float32 has them right."""
+    rotary, config = module_and_config(name)
+    if name in ODD:
+        return
+    own = rotary(config())
+    if name in COMPLEX:
+        with pytest.raises(ValueError, match="returns no cos and sin, but complex numbers"):
+            RotaryInPlace(own)
+        return
+    ids = torch.arange(300)[None]  # [1, S]
+    for angles, tolerance in (("hf", 0.0), ("exact", 1e-4)):
+        mine = RotaryInPlace(own, angles=angles)
+        for layer in mine.layers:
+            more = [layer] if layer else []
+            for one, other in zip(own(torch.zeros(1), ids, *more), mine(torch.zeros(1), ids, *more), strict=True):
+                assert one.shape == other.shape
+                assert (one - other).abs().max() <= tolerance
+
+
+ODD = {"glm4_moe"}  # by class defaults it rotates 21 of 42 channels, which is no rotation
+
+
+@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_class_defaults_are_read_as_the_models_code_reads_them(name):
+    """As an object, and as its dict."""
+    rotary, config = module_and_config(name)
+    made = config()
+    for layer, expected in frequencies(rotary(made)).items():
+        for form in (made, made.to_dict()):
+            if name in ODD:
+                with pytest.raises(ValueError, match="rotary_dim must be even"):
+                    rotary_from_config(form)
+                continue
+            assert_equal(rotary_from_config(form, layer_type=layer or None), expected)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3", "dynamic"])
+@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_scalings_are_read_as_the_models_code_reads_them(name, kind):
+    rotary, config = module_and_config(name)
+    made, model = config(), MODELS[name]
+    rope = getattr(made, "rope_parameters", None)
+    longest = made.to_dict().get("max_position_embeddings")
+    if rope is None or model.layers or name in ODD or (kind == "dynamic" and (not longest or "original" in str(vars(made)))):
+        return  # its scaling is said by layer, or not at all
+    scaled = {"rope_type": kind, "rope_theta": rope["rope_theta"], "factor": 4.0}
+    scaled |= {"original_max_position_embeddings": 1024} if kind in ("yarn", "llama3") else {}
+    scaled |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+    scaled |= (
+        {"partial_rotary_factor": rope["partial_rotary_factor"]} if model.partial and "partial_rotary_factor" in rope else {}
+    )
+    made.rope_parameters = scaled
+    try:
+        module = rotary(made)
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError):
+        return  # its code does not take this scaling, or not with class defaults
+    expected = frequencies(module)[""]
+    spec = rotary_from_config(made)
+    if kind == "dynamic":  # whose frequencies go by the length: at the original one they are those of the base
+        assert spec is not None
+        np.testing.assert_allclose(spec.inv_freq, expected[0], rtol=1e-6)
+    else:
+        assert_equal(spec, expected)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - NEWER))
+def test_the_table_is_what_the_script_makes_of_the_installed_transformers(name):
+    """Pairing, width, partial rotation: found by running the class, anew."""
+    rotary, config = module_and_config(name)
+    folder = MODELS[name].source.split(".")[0]
+    module = importlib.import_module(rotary.__module__)
+    base = read_transformers.frequencies(rotary, config)
+    assert base is not None
+    made = type(MODELS[name]).of(read_transformers.entry_of(folder, module, rotary, config, base))
+    differ = [
+        f
+        for f in ("pairing", "width", "head_dim", "partial", "interleave", "layers")
+        if getattr(made, f) != getattr(MODELS[name], f)
+    ]
+    assert not differ, (made, MODELS[name])
+
+
+# --- released configs ---------------------------------------------------------------------------------------------------
+
+
+def released_module(config: dict[str, Any]) -> tuple[Any, Any] | None:
+    """The config object that transformers makes of a released config, and the rotary module of its language model."""
+    model_type = config["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        return None
+    config = {**config, "sliding_window_pattern": 4} if config.get("sliding_window_pattern") == "LLLG" else config  # the same
+    made = CONFIG_MAPPING[model_type](**{key: value for key, value in config.items() if key != "model_type"})
+    text = made
+    for part in ("thinker_config", "text_config", "vlm_config"):
+        text = getattr(text, part, None) or text
+    if "text_config" in getattr(text, "sub_configs", {}):
+        text = text.text_config
+    if text.model_type not in MODELS:
+        return None
+    folder, cls = MODELS[text.model_type].source.split(".")
+    module = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
+    return made, getattr(module, cls)(text)
+
+
+@pytest.mark.parametrize("released", RELEASED, ids=lambda released: released["name"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_released_configs_are_read(released, tmp_path):
+    """As a dict, as a folder, and as an object; against transformers' module, or where there is none by the authors' formula."""
+    config, expected = released["config"], released.get("expected")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if "refused" in released:
+        with pytest.raises(ValueError, match=rf"{released['refused']} .* Delete .* or rename it"):
+            rotary_from_config(config)
+        return
+    built = None if expected else released_module(config)
+    for layer in released["layer_types"]:
+        spec = rotary_from_config(config, layer_type=layer)
+        assert spec is not None
+        assert rotary_from_config(tmp_path, layer_type=layer) == spec
+        assert rotary_from_config(tmp_path / "config.json", layer_type=layer) == spec
+        if expected:
+            n = expected["channels"]
+            np.testing.assert_allclose(spec.inv_freq.max(), 1.0)
+            pairs = expected["theta"] ** (-np.arange(0, n, 2) / n)
+            np.testing.assert_allclose(np.sort(spec.inv_freq)[::-1], pairs, rtol=1e-6)
+            assert sorted(np.bincount(spec.axis).tolist()) == sorted(expected["axis"])
+            assert spec.pairing == expected["pairing"]
+            assert spec.attention_factor == 1
+        else:
+            assert built is not None, "no module, and no expected values either"
+            made, module = built
+            inv_freq, factor = frequencies(module)[layer or ""]
+            if config["model_type"] == "phimoe":  # which takes the stated factor when it runs
+                factor = module(torch.zeros(1, 1, 1), torch.zeros(1, 1))[0].max().item()
+                assert factor == pytest.approx(1.243163, rel=1e-6)
+                factor = spec.attention_factor if abs(factor - spec.attention_factor) < 1e-6 else factor
+            assert_equal(spec, (inv_freq, factor))
+            assert rotary_from_config(made, layer_type=layer) == spec
+
+
+OF_FAMILY = {  # by configs that state no scaling of their own
+    "qwen2_vl": "Qwen2-VL-7B as released",
+    "qwen3_5": "Qwen3.5 rope_parameters",
+    "qwen3_5_moe": "Qwen3.5-35B-A3B",
+    "qwen3_omni_moe": "Qwen3-Omni thinker (interleaved key)",
+    "glm4v": "GLM-4.1V-9B",
+    "glm_ocr": "GLM-OCR",
+    "ernie4_5_vl_moe": "ERNIE-4.5-VL-28B remote-code config",
+    "hunyuan_vl": "HunyuanOCR v1.0 xdrope",
+}
+WITH_SCALING = {"qwen2_5_vl": "Qwen2.5-VL README YaRN", "qwen3_vl": "Qwen3-VL README YaRN 1M"}
+
+
+def test_rows_that_name_a_released_config_have_what_it_says():
+    by_name = {released["name"]: released["config"] for released in RELEASED}
+    named = {row.name for row in FAMILIES.values() if row.rotary.released}
+    assert named == {*OF_FAMILY, *WITH_SCALING}
+    for name, config in OF_FAMILY.items():
+        assert rotary_from_config(by_name[config]) == RotarySpec.from_family(name), name
+    for name, config in WITH_SCALING.items():
+        spec = rotary_from_config(by_name[config])
+        assert spec is not None
+        assert spec.scaling is not None
+        assert RotarySpec.from_family(name).scaled(spec.scaling) == spec
+
+
+# --- layers, defaults, refusals -----------------------------------------------------------------------------------------
+
+
+def test_layers_without_rotation_have_none():
+    scout = next(released["config"] for released in RELEASED if released["name"].startswith("Llama-4"))
+    assert [rotary_from_config(scout, layer=n) is None for n in range(8)] == [False, False, False, True] * 2
+    smol = {
+        "model_type": "smollm3",
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "rope_theta": 1e6,
+        "no_rope_layers": [1, 0, 1],
+    }
+    assert [rotary_from_config(smol, layer=n) is None for n in range(3)] == [False, True, False]
+    with pytest.raises(ValueError, match="smollm3 has 3 layers, from 0 up, not layer 3"):
+        rotary_from_config(smol, layer=3)
+    exaone = next(released["config"] for released in RELEASED if released["name"] == "EXAONE-4.0")
+    assert rotary_from_config(exaone, layer_type="full_attention") is None
+    small = {**exaone, "sliding_window": None, "layer_types": ["full_attention"]}  # without windows all layers rotate
+    assert rotary_from_config(small, layer_type="full_attention") == rotary_from_config(exaone)
+    mixed = {**exaone, "layer_types": ["sliding_attention", "full_attention"]}
+    assert [rotary_from_config(mixed, layer=n) is None for n in range(2)] == [False, True]
+    with pytest.raises(ValueError, match="state layer_type or layer, not both"):
+        rotary_from_config(mixed, layer=0, layer_type="full_attention")
+
+
+def test_what_is_left_to_class_defaults_is_named():
+    minimal = {"model_type": "gemma3_text", "hidden_size": 2560, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        spec = rotary_from_config(minimal, layer_type="sliding_attention")
+    said = [str(warning.message) for warning in caught]
+    assert "gemma3_text: the config has no rope_theta and leaves it to the class default, 10000.0 in transformers" in said[0]
+    assert "gemma3_text: the config has no head_dim and leaves it to the class default, 256 in transformers" in said[1]
+    assert spec == RotarySpec.rope(256, theta=1e4)
+
+
+def test_a_partial_factor_counts_where_the_models_code_reads_it():
+    for name, channels in (("llama", 128), ("qwen3", 128), ("phi", 32), ("stablelm", 32)):
+        config = {"model_type": name, "head_dim": 128, "rope_theta": 1e4, "partial_rotary_factor": 0.25}
+        config |= {"hidden_size": 512, "num_attention_heads": 4}
+        spec = rotary_from_config(config)
+        assert spec is not None
+        assert 2 * len(spec.inv_freq) == channels, name
+    scaled = {"model_type": "llama", "head_dim": 128, "partial_rotary_factor": 0.25}
+    scaled["rope_parameters"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    with pytest.raises(
+        ValueError, match="makes frequencies of a part and rotates whole heads by them, which fails: delete the key"
+    ):
+        rotary_from_config(scaled)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model_type": "nonesuch"},
+            r"model_type 'nonesuch': no model of text or audio of transformers .* llm_config.*RotarySpec",
+        ),
+        (
+            {"model_type": "nonesuch", "vision_config": {"model_type": "clip"}},
+            "Pass the part of the config that is the language",
+        ),
+        ({"model_type": "deepseek_v3", "rope_theta": 1e4}, "deepseek_v3: the config has no qk_rope_head_dim"),
+    ],
+)
+def test_what_is_not_known_is_refused_with_what_to_do(config, message):
+    with pytest.raises(ValueError, match=message):
+        rotary_from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "llama"}, r"model_type 'llama', whose tokens have one position each.*family\('rope'\)"),
+        ({"model_type": "llava_onevision", "text_config": {"model_type": "qwen2"}}, "one position each"),
+        ({"model_type": "internvl_chat", "llm_config": {"model_type": "qwen2"}}, "one position each"),
+        ({"model_type": "gemma3", "text_config": {}}, "one position each"),
+        ({"model_type": "qwen3_vl_text"}, "A full config is needed, not its text or vision part"),
+    ],
+)
+def test_models_of_one_position_a_token_are_told_so(config, message):
+    with pytest.raises(ValueError, match=message):
+        family_from_config(config)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-VL-7B-Instruct", "./Qwen2.5-VL"])
+def test_a_checkpoints_name_is_no_family(name):
+    with pytest.raises(ValueError, match=r"looks like a checkpoint: mmrope.family_from_config"):
+        family(name)
+
+
+@pytest.mark.parametrize("name", ["llama", "llava", "internvl", "gemma3"])
+def test_models_of_one_position_a_token_are_no_family(name):
+    with pytest.raises(ValueError, match=r"Llama, LLaVA, InternVL, Gemma 3, Pixtral, ...\), are 'rope'"):
+        family(name)
+
+
+def test_a_wrapper_is_looked_into():
+    wrapped = next(released["config"] for released in RELEASED if released["name"].startswith("ColQwen2.5"))
+    assert family_from_config(wrapped).key == "qwen2_vl"
+    assert name_of("colqwen2") == ""
+
+
+def test_an_object_of_class_defaults_is_refused_as_a_dict_without_them_is():
+    from transformers import Qwen2_5_VLConfig
+
+    with pytest.raises(ValueError, match="tokens_per_second 4, which is the class default, and released checkpoints have 2"):
+        family_from_config(Qwen2_5_VLConfig())
+    assert family_from_config(Qwen2_5_VLConfig(vision_config={"tokens_per_second": 2})).ids_per_second == 2
