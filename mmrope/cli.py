@@ -385,7 +385,7 @@ def show(
     }[what]
     if what is not Shown.alibi and not preset_name:
         released = family(name).rotary.released
-        about += f" ({f'as in {released}' if released else 'class defaults of transformers: no released config was at hand'})"
+        about += f" (as in {released})" if released else " (unverified: no released config was at hand)"
     if figure is None:
         typer.echo(f"{name}: {about}\n\n{table(shown)}")
     else:

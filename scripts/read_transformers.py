@@ -41,12 +41,16 @@ SIZES = ("head_dim", "hidden_size", "num_attention_heads", "qk_rope_head_dim", "
 
 STILL = {  # layer types whose queries and keys are not rotated
     **{name: ["full_attention"] for name in ("cohere2", "cohere2_moe")},  # `if self.sliding_window is not None`
+    **{name: ["full_attention"] for name in ("afmoe", "kolibri1")},
     **{name: ["full_attention"] for name in ("exaone4", "exaone_moe")},  # ... or sliding_window of the config is None
 }
 NO_ROPE_LAYERS = ("llama4", "smollm3")  # their config lists by layer, in no_rope_layers, whether it rotates (1)
 READS = {  # keys that its code, or its authors', reads besides
     "minimax": ["rotary_dim"],  # MiniMax-Text-01's own code; transformers' rotates whole heads
     "minimax_m2": ["rotary_dim"],
+    "falcon": ["alibi"],
+    "granitemoehybrid": ["position_embedding_type"],
+    "zamba2": ["use_mem_rope"],
     "exaone4": ["sliding_window"],
     "exaone_moe": ["sliding_window"],
     "phimoe": ["mscale"],
@@ -55,6 +59,12 @@ ALIKE = {  # model types of authors' own code -> the model type that rotates as 
     "dots_ocr": "qwen2",  # DotsOCRForCausalLM is a Qwen2ForCausalLM
     "Keye": "qwen2_vl",  # contiguous sections
     "KeyeVL1_5": "qwen2_vl",
+    "kimi_k2": "deepseek_v3",
+    "phi3_v": "phi3",
+    "phi4mm": "phi4_multimodal",
+    "minimax_text_01": "minimax",
+    "minimax_m1": "minimax",
+    "internlm2": "llama",
     "qwen3_asr": "qwen3_vl",  # interleaved sections, as of Qwen3-Omni's thinker
     "qwen3_tts": "qwen3_vl",  # its talker
 }
@@ -178,9 +188,12 @@ def parts_of(known: set[str]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for name in CONFIG_MAPPING:
         parts = getattr(CONFIG_MAPPING[name], "sub_configs", {})
+        for key, spec in getattr(CONFIG_MAPPING[name], "sub_configs_defaults", {}).items():
+            if getattr(spec, "model_type", None) in known:
+                found.setdefault(name, {})[key] = spec.model_type
         mine = {key: part.model_type for key, part in parts.items() if getattr(part, "model_type", None) in known}
         if mine:
-            found[name] = mine
+            found[name] = {**found.get(name, {}), **mine}
     return found
 
 
@@ -245,6 +258,8 @@ def _pairs(out: Any, width: int) -> str | None:
         mine = [i for i, value in enumerate(out[channel].tolist()) if abs(value) > 1e-6]
         partners.append(mine)
     half = width // 2
+    if out[0].amin() < -1e-6:
+        return None  # turned the other way
     if all(set(mine) <= {i, (i + half) % width} for i, mine in enumerate(partners)):
         return "half"
     if all(set(mine) <= {i, i ^ 1} for i, mine in enumerate(partners)):
@@ -279,7 +294,11 @@ def main() -> None:
         for config in config_classes(module, folder, stated):
             base = frequencies(rotary, config)
             if base is not None and config.model_type:
-                models.setdefault(config.model_type, entry_of(folder, module, rotary, config, base))
+                entry = entry_of(folder, module, rotary, config, base)
+                if entry["pairing"] is None:
+                    unread[name] = "its functions turn pairs the other way, or in a form of their own"
+                else:
+                    models.setdefault(config.model_type, entry)
                 break
         else:
             unread[name] = "no config of its folder with a model type builds it"

@@ -46,7 +46,8 @@ class Model:
     """Whether its attention multiplies queries by a temperature (`llama_4_scaling_beta`)."""
     reads: tuple[str, ...] = ()
     """Keys that its code, or its authors', reads besides: "rotary_dim" of a config, channels that rotate; "sliding_window",
-    without which still layers rotate, too; "mscale" of rope parameters, LongRoPE's factor."""
+    without which still layers rotate, too; "mscale" of rope parameters, LongRoPE's factor;
+    "alibi", "position_embedding_type" and "use_mem_rope", by which nothing rotates."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What its config calls sizes otherwise."""
     rope: Mapping[str, Any] = field(default_factory=dict)

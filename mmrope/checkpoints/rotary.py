@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ from mmrope.checkpoints.configs import config_dict, family_of, name_of, unknown
 from mmrope.checkpoints.models import ALIKE, MADE_FROM, MODELS, TEXT_PARTS, Model, text_part
 from mmrope.encodings.scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, Proportional, Scaling, Temperature, YaRN
 from mmrope.encodings.spec import RotarySpec
+from mmrope.positions.families import FAMILIES
 from mmrope.positions.rules import Family
 
 
@@ -69,10 +71,11 @@ def _language_model(config: dict[str, Any], revision: str | None) -> tuple[dict[
     inner = text_part(config)
     if inner is not None:
         return _language_model(inner[1], revision)
+    near = "".join(f" ({name!r} is)" for name in difflib.get_close_matches(stated, [*MODELS, *FAMILIES], n=1))
     raise ValueError(
         unknown(stated, config).partition("; known are")[0]
-        + f": no model of text or audio of {MADE_FROM} or row of mmrope.FAMILIES is called so. Pass the part of the config "
-        f"that is the language model, with its own model_type (it is looked for in {', '.join(TEXT_PARTS)}), or state a "
+        + f": no model of text or audio of {MADE_FROM} or row of mmrope.FAMILIES is called so{near}. Pass the part of the "
+        f"config that is the language model, with its own model_type (it is looked for in {', '.join(TEXT_PARTS)}), or state a "
         "RotarySpec"
     )
 
@@ -80,6 +83,8 @@ def _language_model(config: dict[str, Any], revision: str | None) -> tuple[dict[
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 _STILL = "(a layer without rotation)"
+_WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "mamba2", "recurrent")
+_NOTHING_ROTATES = {"alibi": True, "position_embedding_type": "nope", "use_mem_rope": False}
 
 
 def _layer_type(
@@ -102,8 +107,17 @@ def _layer_type(
         if not 0 <= layer < len(types):
             raise ValueError(f"{name} has {len(types)} layers, from 0 up, not layer {layer}")
         layer_type = types[layer]
+    if layer_type in _WITHOUT_ATTENTION:
+        return _STILL
+    read = model.reads if isinstance(model, Model) else ()
+    if any(key in read and text.get(key) == value for key, value in _NOTHING_ROTATES.items()):
+        return _STILL
+    if isinstance(model, Model) and len(set(text.get("layer_rope_theta") or ())) > 1:
+        raise ValueError(
+            f"{name}: the config has layer_rope_theta, a theta for each layer, which is not read: make a spec for each"
+        )
     if isinstance(model, Model) and layer_type in model.still:
-        return None if "sliding_window" in model.reads and text.get("sliding_window", 1) is None else _STILL
+        return None if "sliding_window" in read and text.get("sliding_window", 1) is None else _STILL
     return layer_type
 
 
@@ -201,6 +215,10 @@ def _of_model(model: Model, text: dict[str, Any], layer_type: str | None, name: 
     pairing = model.pairing
     if model.interleave is not None:
         pairing = "adjacent" if text.get("rope_interleave", model.interleave) else "half"
+    if model.width == "apart" and not text.get("use_mla", True):
+        pairing = "half"  # DeepSeek-VL2 and -OCR: whole heads of a Llama
+    if rotary_dim < 2:
+        raise ValueError(f"{name}: the config leaves {rotary_dim} channels of a head to rotate")
     spec = RotarySpec.rope(width, theta=rope["rope_theta"], rotary_dim=rotary_dim, pairing=pairing)
     if scaling is not None:
         scaled = spec.scaled(scaling)
@@ -230,7 +248,7 @@ def _width(model: Model, text: Mapping[str, Any], layer_type: str | None, name: 
     """The channels of a head, or of the part of it that is rotated apart."""
     if model.width == "rotary_dim":
         return _need(text, "rotary_dim", name)
-    if model.width == "apart":
+    if model.width == "apart" and text.get("use_mla", True):
         return _need(text, "qk_rope_head_dim", name)
     if model.width == "hidden":
         text = {key: value for key, value in text.items() if key != "head_dim"}
@@ -243,7 +261,14 @@ def _width(model: Model, text: Mapping[str, Any], layer_type: str | None, name: 
 def _need(text: Mapping[str, Any], key: str, name: str) -> int:
     if text.get(key) is None:
         raise ValueError(f"{name}: the config has no {key}, which is the width of its rotation")
-    return text[key]
+    return _channels(text[key], key, name)
+
+
+def _channels(value: Any, key: str, name: str) -> int:
+    """A number of channels or heads."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: the config has {key} {value!r}, which is no number of channels or heads")
+    return value
 
 
 def _head_dim(text: Mapping[str, Any], layer_type: str | None, name: str) -> int:
@@ -259,11 +284,12 @@ def _head_dim(text: Mapping[str, Any], layer_type: str | None, name: str) -> int
             )
         [size] = sizes
         return int(size or 0)
-    if text.get(key):
-        return text[key]
+    if text.get(key) is not None:
+        return _channels(text[key], key, name)
     if text.get("hidden_size") is None or not text.get("num_attention_heads"):
         raise ValueError(f"{name}: the config has neither head_dim nor hidden_size and num_attention_heads")
-    return text["hidden_size"] // text["num_attention_heads"]
+    hidden, heads = (_channels(text[key], key, name) for key in ("hidden_size", "num_attention_heads"))
+    return hidden // heads
 
 
 # --- rope parameters --------------------------------------------------------------------------------------------------
@@ -315,6 +341,8 @@ def _rope_parameters(
     if new and old and new != old:
         raise ValueError(f"{name}: the config has rope_parameters {new} and rope_scaling {old}, which differ: leave one out")
     rope: Any = new or old or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"{name}: rope parameters must be a dict, got {rope!r}")
     types = [key for key, value in rope.items() if isinstance(value, Mapping)]
     types = types and list(rope)
     local = _first(text, _LOCAL_THETA)

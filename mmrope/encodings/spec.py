@@ -274,8 +274,8 @@ class RotarySpec:
     @classmethod
     def from_family(cls, family: Family | str) -> RotarySpec:
         """The rotary embedding of a family's released checkpoints, as the table of families has it: `family.rotary.released`
-        names the config, and is empty where the facts are class defaults of transformers. Of a family with one axis, over 128
-        channels.
+        names the config, and is empty where none was at hand, so that the facts may not be a checkpoint's. Of a family with one
+        axis, over 128 channels.
 
         Raises:
             ValueError: an unknown family, or one whose upstream does not rotate pairs.

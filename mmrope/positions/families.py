@@ -389,7 +389,7 @@ def _with_revisions(row: Family) -> list[Family]:
 
 _RELEASED = {
     # the released config that says how a family rotates; tests/references/configs holds what it says. Of families that are not
-    # here the facts are class defaults of transformers, and may not be those of a checkpoint
+    # here no released config was at hand: their facts are of transformers' code or of a sibling, and may not be a checkpoint's
     "qwen2_vl": "Qwen2-VL-7B-Instruct (transformers#33401)",
     "qwen2_5_vl": "the README of Qwen2.5-VL",
     "qwen3_vl": "the README of Qwen3-VL",

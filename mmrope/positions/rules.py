@@ -114,8 +114,8 @@ class RotaryFacts:
     ntk: float | None = None
     """By what theta is stretched for longer contexts (NTK-aware scaling), where checkpoints are."""
     released: str = ""
-    """The released config that says so, and where it is quoted; empty where these facts are transformers' class defaults,
-    because no released config was at hand."""
+    """The released config that says so, and where it is quoted; empty where no released config was at hand: then
+    they are from transformers' code, or those of the family that it was made after, and may not be a checkpoint's."""
 
     def __post_init__(self) -> None:
         _check_choices(self, "rotary", layout=Layout, pairing=Pairing)

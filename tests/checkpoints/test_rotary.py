@@ -41,6 +41,16 @@ def module_and_config(name: str) -> tuple[type, type]:
     return getattr(module, cls), next(c for c in configs if getattr(c, "model_type", None) == name)
 
 
+def rotating(config: type) -> Any:
+    """Its class defaults, but that it rotates (Zamba2's do not), all layers alike."""
+    made = config()
+    if hasattr(made, "use_mem_rope"):
+        made.use_mem_rope = True
+    if hasattr(made, "layer_rope_theta"):
+        made.layer_rope_theta = None
+    return made
+
+
 def frequencies(module: Any) -> dict[str, tuple[np.ndarray, float]]:
     """The frequencies and the attention factor of each type of layer, "" where all are alike."""
     found = {}
@@ -73,7 +83,7 @@ def test_a_models_own_module_can_be_replaced(name):
     rotary, config = module_and_config(name)
     if name in ODD:
         return
-    own = rotary(config())
+    own = rotary(rotating(config))
     if name in COMPLEX:
         with pytest.raises(ValueError, match="returns no cos and sin, but complex numbers"):
             RotaryInPlace(own)
@@ -96,7 +106,7 @@ ODD = {"glm4_moe"}  # by class defaults it rotates 21 of 42 channels, which is n
 def test_class_defaults_are_read_as_the_models_code_reads_them(name):
     """As an object, and as its dict."""
     rotary, config = module_and_config(name)
-    made = config()
+    made = rotating(config)
     for layer, expected in frequencies(rotary(made)).items():
         for form in (made, made.to_dict()):
             if name in ODD:
@@ -111,7 +121,7 @@ def test_class_defaults_are_read_as_the_models_code_reads_them(name):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_scalings_are_read_as_the_models_code_reads_them(name, kind):
     rotary, config = module_and_config(name)
-    made, model = config(), MODELS[name]
+    made, model = rotating(config), MODELS[name]
     rope = getattr(made, "rope_parameters", None)
     longest = made.to_dict().get("max_position_embeddings")
     if rope is None or model.layers or name in ODD or (kind == "dynamic" and (not longest or "original" in str(vars(made)))):
@@ -261,6 +271,34 @@ def test_layers_without_rotation_have_none():
     assert [rotary_from_config(mixed, layer=n) is None for n in range(2)] == [False, True]
     with pytest.raises(ValueError, match="state layer_type or layer, not both"):
         rotary_from_config(mixed, layer=0, layer_type="full_attention")
+
+
+@pytest.mark.parametrize(
+    ("config", "layer_type"),
+    [
+        ({"model_type": "afmoe", "head_dim": 64, "rope_theta": 1e4}, "full_attention"),
+        ({"model_type": "kolibri1", "head_dim": 64, "rope_theta": 1e4}, "full_attention"),
+        ({"model_type": "falcon", "alibi": True, "rope_theta": 1e4}, None),
+        ({"model_type": "granitemoehybrid", "position_embedding_type": "nope", "rope_theta": 1e4}, None),
+        ({"model_type": "lfm2", "head_dim": 64, "rope_theta": 1e4}, "conv"),
+        (RELEASED[5]["config"], "linear_attention"),
+    ],
+)
+def test_what_does_not_rotate_has_none(config, layer_type):
+    assert rotary_from_config(config, layer_type=layer_type) is None
+
+
+def test_latent_attention_that_is_switched_off_rotates_whole_heads():
+    """DeepSeek-VL2 and DeepSeek-OCR."""
+    config = {
+        "model_type": "deepseek_v2",
+        "hidden_size": 1280,
+        "num_attention_heads": 10,
+        "qk_rope_head_dim": 0,
+        "use_mla": False,
+    }
+    wrapped = {"model_type": "deepseek_vl_v2", "language_config": {**config, "rope_theta": 1e4}}
+    assert rotary_from_config(wrapped) == RotarySpec.rope(128, theta=1e4)
 
 
 def test_what_is_left_to_class_defaults_is_named():
