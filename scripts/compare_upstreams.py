@@ -387,9 +387,9 @@ def films(rate: float | None = None) -> Callable[[Family], Iterator[Input]]:
 
 
 def films_with_sound(rule: Family) -> Iterator[Input]:
-    """The same, of one token a grid, with sound as long as the video."""
+    """The same, of one token a grid, with audio as long as the video."""
     for fps in FPS:
-        each = 2 / fps * (rule.ids_per_second or 0)  # tokens of sound while a grid is shown
+        each = 2 / fps * (rule.ids_per_second or 0)  # tokens of audio while a grid is shown
         yield with_sound(rule, int(100 / (1 + each)), 2 / fps)
 
 
@@ -399,7 +399,7 @@ def with_sound(rule: Family, t: int, every: float, h: int = 1, w: int = 1, sound
 
 
 def shorter(given: Input) -> Iterator[Input]:
-    """The same video with fewer grids, and as much less of its sound."""
+    """The same video with fewer grids, and as much less of its audio."""
     _, whole, _ = given.batch[0]
     for t in range(1, whole.grid[0] + 1):
         sound = round(getattr(whole, "audio_tokens", 0) * t / whole.grid[0])
@@ -474,10 +474,10 @@ CASES = (
     Case("no seconds", "a video whose seconds are missing", timed,
          lambda rule: [Input(video(rule, 2, every=0.5).batch, **but(seconds_key(rule)))], time_ids, void=("whole seconds",)),
     Case("dtype", "the type of ids", always, lambda rule: [Input([[Segment.text(2)]])], lambda found: str(found.ids.dtype)),
-    # --- sound in video
-    Case("text after sound in video", "where text goes on after a video with its sound", has("audio_in_video"),
+    # --- audio in video
+    Case("text after audio in video", "where text goes on after a video with its audio", has("audio_in_video"),
          lambda rule: (with_sound(rule, 1, 1.0, h, w, sound) for h, w, sound in sizes(2, 5, 2)), after, odd=stands_inside),
-    Case("order of sound in video", "the order of a video's tokens and its sound's, at usual frame rates",
+    Case("order of audio in video", "the order of a video's tokens and its audio's, at usual frame rates",
          has("audio_in_video"), films_with_sound, all_ids, smaller=shorter, from_first=True),
     # --- padding
     Case("padding with media", "what padding carries", has("image", "canvas"), padded, padding),

@@ -155,14 +155,14 @@ def vllm_model(models: Path, name: str) -> SimpleNamespace:
     return self
 
 
-PLACEHOLDERS = {  # of sound in video: the method of the processor that writes it
+PLACEHOLDERS = {  # of audio in video: the method of the processor that writes it
     "qwen2_5_omni": ("qwen2_5_omni_thinker.py", "omni_get_updates_use_audio_in_video", "Qwen2_5OmniThinkerMultiModalProcessor"),
     "qwen3_omni_moe": ("qwen3_omni_moe_thinker.py", "get_updates_use_audio_in_video", "Qwen3OmniMoeThinkerMultiModalProcessor"),
 }
 
 
 def check_placeholders(models: Path, row: list[Segment], rule: Family) -> None:
-    """Refuses a request whose sound in video does not stand as vLLM's processor writes it."""
+    """Refuses a request whose audio in video does not stand as vLLM's processor writes it."""
     tokens, features = vllm_request(row, rule)
     places = [f.mm_position for f in features if f.modality == "video" and "use_audio_in_video" in f.data]
     config, m = config_of(rule), rule.spatial_merge

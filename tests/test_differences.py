@@ -20,7 +20,7 @@ import compare_upstreams
 PAGE = compare_upstreams.PAGE.read_text(encoding="utf-8")
 FOUND = compare_upstreams.load()
 NEW, OLD, VLLM = "transformers-5.23", "transformers-4.57", "vllm-0.33"
-ODD = "text after sound in video"  # which the reference does, too
+ODD = "text after audio in video"  # which the reference does, too
 GROUPS = ("cohere_compass", "glm4v", "qwen2_vl", "qwen3_vl", "qwen3_5")
 
 
@@ -89,7 +89,7 @@ def test_what_differs_differs(name):
         (NEW, "no seconds", ["qwen2_5_omni", "qwen2_5_vl", "qwen3_omni_moe"]),
         (NEW, "padding with media", ["glm_image", "qwen2_5_omni"]),
         (NEW, "padding of text", ["glm_image", "qwen2_5_omni", "qwen3_omni_moe"]),
-        (NEW, "text after sound in video", ["qwen2_5_omni", "qwen3_omni_moe"]),
+        (NEW, "text after audio in video", ["qwen2_5_omni", "qwen3_omni_moe"]),
         (NEW, "a row after another", ["hunyuan_vl"]),
         (NEW, "rotation", ["hunyuan_vl"]),
         (NEW, "images to be made", ["glm_image"]),

@@ -36,7 +36,7 @@ def feature(kind, offset, length, embed=None, **data):
 
 def vllm_request(row, rule):
     """The tokens and the features that vLLM 0.33's processors make of a row with text around its media. A video that is split
-    into frames is one feature with what stands between them; sound in video is two, over the same tokens with their markers."""
+    into frames is one feature with what stands between them; audio in video is two, over the same tokens with their markers."""
     inputs = as_inputs([row], rule)
     tokens, types = inputs["input_ids"][0], inputs["mm_token_type_ids"][0]
     features, offset, m, before = [], 0, rule.spatial_merge, ""
@@ -189,7 +189,7 @@ def test_sound_in_video_is_placed_as_its_tokens_lie(data):
 @settings(max_examples=cases(20))
 @given(data=st.data(), new=st.integers(0, 9), ahead=st.integers(0, 3))
 def test_what_follows_goes_on_where_the_prompt_ends(rule, data, new, ahead):
-    """Wherever the rule lets text go on after the largest id: that of every model that vLLM has, but for sound in video."""
+    """Wherever the rule lets text go on after the largest id: that of every model that vLLM has, but for audio in video."""
     row = [s for s in data.draw(processed(rule)) if s.kind not in ("pad", "audio_in_video")]
     count, spans = spans_of(row, rule)
     _, delta = get_mrope_input_positions([0] * count, spans, rule)
@@ -318,7 +318,7 @@ def test_vllm_gives_sound_in_video_of_qwen2_5_omni_the_ids_of_the_token_after(ca
 
 def test_vllm_gives_sound_in_video_of_qwen3_omni_ids_of_the_other_medium():
     """Its tokens lie in the order of fractional times, its ids in that of times cut to whole steps: where these differ, a token
-    of sound has the place of one of video. The family's revision for vLLM places no sound in video, and so says the door."""
+    of sound has the place of one of video. The family's revision for vLLM places no audio in video, and so says the door."""
     crossed = 0
     for case in VLLM["cases"]:
         if case["family"] == "qwen3_omni_moe" and has_sound_in_video(case):

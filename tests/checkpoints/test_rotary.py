@@ -76,13 +76,11 @@ def assert_equal(spec: RotarySpec | None, expected: tuple[np.ndarray, float]) ->
 COMPLEX = {"llama4_text", "deepseek_v2"}  # whose modules return complex numbers
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", [name for name in TEXT if name != "glm4_moe"])  # by class defaults no rotation: ODD
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_models_own_module_can_be_replaced(name):
     """To the last bit with its float32 product, and with exact angles where float32 has them right."""
     rotary, config = module_and_config(name)
-    if name in ODD:
-        return
     own = rotary(rotating(config))
     if name in COMPLEX:
         with pytest.raises(ValueError, match="returns no cos and sin, but complex numbers"):
@@ -116,34 +114,37 @@ def test_class_defaults_are_read_as_the_models_code_reads_them(name):
             assert_equal(rotary_from_config(form, layer_type=layer or None), expected)
 
 
-@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3", "dynamic"])
-@pytest.mark.parametrize("name", TEXT)
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_scalings_are_read_as_the_models_code_reads_them(name, kind):
+def scaled_module(name: str, kind: str) -> tuple[Any, Any] | None:
+    """A config with a scaling, and the module of it; None where the scaling is said by layer, or the code does not take it."""
     rotary, config = module_and_config(name)
     made, model = rotating(config), MODELS[name]
     rope = getattr(made, "rope_parameters", None)
     longest = made.to_dict().get("max_position_embeddings")
     if rope is None or model.layers or name in ODD or (kind == "dynamic" and (not longest or "original" in str(vars(made)))):
-        return  # its scaling is said by layer, or not at all
+        return None
     scaled = {"rope_type": kind, "rope_theta": rope["rope_theta"], "factor": 4.0}
     scaled |= {"original_max_position_embeddings": 1024} if kind in ("yarn", "llama3") else {}
     scaled |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
-    scaled |= (
-        {"partial_rotary_factor": rope["partial_rotary_factor"]} if model.partial and "partial_rotary_factor" in rope else {}
-    )
+    if model.partial and "partial_rotary_factor" in rope:
+        scaled["partial_rotary_factor"] = rope["partial_rotary_factor"]
     made.rope_parameters = scaled
     try:
-        module = rotary(made)
+        return made, rotary(made)
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError):
-        return  # its code does not take this scaling, or not with class defaults
-    expected = frequencies(module)[""]
-    spec = rotary_from_config(made)
-    if kind == "dynamic":  # whose frequencies go by the length: at the original one they are those of the base
-        assert spec is not None
-        np.testing.assert_allclose(spec.inv_freq, expected[0], rtol=1e-6)
-    else:
-        assert_equal(spec, expected)
+        return None
+
+
+@pytest.mark.parametrize(("kind", "least"), [("linear", 110), ("yarn", 105), ("llama3", 110), ("dynamic", 100)])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_scalings_are_read_as_the_models_code_reads_them(kind, least):
+    """Of every model whose code takes them; dynamic frequencies are, up to the original length, those of the base."""
+    compared = 0
+    for name in TEXT:
+        built = scaled_module(name, kind)
+        if built is not None:
+            assert_equal(rotary_from_config(built[0]), frequencies(built[1])[""])
+            compared += 1
+    assert compared >= least
 
 
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - NEWER))

@@ -136,7 +136,7 @@ def test_dtypes_and_buffers_hold_the_same_ids(rule, data):
 
 @law
 def test_text_is_after_all_that_was_before_by_the_reference_rule(rule, data):
-    """But for the diagonal layouts, whose h and w reach past their t, for what goes on after sound in video, and for canvases
+    """But for the diagonal layouts, whose h and w reach past their t, for what goes on after audio in video, and for canvases
     whose crops differ in size, which are laid out by the first."""
     if rule.revision or rule.couple:
         return

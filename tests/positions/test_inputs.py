@@ -43,7 +43,7 @@ READABLE = sorted({row.name for row in BY_KEY.values()})
 
 def joined(row, rule):
     """Neighbouring texts as one, and neighbouring padding: a processor's output cannot tell them apart; nor sounds, where a
-    family counts their tokens like text. How the tokens of sound in video lie is left out."""
+    family counts their tokens like text. How the tokens of audio in video lie is left out."""
     alike = ("text", "pad") if rule.reading.states_audio else ("text", "pad", "audio")
     out = []
     for segment in row:
