@@ -384,8 +384,7 @@ def show(
         Shown.alibi: ("the factor of attention weights at a distance", tables.alibi_table, encodings.plot_alibi),
     }[what]
     if what is not Shown.alibi and not preset_name:
-        released = family(name).rotary.released
-        about += f" (as in {released})" if released else " (unverified: no released config was at hand)"
+        about += f" ({family(name).rotary.said_by})"
     if figure is None:
         typer.echo(f"{name}: {about}\n\n{table(shown)}")
     else:

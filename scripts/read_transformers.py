@@ -32,28 +32,79 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mmrope.checkpoints.layers import laid_out
+
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "mmrope" / "checkpoints" / "models.json"
 VISION = ("Vision", "ViT", "MLCD", "EomtDinov3", "EfficientLoFTR")
 SIZES = ("head_dim", "hidden_size", "num_attention_heads", "qk_rope_head_dim", "rotary_dim")
+LENGTHS = ("num_hidden_layers", "max_position_embeddings")
 
 # --- what running the class does not show, by folder: from the attention's code ------------------------------------------
 
 STILL = {  # layer types whose queries and keys are not rotated
-    **{name: ["full_attention"] for name in ("cohere2", "cohere2_moe")},  # `if self.sliding_window is not None`
-    **{name: ["full_attention"] for name in ("afmoe", "kolibri1")},
+    **{name: ["full_attention"] for name in ("cohere2", "cohere2_moe", "flint")},  # `if self.sliding_window is not None`
+    **{name: ["full_attention"] for name in ("afmoe", "kolibri1", "lara_mini")},
     **{name: ["full_attention"] for name in ("exaone4", "exaone_moe")},  # ... or sliding_window of the config is None
+    **{name: ["full_attention"] for name in ("muse_glimmer", "muse_spark")},  # by default of layer_rope_theta
 }
-NO_ROPE_LAYERS = ("llama4", "smollm3")  # their config lists by layer, in no_rope_layers, whether it rotates (1)
+NO_ROPE_LAYERS = ("llama4", "smollm3", "mistral_large4")  # their config lists by layer, in no_rope_layers, which rotate (1)
+STILL_IF = {  # keys of a config, and the values by which no layer rotates
+    "falcon": {"alibi": [True]},
+    "granitemoehybrid": {"position_embedding_type": ["nope", None]},  # rotates where it is "rope"
+    "zamba2": {"use_mem_rope": [False, None]},
+    "esm": {"position_embedding_type": ["absolute", "relative_key", "relative_key_query", None]},
+}
+LAYER_THETA = {  # what the numbers of layer_rope_theta, of which 0 is no rotation, say otherwise
+    "granite_swa": "theta",
+    "granitemoe_swa": "theta",
+    "muse_glimmer": "rotates",  # all by the theta of rope parameters
+    "muse_spark": "rotates",
+}
 READS = {  # keys that its code, or its authors', reads besides
     "minimax": ["rotary_dim"],  # MiniMax-Text-01's own code; transformers' rotates whole heads
     "minimax_m2": ["rotary_dim"],
-    "falcon": ["alibi"],
-    "granitemoehybrid": ["position_embedding_type"],
-    "zamba2": ["use_mem_rope"],
+    "gptj": ["rotary_dim"],
+    "codegen": ["rotary_dim"],
     "exaone4": ["sliding_window"],
     "exaone_moe": ["sliding_window"],
     "phimoe": ["mscale"],
+    "cohere2_moe": ["prefix_dense_sliding_window_pattern"],
+    "olmo_hybrid": ["rope_theta"],
+}
+TWICE = ("zamba2",)  # whose heads are twice as wide, whatever the config says
+NAMES = {  # what authors' own configs call sizes, besides the attribute_map of the class
+    "nomic_bert": {"hidden_size": "n_embd", "num_attention_heads": "n_head", "max_position_embeddings": "n_positions"},
+    "falcon": {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
+    "dbrx": {"rope_theta": "attn_config.rope_theta"},
+}
+CONDITIONS = {
+    # conditions that calls of rotary embeddings stand under, and where they are read: a new one ends this script
+    **dict.fromkeys(("self.config.rope_interleave", "not self.config.rope_interleave"), "Model.interleave"),
+    **dict.fromkeys(("self.sliding_window is not None", "self.is_local_attention"), "STILL"),
+    "self.sliding_window is not None or self.force_rope": "STILL, and READS of cohere2_moe",
+    "self.sliding_window is None or self.is_sliding": "STILL, and READS of exaone4",
+    "alibi is None": "STILL_IF",
+    "self.use_rope": "NO_ROPE_LAYERS",
+    "self.config.use_mem_rope": "STILL_IF",
+    "self.position_embedding_type == 'rotary'": "STILL_IF",
+    "self.config.position_embedding_type == 'rope'": "STILL_IF",
+    "config.position_embedding_type == 'rope'": "STILL_IF",
+    "self.config.layer_rope_theta[i]": "LAYER_THETA",
+    "theta": "LAYER_THETA",
+    "layer_type == 'sliding_attention'": "STILL of lara_mini",
+    "self.config.layer_types[i] == 'full_attention'": "the other layers of olmo_hybrid have no attention",
+    "not self.config.rope_parameters[layer_type] is None": "rope parameters of a type of layer that are None",
+    "self.config.rope_parameters[layer_type] is not None": "rope parameters of a type of layer that are None",
+    "self.rotary_dim is not None": "READS of gptj and codegen",
+    "not self.rotary_dim is not None": "READS of gptj and codegen",
+    # not about layers of a language model
+    "position_embeddings is not None": "what the model's own condition says, which is here, too",
+    "rotary_pos_emb is not None": "clvp's encoders have none",
+    "self.rotary_emb is not None": "of moshi's and others' depth decoder, which has none",
+    "not is_cross_attention": "cross attention",
+    "not self.is_kv_shared_layer": "keys that another layer rotated",
+    "self.is_kv_shared_layer": "keys that another layer rotated",
 }
 ALIKE = {  # model types of authors' own code -> the model type that rotates as they do
     "dots_ocr": "qwen2",  # DotsOCRForCausalLM is a Qwen2ForCausalLM
@@ -64,13 +115,17 @@ ALIKE = {  # model types of authors' own code -> the model type that rotates as 
     "phi4mm": "phi4_multimodal",
     "minimax_text_01": "minimax",
     "minimax_m1": "minimax",
-    "internlm2": "llama",
+    **dict.fromkeys(("aquila", "internlm", "internlm2", "orion", "solar", "telechat3", "xverse", "Yi", "yi"), "llama"),
+    **dict.fromkeys(("deepseek", "minicpm", "nemotron-nas"), "llama"),
+    "stablelm_epoch": "stablelm",
+    **dict.fromkeys(("RefinedWeb", "RefinedWebModel"), "falcon"),
+    "exaone4_5_text": "exaone4",
     "qwen3_asr": "qwen3_vl",  # interleaved sections, as of Qwen3-Omni's thinker
     "qwen3_tts": "qwen3_vl",  # its talker
 }
-TABLES = {  # (pairing, width) of classes that keep a table of sines and cosines instead of frequencies, over theta 1e4
-    "gptj": ("adjacent", "rotary_dim"),
-    "codegen": ("adjacent", "rotary_dim"),
+TABLES = {  # the pairing of classes that keep a table of sines and cosines instead of frequencies, over theta 1e4
+    "gptj": "adjacent",
+    "codegen": "adjacent",
 }
 UNREAD = {
     "ClvpRotaryPositionalEmbedding": "no rope parameters: theta 1e4 over projection_dim // (2 heads), at least 32",
@@ -89,13 +144,20 @@ UNREAD = {
 def classes(models: Path) -> Iterator[tuple[str, str, str, str | None]]:
     """(folder, module, class, name of its config's class) of every rotary embedding, and of no vision tower."""
     for path in sorted(models.glob("*/modeling_*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and "Rotary" in node.name:
-                init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-                args = init.args.args[1:] if init else []
-                stated = ast.unparse(args[0].annotation).strip("'\"") if args and args[0].annotation else None
-                yield path.parent.name, path.stem, node.name, stated
+        for node in class_nodes(path.read_text(encoding="utf-8"), r"\w*Rotary\w*"):
+            init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+            args = init.args.args[1:] if init else []
+            stated = ast.unparse(args[0].annotation).strip("'\"") if args and args[0].annotation else None
+            yield path.parent.name, path.stem, node.name, stated
+
+
+def class_nodes(source: str, name: str = r"\w+", holding: str = "") -> Iterator[ast.ClassDef]:
+    """The classes of a file with such a name, which hold such a word; parsed one by one, as files are long."""
+    for found in re.finditer(rf"^class {name}\b.*(?:\n(?:[ )#].*)?)*", source, re.MULTILINE):
+        if re.search(holding, found[0]):
+            [node] = ast.parse(found[0]).body
+            assert isinstance(node, ast.ClassDef)
+            yield node
 
 
 def config_classes(module: Any, folder: str, stated: str | None) -> list[type]:
@@ -137,10 +199,12 @@ def entry_of(folder: str, module: Any, rotary: type, config: type, base: dict[st
     made = config()
     entry: dict[str, Any] = {"class": f"{folder}.{rotary.__name__}"}
     if folder in TABLES:
-        pairing, width = TABLES[folder]
-        return {**entry, "pairing": pairing, "width": width, "rope": {"rope_theta": 1e4}}
+        entry |= {"pairing": TABLES[folder], "rope": {"rope_theta": 1e4}, "reads": READS[folder]}
+        return {**entry, "names": names_of(folder, config), "sizes": sizes_of(made)}
     layer = next(iter(base))
-    entry["pairing"] = pairing_of(module, rotary, config, base[layer], layer)
+    entry["pairing"], backwards = pairing_of(module, rotary, config, base[layer], layer)
+    if backwards:
+        entry["backwards"] = True
     if "mrope_section" in inspect.getsource(rotary):
         entry["axes"] = "thw"
     followed = widths(rotary, config, base)
@@ -152,7 +216,11 @@ def entry_of(folder: str, module: Any, rotary: type, config: type, base: dict[st
         entry["head_dim"] = read(made, "head_dim")
     if hasattr(made, "rope_interleave"):
         entry["interleave"] = made.rope_interleave
+    if folder in TWICE:
+        entry["width"] = "twice"
     rope = made.to_dict().get("rope_parameters")
+    if rope is None and getattr(made, "rope_theta", None) is not None:
+        entry["rope"] = {"rope_theta": made.rope_theta}  # ESM's class has no rope parameters
     if rope is not None:
         if any(frequencies(rotary, lambda f=f: with_partial(config, f)) not in (None, base) for f in (0.5, 0.25)):
             entry["partial"] = True
@@ -160,8 +228,11 @@ def entry_of(folder: str, module: Any, rotary: type, config: type, base: dict[st
     if layer and rope:
         entry["layers"] = sorted(key for key, value in rope.items() if isinstance(value, dict) or value is None)
     source = inspect.getsource(module)
-    if folder in STILL:
-        entry["still"] = STILL[folder]
+    for key, table in (("still", STILL), ("still_if", STILL_IF), ("layer_theta", LAYER_THETA)):
+        if folder in table:
+            entry[key] = table[folder]
+    if every := every_of(config):
+        entry["every"] = every
     if folder in READS:
         entry["reads"] = READS[folder]
     if folder in NO_ROPE_LAYERS:
@@ -170,10 +241,73 @@ def entry_of(folder: str, module: Any, rotary: type, config: type, base: dict[st
         entry["score"] = True
     if "get_llama_4_attn_scale(" in source:
         entry["temperature"] = True
-    names = {key: name for key, name in config.attribute_map.items() if key in (*SIZES, "max_position_embeddings")}
-    if names:
+    if names := names_of(folder, config):
         entry["names"] = names
+    entry["sizes"] = sizes_of(made)
     return entry
+
+
+def names_of(folder: str, config: type) -> dict[str, str]:
+    """What its config calls sizes."""
+    theirs = {key: name for key, name in config.attribute_map.items() if key in (*SIZES, *LENGTHS)}
+    return {**theirs, **NAMES.get(folder, {})}
+
+
+def sizes_of(made: Any) -> dict[str, int]:
+    """The sizes that its class has by default."""
+    stated = made.to_dict()
+    found = {key: stated.get(made.attribute_map.get(key, key)) for key in (*SIZES, *LENGTHS) if key != "head_dim"}
+    return {key: value for key, value in found.items() if isinstance(value, int)}
+
+
+PATTERNS = ("sliding_window_pattern", "global_attn_every_n_layers", "full_attention_interval", "layer_group_size")
+
+
+def every_of(config: type) -> dict[str, Any] | None:
+    """How its class lays out two types of layers where a config has no layer_types: every n-th is of the second."""
+
+    def types(layers: int, **more: int) -> list[str] | None:
+        try:
+            return config(num_hidden_layers=layers, **more).to_dict().get("layer_types")
+        except Exception:  # keys and numbers that it does not take
+            return None
+
+    base = types(24)
+    if not base or len(kinds := list(dict.fromkeys(base))) != 2:
+        return None
+    for n, place, (one, every) in itertools.product(range(2, 13), ("first", "last", "end"), (kinds, kinds[::-1])):
+        if all(types(layers) == laid_out(layers, n, place, one, every) for layers in (24, 25, 31)):
+            found = {"n": n, "place": place, "types": [one, every]}
+            for key in PATTERNS:
+                if all(types(24, **{key: m}) == laid_out(24, m, place, one, every) for m in (3, 5)):
+                    found["key"] = key
+            return found
+    return None
+
+
+def conditions(source: str) -> set[str]:
+    """What must hold for a rotary embedding to be called or applied, in the attention and in the model of a file."""
+    found: set[str] = set()
+
+    def walk(node: ast.AST, held: tuple[str, ...]) -> None:
+        for child in ast.iter_child_nodes(node):
+            mine = held
+            if isinstance(node, (ast.If, ast.IfExp)):
+                bodies = [node.body, node.orelse] if isinstance(node, ast.If) else [[node.body], [node.orelse]]
+                for body, sign in zip(bodies, ("", "not "), strict=True):
+                    if child in body:
+                        mine = (*held, sign + ast.unparse(node.test))
+            called = child.func if isinstance(child, ast.Call) else None
+            name = getattr(called, "id", getattr(called, "attr", ""))
+            chosen = isinstance(node, ast.IfExp) and child is node.body and "position_embeddings" in ast.unparse(child)
+            if chosen or "apply_rotary" in name or "rotary_emb" in name:
+                found.update(mine)
+            walk(child, mine)
+
+    for node in class_nodes(source, holding="apply_rotary|rotary_emb|position_embeddings"):
+        if not re.search("Vision|Indexer|Compressor|Audio|Conformer", node.name):
+            walk(node, ())
+    return {each for each in found if "position_ids is None" not in each}
 
 
 def read(config: Any, key: str) -> Any:
@@ -225,8 +359,8 @@ def applied(module: Any, part: str) -> list[str]:
     return [name for name in found if "vision" not in name]
 
 
-def pairing_of(module: Any, rotary: type, config: type, width: int, layer: str) -> str | None:
-    """How its file's function turns channels, each of `width` channels by itself."""
+def pairing_of(module: Any, rotary: type, config: type, width: int, layer: str) -> tuple[str | None, bool]:
+    """How its file's function turns channels, each of `width` channels by itself, and whether it turns them backwards."""
     import torch
 
     names = applied(module, "Audio" if "Audio" in rotary.__name__ else "") or [
@@ -235,6 +369,7 @@ def pairing_of(module: Any, rotary: type, config: type, width: int, layer: str) 
     interleaved = bool(getattr(config(), "rope_interleave", False)) or "apply_rotary_pos_emb" not in names
     names.sort(key=lambda name: ("interleave" in name) != interleaved)
     q = torch.eye(width)[None, :, None]  # [1, width heads, 1, width]
+    backwards = None
     for axes, sections in itertools.product((1, 3, 2, 4), (False, True)):
         ids, made = torch.ones((axes, 1, 1) if axes > 1 else (1, 1), dtype=torch.long), config()
         if sections and not layer:  # where class defaults do not say how the axes share the pairs
@@ -248,8 +383,10 @@ def pairing_of(module: Any, rotary: type, config: type, width: int, layer: str) 
                 continue
             out = out[0] if isinstance(out, tuple) else out
             if out.shape == q.shape and (found := _pairs(out[0, :, 0], width)):
-                return found
-    return None
+                if out[0, 0, 0].amin() > -1e-6:
+                    return found, False
+                backwards = backwards or found
+    return backwards, backwards is not None
 
 
 def _pairs(out: Any, width: int) -> str | None:
@@ -258,8 +395,6 @@ def _pairs(out: Any, width: int) -> str | None:
         mine = [i for i, value in enumerate(out[channel].tolist()) if abs(value) > 1e-6]
         partners.append(mine)
     half = width // 2
-    if out[0].amin() < -1e-6:
-        return None  # turned the other way
     if all(set(mine) <= {i, (i + half) % width} for i, mine in enumerate(partners)):
         return "half"
     if all(set(mine) <= {i, i ^ 1} for i, mine in enumerate(partners)):
@@ -282,8 +417,9 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     models: dict[str, Any] = {}
     unread: dict[str, str] = {}
+    unknown: dict[str, list[str]] = {}
     for folder, stem, name, stated in classes(Path(transformers.__file__).parent / "models"):
-        if any(part in name for part in VISION):
+        if any(part in name for part in VISION) and "Text" not in name:
             unread[name] = "of a vision tower: patch_position_ids, and RotarySpec.axial or a preset"
             continue
         if name in UNREAD:
@@ -291,17 +427,22 @@ def main() -> None:
             continue
         module = importlib.import_module(f"transformers.models.{folder}.{stem}")
         rotary = getattr(module, name)
+        if new := sorted(conditions(inspect.getsource(module)) - set(CONDITIONS)):
+            unknown[name] = new
         for config in config_classes(module, folder, stated):
             base = frequencies(rotary, config)
             if base is not None and config.model_type:
                 entry = entry_of(folder, module, rotary, config, base)
                 if entry["pairing"] is None:
-                    unread[name] = "its functions turn pairs the other way, or in a form of their own"
+                    unread[name] = "its functions turn pairs in a form of their own"
                 else:
                     models.setdefault(config.model_type, entry)
                 break
         else:
             unread[name] = "no config of its folder with a model type builds it"
+    if unknown:
+        new = "\n".join(f"{name}: {found}" for name, found in unknown.items())
+        sys.exit(f"rotary embeddings are called under new conditions: read their code, and add them to CONDITIONS\n{new}")
     table = {
         "made_from": f"transformers {transformers.__version__}",
         "models": dict(sorted(models.items())),

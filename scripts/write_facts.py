@@ -36,7 +36,7 @@ def families() -> Iterator[str]:
             facts.layout,
             facts.pairing,
             f"{spec.rotary_dim} of {spec.head_dim}",
-            facts.released or "unverified: no released config was at hand",
+            facts.said_by.removeprefix("as in "),
         )
 
 

@@ -20,7 +20,7 @@ MODULES += [f"mmrope.adapters.{name}" for name in ("attention", "replace", "rota
 METHODS = {
     "mmrope.Segment": "text pad image frame video audio custom",
     "mmrope.Positions": "torch",
-    "mmrope.Family": "image video replace to_dict from_dict",
+    "mmrope.Family": "image video replace to_dict from_dict rotary_spec",
     "mmrope.positions.AudioInVideo": "make",
     "mmrope.positions.Canvas": "make",
     "mmrope.VideoTiming": "from_metadata",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmrope.checkpoints.configs import config_dict, family_of
 from mmrope.checkpoints.models import MODELS
-from mmrope.checkpoints.rotary import rotary_from_config
+from mmrope.checkpoints.rotary import as_module
 from mmrope.encodings.rotary import Angles, RotaryEmbedding
 from mmrope.encodings.spec import RotarySpec
 
@@ -27,7 +27,8 @@ class RotaryInPlace(nn.Module):
     anew, so that one that computes something else than its config says, or was changed by hand, is found at once. The rotary
     embeddings of vision towers are called otherwise, and are not for this: `RotarySpec.axial`.
 
-    Modules of text alone are taken, too, where they return cos and sin.
+    Modules of text alone are taken, too; those that return complex numbers (Llama 4, DeepSeek-V2) get cos + i sin, which differ
+    from their torch.polar by 6e-8.
 
     Source of the modules: transformers 4.57.1 and 5.23.0, models/*/modeling_*.py, `*RotaryEmbedding`.
 
@@ -83,11 +84,12 @@ class RotaryInPlace(nn.Module):
         ids = torch.stack([torch.arange(8).roll(3 * a) for a in range(len(known.axes))])[:, None]  # [A, 1, 8]
         ids = ids if len(known.axes) > 1 else ids[0]  # [1, 8] of text
         found = _call(fresh, torch.zeros(1, dtype=torch.bfloat16), ids, self.layers[0])
-        if not isinstance(found, tuple) or found[0].is_complex():
+        self.complex = isinstance(found, Tensor) and found.is_complex()
+        if not self.complex and not isinstance(found, tuple):
             raise ValueError(
-                f"{type(own).__name__} returns no cos and sin, but complex numbers: replace what applies them, too"
+                f"{type(own).__name__} returns neither cos and sin nor complex numbers, but {type(found).__name__}"
             )
-        theirs, pairs = found[0], len(known.inv_freq)
+        theirs, pairs = _parts(found)[0], len(known.inv_freq)
         self.axes_lead = theirs.ndim == 4
         self.in_float32 = theirs.dtype == torch.float32
         # [B, S, P], or each pair's number at both of its channels: as two halves, or as neighbours
@@ -107,7 +109,7 @@ class RotaryInPlace(nn.Module):
         return found
 
     @torch.no_grad()
-    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor] | Tensor:
         """cos and sin of every channel, as the module in whose place this is returns them.
 
         Args:
@@ -117,7 +119,8 @@ class RotaryInPlace(nn.Module):
 
         Returns:
             cos, sin: [B, S, R] in the dtype of x (Ernie: float32). In transformers 4.57 [3, B, S, R], of which the model's own
-            code takes each channel from one of the three; here all three are alike.
+            code takes each channel from one of the three; here all three are alike. Of models that multiply complex numbers
+            cos + i sin, [B, S, P].
         """
         if (layer_type or "") not in self.layers:
             raise ValueError(f"layer_type is {layer_type!r}, but there are layers of types {self.layers}")
@@ -132,6 +135,8 @@ class RotaryInPlace(nn.Module):
         ids = ids.expand(len(spec.axes), -1, -1)  # [A, B, S]
         # a tensor, which waits for no device; the model's own module scales by the same
         tables = rotary(ids, length=ids.max() + 1 if spec.needs_length else None)  # [B, S, P]
+        if self.complex:
+            return torch.complex(*tables)
         if self.once:
             cos, sin = tables
         elif self.halves:
@@ -145,7 +150,7 @@ class RotaryInPlace(nn.Module):
     def _compare(self, fresh: nn.Module, ids: Tensor, layer: str) -> None:
         """That the model's module computes the same on small ids."""
         x, axis = torch.zeros(1), torch.tensor(self._rotary(layer).spec.axis)
-        for theirs, ours in zip(_call(fresh, x, ids, layer), self(x, ids, layer or None), strict=True):
+        for theirs, ours in zip(_parts(_call(fresh, x, ids, layer)), _parts(self(x, ids, layer or None)), strict=True):
             if self.axes_lead and theirs.shape == ours.shape:
                 which = torch.cat((axis, axis)).expand(1, *theirs.shape[1:])  # [1, B, S, R]
                 theirs, ours = theirs.gather(0, which), ours[:1]
@@ -210,7 +215,7 @@ def spec_of(own: nn.Module, layer_type: str | None = None) -> RotarySpec:
     config = config_dict(own.config)
     text = config_dict(config.get("text_config") or config)  # a module's own config is the text's, as a rule
     if text.get("model_type") in MODELS and not MODELS[text["model_type"]].axes:
-        spec = rotary_from_config(text, layer_type=layer_type)
+        _, spec = as_module(text, layer_type=layer_type)
         if spec is None:
             raise ValueError(f"{type(own).__name__}: layers of type {layer_type!r} do not rotate")
         return spec
@@ -221,7 +226,7 @@ def spec_of(own: nn.Module, layer_type: str | None = None) -> RotarySpec:
         pairs, axes = _layers(own)[layer_type or ""].numel(), len(family_of(text.get("model_type")).axes)
         mine["mrope_section"] = (sections[layer_type] if layer_type else sections) if sections else [pairs // axes] * axes
     key = "rope_parameters" if text.get("rope_parameters") else "rope_scaling"
-    spec = rotary_from_config({**text, key: {**rope, layer_type: mine} if layer_type else mine}, layer_type=layer_type)
+    _, spec = as_module({**text, key: {**rope, layer_type: mine} if layer_type else mine}, layer_type=layer_type)
     assert spec is not None
     return spec
 
@@ -235,5 +240,9 @@ def _layers(own: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _call(own: nn.Module, x: Tensor, ids: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+def _parts(found: tuple[Tensor, Tensor] | Tensor) -> tuple[Tensor, Tensor]:
+    return (found.real, found.imag) if isinstance(found, Tensor) else found
+
+
+def _call(own: nn.Module, x: Tensor, ids: Tensor, layer: str) -> tuple[Tensor, Tensor] | Tensor:
     return own(x, ids, layer) if layer else own(x, ids)

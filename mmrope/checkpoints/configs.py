@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrope.checkpoints.models import MODELS, text_part
+from mmrope.checkpoints.models import MODELS, PARTS, text_part
 from mmrope.positions.families import FAMILIES, family
 from mmrope.positions.rules import Family, TokenIds, fact_of, packages_families
 
@@ -37,19 +37,19 @@ def family_of(model_type: str | None, revision: str | None = None) -> Family:
 def unknown(stated: Any, config: Mapping[str, Any]) -> str:
     """Why no family is of a config, and what to do."""
     part = text_part(config)
-    names = (str(stated), str(part[1]["model_type"]) if part is not None else "")
+    names = {str(stated), *PARTS.get(str(stated), {}).values(), *([str(part[1]["model_type"])] if part is not None else [])}
+    plain = "mmrope.family('rope'), and mmrope.rotary_from_config reads how they rotate"
     if any(name in MODELS and not MODELS[name].axes for name in names):
         return (
-            f"config has model_type {stated!r}, whose tokens have one position each, in text and media alike: that is "
-            "mmrope.family('rope'), and mmrope.checkpoints.rotary_from_config reads how they rotate"
+            f"config has model_type {stated!r}, whose tokens have one position each, in text and media alike: that is {plain}"
         )
     known = sorted(
         {name for row in FAMILIES.values() if row.checkpoint.config for name in (row.name, *row.checkpoint.model_types)}
     )
-    whole = ". A full config is needed, not its text or vision part" if str(stated).endswith(("_text", "_vision")) else ""
+    whole = " A full config is needed, not its text or vision part." if str(stated).endswith(("_text", "_vision")) else ""
     return (
-        f"config has model_type {stated!r}; known are {', '.join(known)}{whole}. Models that give each token one position, as "
-        "text models do, are mmrope.family('rope')"
+        f"config has model_type {stated!r}, which is not in the table of families.{whole} Models that give each token one "
+        f"position, in text and media alike, are {plain}. Known are {', '.join(known)}"
     )
 
 
@@ -89,13 +89,14 @@ def family_from_config(config: Any, revision: str | None = None) -> Family:
         if value is not None and fact.startswith("token_ids."):
             tokens[fact.removeprefix("token_ids.")] = value
         elif value is not None:
-            if left and value == _stated(left, paths, row) and _DOWNSAMPLING.get(value, value) != fact_of(row, fact):
+            meant = _DOWNSAMPLING.get(value, value) if isinstance(value, str) else value
+            if left and value == _stated(left, paths, row) and meant != fact_of(row, fact):
                 raise ValueError(
                     f"{row}: the config object has {paths} {value!r}, which is the class default, and released checkpoints "
                     f"have {fact_of(row, fact)!r}: the config may not state it at all. Pass the config.json, or state {fact} "
                     "in mmrope.family()"
                 )
-            facts[fact] = _DOWNSAMPLING.get(value, value)
+            facts[fact] = meant
     return family(row, **facts, token_ids=TokenIds(**tokens))
 
 

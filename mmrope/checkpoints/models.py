@@ -25,9 +25,9 @@ class Model:
     source: str
     """Its folder of transformers' models/, and its class."""
     pairing: Pairing
-    width: Literal["head", "hidden", "apart", "rotary_dim"] = "head"
+    width: Literal["head", "hidden", "twice", "apart"] = "head"
     """What the width of its rotation is: head_dim, or hidden_size over num_attention_heads where there is none; the latter
-    alone; qk_rope_head_dim; or rotary_dim."""
+    alone; twice that; or qk_rope_head_dim."""
     head_dim: int | None = None
     """Where a config leaves it out; None where it then is hidden_size over num_attention_heads."""
     partial: bool = False
@@ -36,28 +36,40 @@ class Model:
     """Where the config says by `rope_interleave` whether neighbours are pairs: what it is by default."""
     layers: tuple[str, ...] = ()
     """The types of its layers that have frequencies of their own."""
+    every: Mapping[str, Any] = field(default_factory=dict)
+    """How its code lays out two `types` of layers where a config does not list them: every n-th, at a place (`laid_out`), is of
+    the second type; n is what the config says at `key`, if there is one."""
     still: tuple[str, ...] = ()
     """The types of its layers that do not rotate."""
+    still_if: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Keys of a config -> the values by which no layer rotates (None: where it is missing)."""
     no_rope_layers: bool = False
     """Whether its config lists, by layer, which rotate."""
+    layer_theta: Literal["", "theta", "rotates"] = ""
+    """What the numbers of layer_rope_theta are, of which 0 is no rotation: each layer's theta, or only whether it rotates."""
+    backwards: bool = False
+    """Whether it turns pairs by the negative angle."""
     score: bool = False
     """Whether its attention multiplies scores by YaRN's second factor."""
     temperature: bool = False
     """Whether its attention multiplies queries by a temperature (`llama_4_scaling_beta`)."""
     reads: tuple[str, ...] = ()
     """Keys that its code, or its authors', reads besides: "rotary_dim" of a config, channels that rotate; "sliding_window",
-    without which still layers rotate, too; "mscale" of rope parameters, LongRoPE's factor;
-    "alibi", "position_embedding_type" and "use_mem_rope", by which nothing rotates."""
+    without which still layers rotate, too; "prefix_dense_sliding_window_pattern", by which still layers of dense blocks do;
+    "rope_theta" of rope parameters, without which no layer rotates; "mscale" of them, LongRoPE's factor."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """What its config calls sizes otherwise."""
+    """What its config calls sizes otherwise ("a.b": in its part a)."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """The class defaults of sizes and lengths."""
     rope: Mapping[str, Any] = field(default_factory=dict)
     """The class default of its rope parameters, by type of layer where there are `layers`."""
     axes: str = ""
     """The axes of an M-RoPE; empty for one position a token."""
 
     @classmethod
-    def of(cls, stated: dict[str, Any]) -> Model:
+    def of(cls, stated: Mapping[str, Any]) -> Model:
         stated = {key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
+        stated["still_if"] = {key: tuple(values) for key, values in stated.get("still_if", {}).items()}
         return cls(source=stated.pop("class"), **stated)
 
 

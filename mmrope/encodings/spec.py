@@ -30,6 +30,8 @@ class Spectra:
     """[P] the spectrum of each pair, -1 of pairs that stand still."""
     index: np.ndarray
     """[P] i, the place of each pair in its spectrum."""
+    backwards: bool = False
+    """Whether pairs turn by the negative angle, as nanochat's do."""
 
     @classmethod
     def one(cls, dim: int, theta: float) -> Spectra:
@@ -38,12 +40,14 @@ class Spectra:
 
     def to_dict(self) -> dict[str, Any]:
         of = [{"theta": float(theta), "dim": int(dim)} for theta, dim in self.of]
-        return {"of": of, "which": self.which.tolist(), "index": self.index.tolist()}
+        stated = {"of": of, "which": self.which.tolist(), "index": self.index.tolist()}
+        return {**stated, "backwards": True} if self.backwards else stated
 
     @classmethod
     def from_dict(cls, stated: Mapping[str, Any]) -> Spectra:
         of = tuple((float(each["theta"]), int(each["dim"])) for each in stated["of"])
-        return cls(of, np.array(stated["which"], dtype=np.int64), np.array(stated["index"], dtype=np.int64))
+        which, index = (np.array(stated[key], dtype=np.int64) for key in ("which", "index"))
+        return cls(of, which, index, stated.get("backwards", False))
 
     def frequencies(self, scaling: Scaling | None, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
         """[P] float32."""
@@ -55,7 +59,7 @@ class Spectra:
                 spectrum = scaling.frequencies(dim, theta, length=length, powers=powers)
             mine = self.which == n
             inv_freq[mine] = spectrum[self.index[mine]]
-        return inv_freq
+        return -inv_freq if self.backwards else inv_freq
 
 
 @dataclass(frozen=True, eq=False)

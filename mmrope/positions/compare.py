@@ -59,7 +59,7 @@ def _is_whole(positions: Positions, length: int) -> bool:
 
 def explain(positions: Positions, *, labels: Sequence[Sequence[str]] | None = None) -> str:
     """A table of every segment: its tokens, its token grid, its ids on each axis (first..last), and the id that the text
-    after it starts at.
+    after it starts at. Of models whose released configs were not at hand it says that how they rotate is unverified.
 
     Args:
         positions: what `position_ids` returned.
@@ -91,6 +91,9 @@ def explain(positions: Positions, *, labels: Sequence[Sequence[str]] | None = No
         table = [f"{title}{positions.family}: {length} tokens, text continues at {_number(positions.next[b])}"]
         table += ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         tables.append("\n".join(table))
+    rotary, of_models = positions.family.rotary, positions.family.checkpoint.config
+    if of_models and not rotary.released:
+        tables.append(f"how {positions.family.name} rotates by these ids is {rotary.said_by}")
     return "\n\n".join(tables)
 
 

@@ -16,12 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from mmrope.positions.segments import MAX_TOKENS, Row, Segment, whole, whole_grid, whole_grids
 from mmrope.positions.timing import MAX_STEP, Time, VideoTiming, check_steps, one_clock, time_steps
+
+if TYPE_CHECKING:
+    import mmrope
 
 Advance = Literal["max", "spatial", "time", "tokens"]
 Origin = Literal["next", "zero"]
@@ -119,6 +122,11 @@ class RotaryFacts:
 
     def __post_init__(self) -> None:
         _check_choices(self, "rotary", layout=Layout, pairing=Pairing)
+
+    @property
+    def said_by(self) -> str:
+        """Where the facts are from, in words."""
+        return f"as in {self.released}" if self.released else "unverified: no released config was at hand"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -435,6 +443,21 @@ class Family:
             return cls(**{name: _unplain(value, name) for name, value in stated["rule"].items()})
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"no family is said by {stated}: {type(error).__name__}: {error}") from error
+
+    def rotary_spec(self) -> mmrope.RotarySpec:
+        """How its released models rotate by the ids: `RotarySpec.from_family`.
+
+        Raises:
+            ValueError: one whose upstream does not rotate pairs.
+
+        Example:
+            >>> import mmrope
+            >>> mmrope.family("qwen3_vl").rotary_spec()
+            RotarySpec(head_dim 128, 64 pairs: t 24, h 20, w 20; pairing half)
+        """
+        import mmrope  # positions know nothing of rotations but this
+
+        return mmrope.RotarySpec.from_family(self)
 
     def has(self, fact: str) -> bool:
         """Whether a fact of checkpoints means something to the family."""

@@ -404,7 +404,7 @@ VIDEO = {"input_ids": IDS, "video_grid_thw": torch.tensor([[2, 2, 2]])}
 @pytest.mark.parametrize(
     ("arguments", "keywords", "message"),
     [
-        (("qwen9_vl", 2), {"input_ids": IDS}, r"model_type 'qwen9_vl'; known are .*qwen2_5_vl"),
+        (("qwen9_vl", 2), {"input_ids": IDS}, r"model_type 'qwen9_vl', which is not .* Known are .*qwen2_5_vl"),
         (("glm4v", 2), {"input_ids": IDS}, r"get_rope_index is not told enough to place glm4v: it places .*qwen2_vl.* Others have a function of their own"),
         (("hunyuan_vl", 2), {"input_ids": IDS}, r"get_rope_index is not told enough to place hunyuan_vl"),
         (("qwen2_vl", None), {"input_ids": IDS, "attention_mask": torch.ones(1, 5)}, r"unknown keywords attention_mask: SGLang's function has no use"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib
 import json
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,22 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING
 
-from mmrope import FAMILIES, RotaryEmbedding, RotarySpec, family, family_from_config, rotary_from_config
+from mmrope import (
+    FAMILIES,
+    RotaryEmbedding,
+    RotarySpec,
+    Segment,
+    explain,
+    family,
+    family_from_config,
+    position_ids,
+    rotary_from_config,
+)
 from mmrope.adapters.rotary import RotaryInPlace
 from mmrope.checkpoints import MODELS
 from mmrope.checkpoints.configs import name_of
+from mmrope.checkpoints.layers import laid_out
+from mmrope.encodings import Llama3
 from scripts import read_transformers
 from tests.support import ROOT
 
@@ -41,11 +57,18 @@ def module_and_config(name: str) -> tuple[type, type]:
     return getattr(module, cls), next(c for c in configs if getattr(c, "model_type", None) == name)
 
 
+ROTATES = {
+    "zamba2": {"use_mem_rope": True},
+    "granitemoehybrid": {"position_embedding_type": "rope"},
+    "esm": {"position_embedding_type": "rotary"},
+}
+
+
 def rotating(config: type) -> Any:
-    """Its class defaults, but that it rotates (Zamba2's do not), all layers alike."""
+    """Its class defaults, but that it rotates (Zamba2's and others' do not), all layers alike."""
     made = config()
-    if hasattr(made, "use_mem_rope"):
-        made.use_mem_rope = True
+    for key, value in ROTATES.get(made.model_type, {}).items():
+        setattr(made, key, value)
     if hasattr(made, "layer_rope_theta"):
         made.layer_rope_theta = None
     return made
@@ -70,10 +93,21 @@ def assert_equal(spec: RotarySpec | None, expected: tuple[np.ndarray, float]) ->
     assert spec.attention_factor == pytest.approx(expected[1], abs=1e-9)
 
 
+def forwards(spec: RotarySpec | None, name: str) -> RotarySpec | None:
+    """Of a model whose code turns backwards by its module's frequencies, what its module has."""
+    if not MODELS[name].backwards:
+        return spec
+    assert spec is not None
+    assert spec.spectra is not None
+    assert (spec.inv_freq < 0).all()
+    assert RotarySpec.from_dict(spec.to_dict()) == spec
+    return replace(spec, inv_freq=-spec.inv_freq, spectra=replace(spec.spectra, backwards=False))
+
+
 # --- every model --------------------------------------------------------------------------------------------------------
 
 
-COMPLEX = {"llama4_text", "deepseek_v2"}  # whose modules return complex numbers
+COMPLEX = {"llama4_text", "deepseek_v2"}  # whose modules return complex numbers, by torch.polar
 
 
 @pytest.mark.parametrize("name", [name for name in TEXT if name != "glm4_moe"])  # by class defaults no rotation: ODD
@@ -82,17 +116,15 @@ def test_a_models_own_module_can_be_replaced(name):
     """To the last bit with its float32 product, and with exact angles where float32 has them right."""
     rotary, config = module_and_config(name)
     own = rotary(rotating(config))
-    if name in COMPLEX:
-        with pytest.raises(ValueError, match="returns no cos and sin, but complex numbers"):
-            RotaryInPlace(own)
-        return
     ids = torch.arange(300)[None]  # [1, S]
-    for angles, tolerance in (("hf", 0.0), ("exact", 1e-4)):
+    for angles, tolerance in (("hf", 1.2e-7 if name in COMPLEX else 0.0), ("exact", 1e-4)):
         mine = RotaryInPlace(own, angles=angles)
         for layer in mine.layers:
-            more = [layer] if layer else []
-            for one, other in zip(own(torch.zeros(1), ids, *more), mine(torch.zeros(1), ids, *more), strict=True):
+            theirs, ours = (module(torch.zeros(1), ids, *([layer] if layer else [])) for module in (own, mine))
+            assert isinstance(ours, torch.Tensor) == (name in COMPLEX)
+            for one, other in zip(*((each,) if name in COMPLEX else each for each in (theirs, ours)), strict=True):
                 assert one.shape == other.shape
+                assert one.dtype == other.dtype
                 assert (one - other).abs().max() <= tolerance
 
 
@@ -111,7 +143,7 @@ def test_class_defaults_are_read_as_the_models_code_reads_them(name):
                 with pytest.raises(ValueError, match="rotary_dim must be even"):
                     rotary_from_config(form)
                 continue
-            assert_equal(rotary_from_config(form, layer_type=layer or None), expected)
+            assert_equal(forwards(rotary_from_config(form, layer_type=layer or None), name), expected)
 
 
 def scaled_module(name: str, kind: str) -> tuple[Any, Any] | None:
@@ -142,7 +174,7 @@ def test_scalings_are_read_as_the_models_code_reads_them(kind, least):
     for name in TEXT:
         built = scaled_module(name, kind)
         if built is not None:
-            assert_equal(rotary_from_config(built[0]), frequencies(built[1])[""])
+            assert_equal(forwards(rotary_from_config(built[0]), name), frequencies(built[1])[""])
             compared += 1
     assert compared >= least
 
@@ -262,7 +294,7 @@ def test_layers_without_rotation_have_none():
         "no_rope_layers": [1, 0, 1],
     }
     assert [rotary_from_config(smol, layer=n) is None for n in range(3)] == [False, True, False]
-    with pytest.raises(ValueError, match="smollm3 has 3 layers, from 0 up, not layer 3"):
+    with pytest.raises(ValueError, match="smollm3 has 3 layers, numbered from 0 up, and none is 3"):
         rotary_from_config(smol, layer=3)
     exaone = next(released["config"] for released in RELEASED if released["name"] == "EXAONE-4.0")
     assert rotary_from_config(exaone, layer_type="full_attention") is None
@@ -339,7 +371,6 @@ def test_a_partial_factor_counts_where_the_models_code_reads_it():
             {"model_type": "nonesuch", "vision_config": {"model_type": "clip"}},
             "Pass the part of the config that is the language",
         ),
-        ({"model_type": "deepseek_v3", "rope_theta": 1e4}, "deepseek_v3: the config has no qk_rope_head_dim"),
     ],
 )
 def test_what_is_not_known_is_refused_with_what_to_do(config, message):
@@ -386,3 +417,234 @@ def test_an_object_of_class_defaults_is_refused_as_a_dict_without_them_is():
     with pytest.raises(ValueError, match="tokens_per_second 4, which is the class default, and released checkpoints have 2"):
         family_from_config(Qwen2_5_VLConfig())
     assert family_from_config(Qwen2_5_VLConfig(vision_config={"tokens_per_second": 2})).ids_per_second == 2
+
+
+# --- what configs leave out, and what they list by layer ------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.* no (rope_theta|num_attention_heads|head_dim) and leaves")
+def test_sizes_that_a_config_leaves_out_are_those_of_the_class():
+    """LLaVA-1.5-7B and -13B as released."""
+    small = {"model_type": "llava", "text_config": {"model_type": "llama", "max_position_embeddings": 4096}}
+    with pytest.warns(UserWarning, match="no hidden_size and leaves it to the class default, 4096 in transformers"):
+        assert rotary_from_config(small) == RotarySpec.rope(128, theta=1e4)
+    large = {"model_type": "llama", "hidden_size": 5120, "num_attention_heads": 40}
+    assert rotary_from_config({"model_type": "llava", "text_config": large}) == RotarySpec.rope(128, theta=1e4)
+    for missing in ({"model_type": "deepseek_v3", "rope_theta": 1e4}, {"model_type": "gptj", "n_embd": 4096, "n_head": 16}):
+        with pytest.warns(UserWarning, match="leaves it to the class default, 64"):
+            spec = rotary_from_config(missing)
+        assert spec is not None
+        assert spec.rotary_dim == 64
+
+
+@pytest.mark.parametrize(
+    ("config", "spec"),
+    [
+        # values as published, with their own names
+        (
+            {"model_type": "nomic_bert", "n_embd": 768, "n_head": 12, "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0},
+            RotarySpec.rope(64, theta=1e3),
+        ),
+        (
+            {"model_type": "gptj", "n_embd": 4096, "n_head": 16, "rotary_dim": 64, "rope_theta": 1e4},
+            RotarySpec.rope(256, theta=1e4, rotary_dim=64, pairing="adjacent"),
+        ),
+        (
+            {"model_type": "dbrx", "d_model": 6144, "n_heads": 48, "attn_config": {"rope_theta": 500000, "kv_n_heads": 8}},
+            RotarySpec.rope(128, theta=5e5),
+        ),
+        (
+            {"model_type": "esm", "hidden_size": 1280, "num_attention_heads": 20, "position_embedding_type": "rotary"},
+            RotarySpec.rope(64, theta=1e4),
+        ),
+        ({"model_type": "esm", "hidden_size": 1280, "num_attention_heads": 20}, None),
+        (
+            {"model_type": "zamba2", "hidden_size": 2560, "num_attention_heads": 32, "use_mem_rope": True, "rope_theta": 1e4},
+            RotarySpec.rope(160, theta=1e4),
+        ),
+        ({"model_type": "zamba2", "hidden_size": 2560, "num_attention_heads": 32, "rope_theta": 1e4}, None),
+        (
+            {
+                "model_type": "stablelm_epoch",
+                "hidden_size": 2560,
+                "num_attention_heads": 32,
+                "rope_pct": 0.25,
+                "rope_theta": 1e4,
+            },
+            RotarySpec.rope(80, theta=1e4, rotary_dim=20),
+        ),
+        (
+            {"model_type": "RefinedWebModel", "hidden_size": 4544, "n_head": 71, "alibi": False, "rope_theta": 1e4},
+            RotarySpec.rope(64, theta=1e4),
+        ),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else None,
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_configs_with_names_of_their_own(config, spec):
+    assert rotary_from_config(config) == spec
+
+
+STEP = {  # Step-3.5's way: everything by layer
+    "model_type": "step3p5",
+    "head_dim": 128,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    "rope_theta": [5e6, 1e4, 1e4, 5e6, 5e6],
+    "partial_rotary_factors": [0.5, 1.0, 1.0, 0.5, 0.5],
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 2.0,
+        "original_max_position_embeddings": 131072,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 32.0,
+    },
+}
+
+
+def test_thetas_listed_by_layer():
+    full = RotarySpec.rope(128, theta=5e6, rotary_dim=64).scaled(Llama3(2.0, 131072, 1.0, 32.0))
+    sliding = RotarySpec.rope(128, theta=1e4)
+    assert [rotary_from_config(STEP, layer=n) for n in range(4)] == [full, sliding, sliding, full]
+    assert rotary_from_config(STEP, layer_type="sliding_attention") == sliding
+    with pytest.raises(ValueError, match=r"its layers differ, 'full_attention', 'sliding_attention'"):
+        rotary_from_config(STEP)
+    with pytest.raises(ValueError, match=r"layers of type 'full_attention' have rope_theta \[1000000.0, 5000000.0\], not one"):
+        rotary_from_config({**STEP, "rope_theta": [1e6, 1e4, 1e4, 5e6]}, layer=0)
+
+    granite = {"model_type": "granite_swa", "hidden_size": 2560, "num_attention_heads": 20, "num_hidden_layers": 4}
+    granite |= {"rope_theta": 1e6, "layer_rope_theta": [1e6, 1e4, 0, 1e4]}
+    thetas = [spec and spec.spectra.of[0][0] for spec in (rotary_from_config(granite, layer=n) for n in range(4))]
+    assert thetas == [1e6, 1e4, None, 1e4]
+    with pytest.raises(
+        ValueError, match=r"its layers have thetas \[10000.0, 1000000.0\] by layer_rope_theta: say which by layer"
+    ):
+        rotary_from_config(granite)
+    muse = {"model_type": "muse_glimmer_text", "head_dim": 128, "rope_theta": 1e5, "layer_rope_theta": [7.0, 7.0, 0]}
+    assert [rotary_from_config(muse, layer=n) for n in range(3)] == [RotarySpec.rope(128, theta=1e5)] * 2 + [None]
+
+
+@pytest.mark.parametrize("name", sorted(name for name, model in MODELS.items() if model.every and name not in NEWER))
+@pytest.mark.parametrize("layers", [5, 12, 13])
+def test_types_of_layers_are_laid_out_as_the_class_lays_them_out(name, layers):
+    """By its own pattern, and by what a config says of it."""
+    _, config = module_and_config(name)
+    every = MODELS[name].every
+    for more in ({}, {every["key"]: 3}) if "key" in every else ({},):
+        theirs = config(num_hidden_layers=layers, **more).to_dict()["layer_types"]
+        assert laid_out(layers, more.get(every.get("key"), every["n"]), every["place"], *every["types"]) == theirs
+
+
+def test_layers_are_told_apart_by_the_pattern_where_a_config_does_not_list_them():
+    gemma = {"model_type": "gemma3_text", "head_dim": 256, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    gemma |= {"num_hidden_layers": 7, "sliding_window_pattern": 3}
+    thetas = [spec and spec.spectra.of[0][0] for spec in (rotary_from_config(gemma, layer=n) for n in range(7))]
+    assert thetas == [1e4, 1e4, 1e6, 1e4, 1e4, 1e6, 1e4]
+    cohere = {"model_type": "cohere2", "hidden_size": 512, "num_attention_heads": 4, "rope_theta": 1e4}
+    assert [rotary_from_config({**cohere, "num_hidden_layers": 5}, layer=n) is None for n in range(5)] == [False] * 3 + [
+        True,
+        False,
+    ]
+    qwen = {"model_type": "qwen3_next", "head_dim": 256, "rope_theta": 1e7, "partial_rotary_factor": 0.25}
+    qwen |= {"num_hidden_layers": 4, "full_attention_interval": 2}
+    assert [rotary_from_config(qwen, layer=n) is None for n in range(4)] == [True, False] * 2  # the others are recurrent
+    moe = {"model_type": "cohere2_moe", "head_dim": 128, "rope_theta": 1e4, "mlp_layer_types": ["dense", "sparse"]}
+    moe |= {"layer_types": ["full_attention"] * 2}
+    assert [rotary_from_config(moe, layer=n) is None for n in range(2)] == [False, True]  # full, but dense
+
+
+@pytest.mark.parametrize("layer", [99, -1, "3", True, 1.0, None])
+def test_layers_that_are_none_are_refused(layer):
+    config = {"model_type": "llama", "head_dim": 128, "rope_theta": 1e4, "num_hidden_layers": 32}
+    if layer is None:
+        assert rotary_from_config(config, layer=31) == rotary_from_config(config)
+        return
+    with pytest.raises(ValueError, match="llama has 32 layers, numbered from 0 up, and none is"):
+        rotary_from_config(config, layer=layer)
+
+
+def test_what_turns_backwards_is_turned_as_its_code_does():
+    from transformers.models.nanochat.modeling_nanochat import NanoChatConfig, NanoChatRotaryEmbedding, apply_rotary_pos_emb
+
+    config = NanoChatConfig(hidden_size=64, num_attention_heads=4)
+    ids, q, k = torch.arange(9)[None], torch.randn(1, 4, 9, 16), torch.randn(1, 4, 9, 16)
+    expected = apply_rotary_pos_emb(q, k, *NanoChatRotaryEmbedding(config)(q, ids))
+    spec = rotary_from_config(config)
+    assert spec is not None
+    for one, other in zip(RotaryEmbedding(spec).rotate(q, k, ids[None]), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+YARN = {"model_type": "qwen3", "head_dim": 128, "rope_theta": 1e6}
+YARN["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+def with_rope(**more):
+    return {**YARN, "rope_scaling": {**YARN["rope_scaling"], **more}}
+
+
+def test_a_factor_that_changes_nothing_is_read_past_and_another_says_what_it_would_do():
+    assert rotary_from_config(with_rope(attn_factor=1.0)) == rotary_from_config(YARN)
+    both = with_rope(attn_factor=0.9, attention_factor=0.9)
+    assert rotary_from_config(both) == rotary_from_config(with_rope(attention_factor=0.9))
+    assert rotary_from_config(with_rope(finetuned=True)) == rotary_from_config(YARN)  # Yarn-Llama-2
+    with pytest.raises(
+        ValueError,
+        match=r"attn_factor 0.8782.* Delete .* times 1.13863, or rename it .* times 0.878249; .* attention_factor 1 for",
+    ):
+        rotary_from_config(with_rope(attn_factor=0.8782488562869419))
+
+
+STRANGE = [None, "x", "", -1, 0, 1, 1.5, 128.0, True, [], [1], ["x"], {}, {"a": 1}, float("nan"), float("inf"), 4096]
+KEYS = [
+    *("head_dim", "rope_theta", "partial_rotary_factor", "layer_types", "rope_scaling", "rope_parameters", "num_hidden_layers"),
+    *("no_rope_layers", "layer_rope_theta", "mlp_layer_types", "per_layer_config", "sliding_window_pattern", "rotary_dim"),
+    *("qk_rope_head_dim", "max_position_embeddings", "original_max_position_embeddings", "text_config", "model_type"),
+    *("freq_allocation", "global_head_dim", "num_attention_heads", "hidden_size", "vision_config", "thinker_config"),
+]
+
+
+def places(config: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in config.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+@pytest.mark.parametrize("released", RELEASED, ids=lambda released: released["name"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_strange_values_are_errors_for_users_or_read(released):
+    """Any value in any place: never another exception than ValueError."""
+    for path in [*places(released["config"]), *((key,) for key in KEYS)]:
+        for value in STRANGE:
+            config = copy.deepcopy(released["config"])
+            inner = config
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = value
+            for read in (
+                lambda config=config: rotary_from_config(config, layer_type=released["layer_types"][0]),
+                lambda config=config: rotary_from_config(config, layer=1),
+                lambda config=config: family_from_config(config),
+            ):
+                with contextlib.suppress(ValueError):
+                    read()
+
+
+def test_the_script_knows_every_condition_of_the_installed_transformers():
+    """Under which rotary embeddings are called: one that is not in its table was not read."""
+    for folder, stem, name, _ in read_transformers.classes(MODELS_OF_UPSTREAM):
+        if name not in read_transformers.UNREAD and not any(part in name for part in read_transformers.VISION):
+            source = (MODELS_OF_UPSTREAM / folder / f"{stem}.py").read_text(encoding="utf-8")
+            assert read_transformers.conditions(source) <= set(read_transformers.CONDITIONS), folder
+
+
+def test_explain_says_that_facts_are_unverified():
+    said = explain(position_ids([Segment.text(2)], "neomme"))
+    assert said.endswith("how neomme rotates by these ids is unverified: no released config was at hand")
+    assert "unverified" not in explain(position_ids([Segment.text(2)], "qwen2_vl"))
+    assert "unverified" not in explain(position_ids([Segment.text(2)], "rope"))
+
+
+def test_a_family_makes_its_spec():
+    assert family("qwen3_5").rotary_spec() == RotarySpec.from_family("qwen3_5")
+    assert family("qwen3_5").rotary_spec().spectra.of == ((1e7, 64),)
