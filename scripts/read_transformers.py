@@ -224,7 +224,7 @@ def entry_of(folder: str, module: Any, rotary: type, config: type, base: dict[st
     if rope is not None:
         if any(frequencies(rotary, lambda f=f: with_partial(config, f)) not in (None, base) for f in (0.5, 0.25)):
             entry["partial"] = True
-        entry["rope"] = rope
+        entry["rope"] = dict(sorted(rope.items()))  # some classes make it of a set
     if layer and rope:
         entry["layers"] = sorted(key for key, value in rope.items() if isinstance(value, dict) or value is None)
     source = inspect.getsource(module)
