@@ -72,9 +72,14 @@ READS = {  # keys that its code, or its authors', reads besides
     "cohere2_moe": ["prefix_dense_sliding_window_pattern"],
     "olmo_hybrid": ["rope_theta"],
 }
-TWICE = ("zamba2",)  # whose heads are twice as wide, whatever the config says
+TWICE = ("zamba2",)  # whose heads are twice as wide by default
 NAMES = {  # what authors' own configs call sizes, besides the attribute_map of the class
-    "nomic_bert": {"hidden_size": "n_embd", "num_attention_heads": "n_head", "max_position_embeddings": "n_positions"},
+    "nomic_bert": {
+        **{"hidden_size": "n_embd", "num_attention_heads": "n_head", "max_position_embeddings": "n_positions"},
+        **{"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_emb_fraction"},
+    },
+    "stablelm": {"partial_rotary_factor": "rope_pct"},
+    "mimo_v2_flash": {"local_theta": "swa_rope_theta"},
     "falcon": {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
     "dbrx": {"rope_theta": "attn_config.rope_theta"},
 }
@@ -115,7 +120,7 @@ ALIKE = {  # model types of authors' own code -> the model type that rotates as 
     "phi4mm": "phi4_multimodal",
     "minimax_text_01": "minimax",
     "minimax_m1": "minimax",
-    **dict.fromkeys(("aquila", "internlm", "internlm2", "orion", "solar", "telechat3", "xverse", "Yi", "yi"), "llama"),
+    **dict.fromkeys(("aquila", "internlm2", "orion", "solar", "telechat3", "xverse", "Yi", "yi"), "llama"),
     **dict.fromkeys(("deepseek", "minicpm", "nemotron-nas"), "llama"),
     "stablelm_epoch": "stablelm",
     **dict.fromkeys(("RefinedWeb", "RefinedWebModel"), "falcon"),
@@ -184,13 +189,15 @@ def frequencies(rotary: type, make: Callable[[], Any]) -> dict[str, int] | None:
 def widths(rotary: type, config: type, base: dict[str, int]) -> set[str]:
     """Which numbers of the config its width follows."""
     made, followed = config(), set()
+    width = next(iter(base.values()))
     for key in SIZES:
-        value = {"head_dim": 96, "qk_rope_head_dim": 48, "rotary_dim": 32}.get(key)
+        values = (width + 32, 4 * width + 64) if "dim" in key else ()  # two, as one may be its default, or round to it
         if key == "hidden_size" and isinstance(getattr(made, key, None), int):
-            value = 2 * made.hidden_size
-        changed = value and frequencies(rotary, lambda key=key, value=value: config(**{key: value}))
-        if changed and changed != base:
-            followed.add(key)
+            values = (2 * made.hidden_size,)
+        for value in values:
+            changed = frequencies(rotary, lambda key=key, value=value: config(**{key: value}))
+            if changed and changed != base:
+                followed.add(key)
     return followed
 
 
@@ -241,9 +248,27 @@ def entry_of(folder: str, module: Any, rotary: type, config: type, base: dict[st
         entry["score"] = True
     if "get_llama_4_attn_scale(" in source:
         entry["temperature"] = True
-    if names := names_of(folder, config):
+    names = {**names_of(folder, config), **aliases_of(rotary, config)}
+    if names:
         entry["names"] = names
+    if ignored := ignores_of(rotary, config):
+        entry["ignores"] = ignored
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 1.0}
+    if (
+        rope
+        and not layer
+        and turned(
+            rotary,
+            config,
+            {"head_dim": 64, "rope_parameters": {**dynamic, "alpha": 1e3}},
+            {"head_dim": 64, "rope_parameters": dynamic},
+        )
+    ):
+        entry["reads"] = [*entry.get("reads", []), "alpha"]
     entry["sizes"] = sizes_of(made)
+    of_full = base.get("full_attention", 0)
+    if of_full > base.get("sliding_attention", of_full):
+        entry["sizes"]["global_head_dim"] = of_full  # Gemma 4's full attention has heads of its own size, and all are in pairs
     return entry
 
 
@@ -253,10 +278,49 @@ def names_of(folder: str, config: type) -> dict[str, str]:
     return {**theirs, **NAMES.get(folder, {})}
 
 
+ALIASES = {  # what configs call rope parameters, besides their own names
+    "rope_theta": (123456.0, ("rotary_emb_base", "global_rope_theta")),
+    "partial_rotary_factor": (0.5, ("rotary_pct", "rope_pct", "rope_percent")),
+    "local_theta": (123456.0, ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")),
+}
+
+
+def turned(rotary: type, config: type, changed: dict[str, Any], base: dict[str, Any] | None = None) -> bool | None:
+    """Whether these keys of a config, and not the base's, change the frequencies; None if it does not take them."""
+
+    def made(keys: dict[str, Any]) -> dict[str, list[float]] | None:
+        try:
+            module = rotary(config(**json.loads(json.dumps(keys))))
+        except Exception:  # keys and values that it does not take
+            return None
+        return {name: x.tolist() for name, x in module.named_buffers()}
+
+    other = made(changed)
+    return None if other is None else other != made(base or {})
+
+
+def aliases_of(rotary: type, config: type) -> dict[str, str]:
+    """Which of the aliases its class takes."""
+    return {
+        ours: theirs for ours, (value, names) in ALIASES.items() for theirs in names if turned(rotary, config, {theirs: value})
+    }
+
+
+def ignores_of(rotary: type, config: type) -> list[str]:
+    """Which of the forms that most read its class does not: theta by itself, without a dict of rope parameters; the scaling
+    of `rope_scaling`."""
+    if getattr(config(), "rope_parameters", None) is None:
+        return []
+    ignored = ["rope_theta"] if turned(rotary, config, {"rope_theta": 123456.0}) is False else []
+    old = {"rope_theta": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    return [*ignored, "rope_scaling"] if turned(rotary, config, old, {"rope_theta": 1e4}) is False else ignored
+
+
 def sizes_of(made: Any) -> dict[str, int]:
     """The sizes that its class has by default."""
     stated = made.to_dict()
-    found = {key: stated.get(made.attribute_map.get(key, key)) for key in (*SIZES, *LENGTHS) if key != "head_dim"}
+    keys = (*(key for key in SIZES if key != "head_dim"), *LENGTHS)
+    found = {key: stated.get(made.attribute_map.get(key, key)) for key in keys}
     return {key: value for key, value in found.items() if isinstance(value, int)}
 
 
@@ -312,7 +376,7 @@ def conditions(source: str) -> set[str]:
 
 def read(config: Any, key: str) -> Any:
     """A number of a config; of those whose layers differ, too."""
-    return config.to_dict().get(key)
+    return config.to_dict().get(config.attribute_map.get(key, key))
 
 
 def parts_of(known: set[str]) -> dict[str, dict[str, str]]:
@@ -329,6 +393,19 @@ def parts_of(known: set[str]) -> dict[str, dict[str, str]]:
         if mine:
             found[name] = {**found.get(name, {}), **mine}
     return found
+
+
+def without_rotation(models: Path) -> list[str]:
+    """The model types whose folder has no word of rotation: those of learned or sinusoidal positions, ALiBi, recurrence."""
+    from transformers import CONFIG_MAPPING
+
+    def rotates(name: str) -> bool:
+        folder = models / CONFIG_MAPPING[name].__module__.split(".")[-2]
+        sources = [path.read_text(encoding="utf-8") for path in folder.glob("modeling_*.py")]
+        parts = getattr(CONFIG_MAPPING[name], "sub_configs", {}) or getattr(CONFIG_MAPPING[name], "sub_configs_defaults", {})
+        return bool(parts) or not sources or any(re.search(r"rotary|\brope|_rope|RoPE", source) for source in sources)
+
+    return sorted(name for name in CONFIG_MAPPING if not rotates(name))
 
 
 def with_partial(config: type, factor: float) -> Any:
@@ -418,12 +495,13 @@ def main() -> None:
     models: dict[str, Any] = {}
     unread: dict[str, str] = {}
     unknown: dict[str, list[str]] = {}
+    towers: list[str] = []
     for folder, stem, name, stated in classes(Path(transformers.__file__).parent / "models"):
         if any(part in name for part in VISION) and "Text" not in name:
-            unread[name] = "of a vision tower: patch_position_ids, and RotarySpec.axial or a preset"
+            towers.append(name)
             continue
         if name in UNREAD:
-            unread[name] = UNREAD[name]
+            unread[folder] = UNREAD[name]
             continue
         module = importlib.import_module(f"transformers.models.{folder}.{stem}")
         rotary = getattr(module, name)
@@ -434,12 +512,12 @@ def main() -> None:
             if base is not None and config.model_type:
                 entry = entry_of(folder, module, rotary, config, base)
                 if entry["pairing"] is None:
-                    unread[name] = "its functions turn pairs in a form of their own"
+                    unread[folder] = "its functions turn pairs in a form of their own"
                 else:
                     models.setdefault(config.model_type, entry)
                 break
         else:
-            unread[name] = "no config of its folder with a model type builds it"
+            unread[folder] = "no config of its folder with a model type builds it"
     if unknown:
         new = "\n".join(f"{name}: {found}" for name, found in unknown.items())
         sys.exit(f"rotary embeddings are called under new conditions: read their code, and add them to CONDITIONS\n{new}")
@@ -448,13 +526,15 @@ def main() -> None:
         "models": dict(sorted(models.items())),
         "parts": parts_of(set(models)),
         "alike": ALIKE,
-        "unread": {name: why for name, why in unread.items() if "vision tower" not in why},
+        "unread": dict(sorted(unread.items())),
+        "without": without_rotation(Path(transformers.__file__).parent / "models"),
     }
     TABLE.write_text(json.dumps(table, indent=1, sort_keys=False) + "\n", encoding="utf-8")
     if args.list:
         print("\n".join(f"{key:32}{entry['class']}" for key, entry in models.items()))
         print("\n".join(f"{'-':32}{name}: {why}" for name, why in unread.items()))
-    print(f"{len(models)} model types read, {len(unread)} classes not")
+        print("\n".join(f"{'-':32}{name}: a vision tower, RotarySpec.axial or a preset" for name in towers))
+    print(f"{len(models)} model types read, {len(unread)} folders and {len(towers)} vision towers not")
 
 
 if __name__ == "__main__":

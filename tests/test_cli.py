@@ -568,7 +568,7 @@ def test_padding_does_not_count_in_diff(tmp_path):
         (("check", "good.npz", "--config", "."), "config.json: no such file"),
         (("check", "good.npz", "--config", "bad.json"), "bad.json is no JSON: "),
         (("check", "good.npz", "--config", "list.json"), "list.json is no checkpoint's config"),
-        (("check", "good.npz", "--config", "none.json"), "config has model_type None; known are "),
+        (("check", "good.npz", "--config", "none.json"), "config has model_type None, which is not in the table of families"),
         (("check", "good.npz", "--config", "short.json"), "does not guess: add it to the config"),
         (("check", "deep.json", "--family", "qwen2_vl"), "deep.json cannot be read: maximum recursion depth"),
         (("check", "words.json", "--family", "qwen2_vl"), "words.json: position_ids must hold numbers that fit in 64 bits, got <U1"),

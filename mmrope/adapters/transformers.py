@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +17,16 @@ from torch import Tensor
 
 from mmrope.adapters import family_of_model
 from mmrope.adapters.attention import varlen
+from mmrope.adapters.upstreams import installed, revision
 from mmrope.positions.build import Positions, position_ids
 from mmrope.positions.canvas import CanvasReading
 from mmrope.positions.compare import check
-from mmrope.positions.families import FAMILIES
 from mmrope.positions.formats import hf_position_ids, rope_deltas
 from mmrope.positions.inputs import INPUTS, segments_from_inputs
 from mmrope.positions.omni import AudioInVideo
-from mmrope.positions.rules import Family
+from mmrope.positions.rules import Family, registered
 from mmrope.positions.segments import MEDIA, Row, Segment
 from mmrope.positions.sequences import pack
-
-Version = Literal["4.57", "5.23"]
-
 
 # --- get_rope_index ---------------------------------------------------------------------------------------------------
 
@@ -42,7 +39,7 @@ class RopeIndex:
     no model, and can be pickled into data-loader workers. What the method would drop or guess is refused, as by
     `segments_from_inputs`.
 
-    Source: transformers 4.57.1 and 5.23.0, models/*/modeling_*.py, `get_rope_index`.
+    Source: transformers 4.57.1 to 5.24.0, models/*/modeling_*.py, `get_rope_index`.
 
     Raises:
         ValueError: a version without this family, inputs that cannot be right.
@@ -60,15 +57,14 @@ class RopeIndex:
     family: Family | Any
     """Whose rule: a Family, or its name, or a config or model to read it of. The reference, or a revision
     (`family_from_config(config, revision="transformers-5.23")`)."""
-    version: Version = "5.23"
-    """Whose signature, and whose `rope_deltas`: transformers 4.57 counts padding in them, 5.23 does not."""
+    version: str = "5.24"
+    """Whose signature, and whose `rope_deltas`: transformers 4.57 counts padding in them, 5 does not. One whose code is that of
+    a known version will do, too, if it is installed."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", family_of_model(self.family))
-        if self.version not in get_args(Version):
-            raise ValueError(f"version must be one of {get_args(Version)}, got {self.version!r}")
         if self._upstream is None:
-            known = [v for v in get_args(Version) if f"{self.family.name}@transformers-{v}" in FAMILIES and v != self.version]
+            known = [v for v in _VERSIONS if _rule(self.family, v) is not None]
             raise ValueError(
                 f"transformers {self.version} has no get_rope_index of {self.family.name}"
                 + (f"; {', '.join(known)} has" if known else ", and no version that is known here has")
@@ -76,13 +72,12 @@ class RopeIndex:
 
     @property
     def _upstream(self) -> Family | None:
-        found = FAMILIES.get(f"{self.family.name}@transformers-{self.version}")
-        return None if found is None or len(found.axes) < 3 else found  # ids of two axes are written by the processor
+        return _rule(self.family, self.version)
 
     @property
     def __signature__(self) -> inspect.Signature:
         """The method's, without self."""
-        upstream, modern = self._upstream, self.version == "5.23"
+        upstream, modern = self._upstream, not self.version.startswith("4.")
         assert upstream is not None
         if upstream.reading.states_audio:
             modern, names = False, [MEDIA["image"].grids, MEDIA["video"].grids, "attention_mask"]
@@ -143,8 +138,26 @@ class RopeIndex:
         """[B, 1] rope_deltas by the version's meaning, int64, or float32 where ids are fractions."""
         if self.family.reading.targets:
             return torch.zeros(len(positions.rows), 1, dtype=torch.int64)
-        padded = self.version == "4.57" and not self.family.reading.states_audio
+        padded = self.version.startswith("4.") and not self.family.reading.states_audio
         return torch.from_numpy(rope_deltas(positions, length="padded" if padded else "unpadded"))
+
+
+_VERSIONS = ("4.57", "5.20", "5.21", "5.22", "5.23", "5.24")
+
+
+def _rule(family: Family, version: str) -> Family | None:
+    """What a version of transformers computes for a family by get_rope_index; None where it has none."""
+    stated = ".".join(str(version).split(".")[:2])
+    if stated not in _VERSIONS:
+        there = installed("transformers")
+        if there is None or stated != ".".join(there[0].split(".")[:2]):
+            raise ValueError(f"transformers {version} is not known, nor installed: known are {', '.join(_VERSIONS)}")
+        stated = revision().removeprefix("transformers-")
+    try:
+        found = registered(f"{family.name}@transformers-{stated}")
+    except ValueError:
+        return None
+    return None if len(found.axes) < 3 else found  # ids of two axes are written by the processor
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -318,8 +331,9 @@ def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = No
             them to None. Decode by hand there, as samples/cached_decoding.py does.)
         inputs: what the processor returned, of the whole conversation, padded on the left. `position_ids` in them are checked.
         family: a Family or its name; by default that of `model.config`.
-        options: what `model.generate` takes. With `past_key_values`, a cache of the first columns of `inputs` (padding
-            included), images and videos in these are not handed on, as the model has seen them. With `inputs_embeds`, take
+        options: what `model.generate` takes. With `cache` (or `past_key_values`, its name before 5.24; both are taken with all
+            versions), of the first columns of `inputs` (padding included), images and videos in these are not handed on, as the
+            model has seen them. With `inputs_embeds`, take
             `pixel_values` out of `inputs` if they are in the embeddings already (but leave them in for models with deepstack,
             which add more of the pixels further up).
 
@@ -378,7 +392,12 @@ def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = No
         )
     device = given["input_ids"].device
     ids = torch.from_numpy(hf_position_ids(positions, text_row=len(family.axes) == 3)).to(device)
-    cache = options.get("past_key_values")
+    caches = [options.pop(name) for name in ("cache", "past_key_values") if options.get(name) is not None]
+    if len(caches) == 2:
+        raise ValueError("cache and past_key_values are two names of one thing: give one")
+    cache = caches[0] if caches else None
+    if cache is not None:
+        options["cache" if tuple(map(int, found.split(".")[:2])) >= (5, 24) else "past_key_values"] = cache
     if cache is not None and cache.get_seq_length():
         given = {**given, **_media_after(cache.get_seq_length(), rows, given)}
         given = {key: value for key, value in given.items() if value is not None}
@@ -399,11 +418,9 @@ def _media_after(tokens: int, rows: Iterable[Iterable[Segment]], inputs: Mapping
             if segment.kind in ("text", "pad"):
                 continue
             if segment.kind not in ("image", "video", "frame"):
-                raise ValueError(f"row {b}: past_key_values are handled with images and videos, not with {segment!r}")
+                raise ValueError(f"row {b}: a cache is handled with images and videos, not with {segment!r}")
             if start < tokens < end or (left and (start >= tokens) != new["video"][-1]):
-                raise ValueError(
-                    f"row {b}: past_key_values end at token {tokens}, inside the {segment.kind} at {start}..{end - 1}"
-                )
+                raise ValueError(f"row {b}: the cache ends at token {tokens}, inside the {segment.kind} at {start}..{end - 1}")
             if left:
                 left -= 1
                 continue

@@ -7,8 +7,6 @@ from typing import Any
 from mmrope.checkpoints.stated import Stated
 
 STILL = "(a layer without rotation)"
-LOCAL_THETA = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
-"""What configs call the theta of the layers with a window, apart from the others'."""
 _WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "mamba2", "recurrent")
 
 
@@ -41,7 +39,7 @@ def layer_of(text: Stated, layer_type: str | None, layer: int | None) -> str | N
         return _by_theta(text, thetas, layer_type, layer)
     if layer_type in model.still and not _rotates_all_the_same(text, layer):
         return STILL
-    by_type = model.layers or any(text.get(key) is not None for key in LOCAL_THETA)
+    by_type = model.layers or text.get("local_theta") is not None
     by_type = by_type or any(isinstance(value, dict) for value in (rope or text.part("rope_scaling")).values())
     return layer_type if layer is None or by_type or isinstance(text.get("rope_theta"), (list, tuple)) else None
 

@@ -27,7 +27,7 @@ class Model:
     pairing: Pairing
     width: Literal["head", "hidden", "twice", "apart"] = "head"
     """What the width of its rotation is: head_dim, or hidden_size over num_attention_heads where there is none; the latter
-    alone; twice that; or qk_rope_head_dim."""
+    alone; head_dim, or twice the latter; or qk_rope_head_dim."""
     head_dim: int | None = None
     """Where a config leaves it out; None where it then is hidden_size over num_attention_heads."""
     partial: bool = False
@@ -56,9 +56,13 @@ class Model:
     reads: tuple[str, ...] = ()
     """Keys that its code, or its authors', reads besides: "rotary_dim" of a config, channels that rotate; "sliding_window",
     without which still layers rotate, too; "prefix_dense_sliding_window_pattern", by which still layers of dense blocks do;
-    "rope_theta" of rope parameters, without which no layer rotates; "mscale" of them, LongRoPE's factor."""
+    "rope_theta" of rope parameters, without which no layer rotates; "mscale" of them, LongRoPE's factor; "alpha", by which
+    theta is stretched."""
+    ignores: tuple[str, ...] = ()
+    """Forms of configs that its class does not read: "rope_theta" by itself, without rope parameters; "rope_scaling"."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """What its config calls sizes otherwise ("a.b": in its part a)."""
+    """What its config calls sizes, theta and the like otherwise ("a.b": in its part a); `local_theta` is that of layers with a
+    window."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """The class defaults of sizes and lengths."""
     rope: Mapping[str, Any] = field(default_factory=dict)
@@ -82,6 +86,10 @@ TEXT_PARTS = (
     *("text_config", "llm_config", "language_config", "thinker_config", "vlm_config", "talker_config", "decoder_config"),
     *("llm", "language_model", "decoder"),
 )
+UNREAD: Mapping[str, str] = _TABLE["unread"]
+"""Model types that rotate and are not read -> why."""
+WITHOUT: frozenset[str] = frozenset(_TABLE["without"])
+"""Model types whose code rotates nothing."""
 ALIKE: Mapping[str, str] = _TABLE["alike"]
 """Model types of authors' own code -> the model type that rotates as they do."""
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mmrope.checkpoints.layers import LOCAL_THETA
 from mmrope.checkpoints.models import MADE_FROM
 from mmrope.checkpoints.stated import Stated
 from mmrope.encodings.scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, Proportional, Scaling, YaRN
@@ -30,12 +29,6 @@ _IGNORED = {  # keys of released configs that no code reads: they are read past
 }
 _RENAMED = {"original_max_position_embedding": "original_max_position_embeddings"}
 _ALIASES = {"mrope": "default", "su": "longrope", "xdrope": "dynamic"}
-_THETA = ("rope_theta", "global_rope_theta", "rotary_emb_base")
-_PARTIAL = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rope_percent", "rotary_emb_fraction")
-
-
-def _first(text: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    return next((text[key] for key in keys if text.get(key) is not None), None)
 
 
 def rope_parameters(text: Stated, layer_type: str | None) -> dict[str, Any] | None:
@@ -45,9 +38,11 @@ def rope_parameters(text: Stated, layer_type: str | None) -> dict[str, Any] | No
     new, old = text.part("rope_parameters"), text.part("rope_scaling")
     if new and old and new != old:
         raise text.wrong(f"the config has rope_parameters {new} and rope_scaling {old}, which differ: leave one out")
+    if old and not new and "rope_scaling" in text.model.ignores:
+        raise text.wrong(f"its code does not read rope_scaling {old}: state rope_parameters, or delete it for what it computes")
     rope = _by_layer(text) or new or old
     types = list(rope) if any(isinstance(value, Mapping) for value in rope.values()) else []
-    local = _first(text, LOCAL_THETA)
+    local = text.get("local_theta")
     if layers or types or local is not None:
         known = types or layers or ("full_attention", "sliding_attention")
         if layer_type not in known:
@@ -70,8 +65,19 @@ def rope_parameters(text: Stated, layer_type: str | None) -> dict[str, Any] | No
         elif layers and not defaults.get(layer_type):
             return None
     rope = dict(rope)
+    of_class = {} if text.model.axes else class_default(text, layer_type)
+    if not rope and of_class:
+        scaled, theta = of_class.get("rope_type", "default") != "default", of_class["rope_theta"]
+        by_itself = text.get(text.model.names.get("rope_theta", "")) is None and text.get("rope_theta") not in (None, theta)
+        if by_itself and (scaled or "rope_theta" in text.model.ignores):
+            raise text.wrong(
+                f"the config has rope_theta {text['rope_theta']} without rope_parameters, and {MADE_FROM} then takes those "
+                f"of its class, {dict(of_class)}: state rope_parameters"
+            )
+        if scaled:
+            rope = dict(text.default("rope_parameters", dict(of_class)))
     alike = len({part["rope_theta"] for part in defaults.values() if part}) == 1  # one theta for all types of layers
-    stated = {"rope_theta": _first(text, _THETA), "partial_rotary_factor": _first(text, _PARTIAL)}
+    stated = {key: text.get(key) for key in ("rope_theta", "partial_rotary_factor")}
     for key, value in stated.items():
         outside_is_of_others = layers and layer_type != "full_attention" and key == "rope_theta" and not alike
         if value is None or types or outside_is_of_others:
@@ -79,10 +85,9 @@ def rope_parameters(text: Stated, layer_type: str | None) -> dict[str, Any] | No
         if rope.setdefault(key, value) != value:
             raise text.wrong(f"the config has {key} {value}, and {rope[key]} in {rope}: correct one of them")
     if rope.get("rope_theta") is None:
-        default = class_default(text, layer_type).get("rope_theta")
-        if default is None or text.model.axes:
+        if of_class.get("rope_theta") is None:
             raise text.wrong("the config has no rope_theta")
-        rope["rope_theta"] = text.default("rope_theta", default)
+        rope["rope_theta"] = text.default("rope_theta", of_class["rope_theta"])
     return _checked(text, rope)
 
 
@@ -156,6 +161,26 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _checked_mscale(text: Stated, rope: Mapping[str, Any]) -> dict[str, Any]:
+    """YaRN's rope parameters without an mscale that changes nothing: one of the two keys alone.
+
+    Source: transformers 5.24, _compute_yarn_parameters and yarn_apply_mscale; DeepSeek-V3's own code and vLLM, whose defaults
+    are mscale 1 and mscale_all_dim 0.
+    """
+    one, all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+    left = {key: value for key, value in rope.items() if key not in ("mscale", "mscale_all_dim")}
+    if (one and all_dim) or (one is None and all_dim is None):
+        return dict(rope)
+    log = 0.1 * math.log(max(rope.get("factor") or 1.0, 1.0))
+    theirs, authors = log + 1, (log * (1 if one is None else one) + 1) / (log * (all_dim or 0) + 1)
+    if text.model.score and (all_dim or not math.isclose(theirs, authors)):
+        raise text.wrong(
+            f"rope parameters have mscale {one} and mscale_all_dim {all_dim}: of one alone {MADE_FROM} multiplies cos and sin "
+            f"by {theirs:.6g}, and DeepSeek's own code and vLLM by {authors:.6g} (missing, they are 1 and 0). State both"
+        )
+    return left
+
+
 def _check_attn_factor(text: Stated, rope: Mapping[str, Any]) -> None:
     """That attn_factor, which transformers does not read, and YaRN's authors' code and vLLM multiply by the factor of the
     scale, changes nothing.
@@ -195,6 +220,11 @@ def scaling_of(text: Stated, rope: Mapping[str, Any]) -> Scaling | None:
         return Proportional(rope.get("partial_rotary_factor", 1.0), rope.get("factor", 1.0))
     if kind == "dynamic":
         if rope.get("alpha"):
+            if "alpha" not in text.model.reads:
+                raise text.wrong(
+                    f"rope parameters have alpha {rope['alpha']}, which HunYuan's code reads, and vLLM for every model, and "
+                    "this model's does not: delete it for what that computes"
+                )
             if rope.get("factor", 1) != 1:
                 raise text.wrong(f"alpha {rope['alpha']} and factor {rope['factor']} exclude each other")
             return NTK(rope["alpha"])
@@ -223,5 +253,6 @@ def scaling_of(text: Stated, rope: Mapping[str, Any]) -> Scaling | None:
             stated = rope["short_mscale"]
         lists = need("short_factor"), need("long_factor")
         return LongRoPE(*lists, original, factor, stated_attention_factor=stated)
+    rope = _checked_mscale(text, rope)
     options = {key: rope[key] for key in ("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim") if key in rope}
     return YaRN(factor, original, stated_attention_factor=rope.get("attention_factor"), **options)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mmrope.checkpoints.configs import config_dict, family_of, name_of, unknown
+from mmrope.checkpoints.configs import config_dict, family_of, name_of
 from mmrope.checkpoints.layers import STILL, layer_of
-from mmrope.checkpoints.models import ALIKE, MADE_FROM, MODELS, TEXT_PARTS, text_part
+from mmrope.checkpoints.models import ALIKE, MADE_FROM, MODELS, PARTS, TEXT_PARTS, UNREAD, WITHOUT, text_part
 from mmrope.checkpoints.parameters import SECTIONS, class_default, rope_parameters, scaling_of
 from mmrope.checkpoints.stated import Stated
 from mmrope.encodings.scaling import Proportional, Temperature
@@ -90,12 +90,17 @@ def _language_model(config: dict[str, Any], revision: str | None) -> tuple[State
     inner = text_part(config)
     if inner is not None:
         return _language_model(inner[1], revision)
+    if stated in PARTS and (of_text := next((PARTS[stated][key] for key in TEXT_PARTS if key in PARTS[stated]), None)):
+        return _language_model({**config, "model_type": of_text}, revision)  # flat, as Fuyu's
+    if stated in WITHOUT:
+        return Stated({**config, "alibi": True}, stated, MODELS["falcon"]), None
+    why = UNREAD.get(stated)
     near = "".join(f" ({name!r} is)" for name in difflib.get_close_matches(stated, [*MODELS, *FAMILIES], n=1))
     raise ValueError(
-        unknown(stated, config).partition(", which is not in")[0]
-        + f": no model of text or audio of {MADE_FROM} or row of mmrope.FAMILIES is called so{near}. Pass the part of the "
-        f"config that is the language model, with its own model_type (it is looked for in {', '.join(TEXT_PARTS)}), or state a "
-        "RotarySpec"
+        f"config has model_type {stated!r}, which "
+        + (f"is not read: {why}. " if why else f"no model of text or audio of {MADE_FROM} read here has, nor a family{near}. ")
+        + "Pass the part of the config that is the language model, with its own model_type (it is looked for in "
+        f"{', '.join(TEXT_PARTS)}), or state a RotarySpec"
     )
 
 
@@ -193,14 +198,15 @@ def _width(text: Stated, layer_type: str | None) -> int:
     width = text.model.width
     if width == "apart" and text.get("use_mla", True):
         return text.size("qk_rope_head_dim")
-    if width in ("hidden", "twice"):
+    if width == "hidden" or (width == "twice" and "head_dim" not in text):
         return (text.size("hidden_size") * (1 if width == "hidden" else 2)) // text.size("num_attention_heads")
     return _head_dim(text, layer_type)
 
 
 def _head_dim(text: Stated, layer_type: str | None) -> int:
     # Gemma 4's full attention has heads of its own size
-    key = "global_head_dim" if layer_type == "full_attention" and text.get("global_head_dim") else "head_dim"
+    of_full = text.get("global_head_dim") or text.model.sizes.get("global_head_dim")
+    key = "global_head_dim" if layer_type == "full_attention" and of_full else "head_dim"
     layers = text.part("per_layer_config")
     by_layer = {int(n): part["head_dim"] for n, part in layers.items() if isinstance(part, Mapping) and "head_dim" in part}
     if by_layer:  # Gemma 4 of transformers 5: by number of layer
@@ -212,6 +218,8 @@ def _head_dim(text: Stated, layer_type: str | None) -> int:
     stated = text.count(key)
     if stated is not None:
         return stated
-    if text.model.head_dim is not None and not layers:
+    if key == "global_head_dim":
+        return text.size(key)
+    if text.model.head_dim is not None and not layers and "head_dim" not in text:  # null is hidden over heads
         return text.default("head_dim", text.model.head_dim)
     return text.size("hidden_size") // text.size("num_attention_heads")

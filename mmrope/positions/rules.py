@@ -632,6 +632,10 @@ def with_facts(row: Family, facts: Mapping[str, Any]) -> Family:
 
 # --- families by name -------------------------------------------------------------------------------------------------
 
+SAME_CODE = dict.fromkeys(
+    ("transformers-5.20", "transformers-5.21", "transformers-5.22", "transformers-5.24"), "transformers-5.23"
+)
+"""Versions of upstreams -> the one by which the table names their rules, as they place alike (scripts/drift.py)."""
 REGISTRY: dict[str, Family] = {}
 """Every family and revision by its key: the rows of families.py, and what `register_family` added."""
 OWN: set[str] = set()
@@ -677,6 +681,9 @@ def registered(key: str) -> Family:
     """
     if key not in REGISTRY:
         packages_families()
+    name, _, revision = key.partition("@")
+    if key not in REGISTRY and revision in SAME_CODE:
+        key = f"{name}@{SAME_CODE[revision]}"
     if key not in REGISTRY:
         raise ValueError(_unknown(key))
     return REGISTRY[key]

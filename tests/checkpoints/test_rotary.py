@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING
 
 from mmrope import (
@@ -33,7 +34,7 @@ from mmrope.adapters.rotary import RotaryInPlace
 from mmrope.checkpoints import MODELS
 from mmrope.checkpoints.configs import name_of
 from mmrope.checkpoints.layers import laid_out
-from mmrope.encodings import Llama3
+from mmrope.encodings import Llama3, YaRN
 from scripts import read_transformers
 from tests.support import ROOT
 
@@ -365,7 +366,7 @@ def test_a_partial_factor_counts_where_the_models_code_reads_it():
     [
         (
             {"model_type": "nonesuch"},
-            r"model_type 'nonesuch': no model of text or audio of transformers .* llm_config.*RotarySpec",
+            r"model_type 'nonesuch', which no model .* llm_config.*RotarySpec",
         ),
         (
             {"model_type": "nonesuch", "vision_config": {"model_type": "clip"}},
@@ -419,7 +420,66 @@ def test_an_object_of_class_defaults_is_refused_as_a_dict_without_them_is():
     assert family_from_config(Qwen2_5_VLConfig(vision_config={"tokens_per_second": 2})).ids_per_second == 2
 
 
-# --- what configs leave out, and what they list by layer ------------------------------------------------------------------
+# --- what configs leave out, by every model ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changed", [{}, {"head_dim": None}, {"head_dim": 80}], ids=str)
+@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_a_config_leaves_out_is_as_its_class_has_it(name, changed):
+    """Nothing but the model type, or the head's size, too: frequencies and factors are those of the class."""
+    rotary, config = module_and_config(name)
+    stated = {**ROTATES.get(name, {}), **changed}
+    if (name in ODD and not changed.get("head_dim")) or (changed and MODELS[name].width == "apart"):
+        return
+    try:
+        made = config(**stated)
+    except (StrictDataclassError, AttributeError):  # a head's size that the class does not take
+        assert changed
+        return
+    if changed and made.to_dict().get(config.attribute_map.get("head_dim", "head_dim")) != changed["head_dim"]:
+        return  # its class has another way to the size
+    for layer, value in frequencies(rotary(made)).items():
+        assert_equal(forwards(rotary_from_config({"model_type": name, **stated}, layer_type=layer or None), name), value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_scaling_of_the_class_is_not_dropped():
+    small = {"model_type": "gpt_oss", "hidden_size": 2880, "num_attention_heads": 64, "head_dim": 64, "rope_theta": 150000.0}
+    spec = rotary_from_config(small)
+    assert spec is not None
+    assert isinstance(spec.scaling, YaRN)
+    assert spec.attention_factor == pytest.approx(1.3465735902799727)
+    with pytest.raises(ValueError, match=r"rope_theta 5.0 without rope_parameters, .* then takes those of its class, .*yarn"):
+        rotary_from_config({**small, "rope_theta": 5.0})
+
+
+def test_types_that_do_not_rotate_have_none_and_others_say_why():
+    assert all(rotary_from_config({"model_type": name}) is None for name in ("bloom", "gpt2", "mamba2", "bert"))
+    with pytest.raises(ValueError, match="deepseek_v4', which is not read: two kinds of attention"):
+        rotary_from_config({"model_type": "deepseek_v4"})
+    flat = {"model_type": "fuyu", "hidden_size": 4096, "num_attention_heads": 64, "partial_rotary_factor": 0.5}
+    assert rotary_from_config({**flat, "rope_theta": 25000.0}) == RotarySpec.rope(64, theta=25000.0, rotary_dim=32)
+
+
+def test_one_mscale_alone():
+    """Read past where nothing reads it or all agree; refused where transformers and the authors differ, with both numbers."""
+    base = {"model_type": "deepseek_v3", "qk_rope_head_dim": 64, "rope_theta": 1e4}
+    yarn = {"type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096}
+    plain = rotary_from_config({**base, "rope_scaling": yarn})
+    assert rotary_from_config({**base, "rope_scaling": {**yarn, "mscale": 1.0, "mscale_all_dim": 0}}) == plain
+    for lone in ({"mscale_all_dim": 1.0}, {"mscale": 0.7}):
+        with pytest.raises(
+            ValueError, match=r"multiplies cos and sin by 1.36889, and DeepSeek's own code and vLLM by 1(\.258\d*)? "
+        ):
+            rotary_from_config({**base, "rope_scaling": {**yarn, **lone}})
+    llama = {"model_type": "llama", "head_dim": 64, "rope_theta": 1e4}
+    assert rotary_from_config({**llama, "rope_scaling": {**yarn, "mscale": 0.7}}) == rotary_from_config(
+        {**llama, "rope_scaling": yarn}
+    )
+
+
+# --- what configs say otherwise, and what they list by layer ------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.* no (rope_theta|num_attention_heads|head_dim) and leaves")

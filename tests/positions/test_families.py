@@ -243,7 +243,7 @@ def test_configs_that_say_too_little_are_refused(tmp_path):
     ):
         family_from_config({"model_type": "llama"})
     with pytest.raises(
-        ValueError, match=r"'qwen2_5_vl_text'; known are .*. A full config is needed, not its text or vision part"
+        ValueError, match=r"'qwen2_5_vl_text', which is not .* A full config is needed, not its text or vision part.* Known are"
     ):
         family_from_config({"model_type": "qwen2_5_vl_text"})
     with pytest.raises(

@@ -1,6 +1,6 @@
 """The inputs that a processor makes of rows of segments, and the ids that upstreams compute from them, without models.
 
-Works with transformers 5.23.0 and 4.57.1, whichever is installed, and with the position functions of vLLM's source.
+Works with every transformers whose position code is known, and with the position functions of vLLM's source.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import ast
 import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import MethodType, SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmrope.adapters import upstreams
 from mmrope.positions import FAMILIES, Family, Segment, TokenIds, family
 from mmrope.positions.omni import qwen3_omni_audio_tokens
 from tests.support import lowest
@@ -36,8 +36,14 @@ TOKENS = TokenIds(
     newline=214,
 )
 VISION_END, AUDIO_END, TEXT = 203, 207, 10
-TRANSFORMERS = f"transformers-{'5.23' if lowest.WANTED else version('transformers').rpartition('.')[0]}"
-IN_TRANSFORMERS = sorted({row.name for row in FAMILIES.values() if row.revision == TRANSFORMERS})
+TRANSFORMERS = "transformers-5.23" if lowest.WANTED else upstreams.revision()
+"""The revision of the table that the installed transformers is, whatever its version."""
+_MODELS = None if lowest.WANTED else upstreams.installed("transformers")
+IN_TRANSFORMERS = sorted(
+    row.name
+    for row in FAMILIES.values()
+    if row.revision == TRANSFORMERS and (_MODELS is None or (_MODELS[1] / "models" / row.name).is_dir())
+)
 
 
 def with_tokens(key: str, **facts: Any) -> Family:

@@ -1,0 +1,267 @@
+"""What the position code of an upstream has become: known, changed or new, by its source and by running it.
+
+    python scripts/drift.py [--transformers FOLDER] [--vllm FOLDER] [--sglang FOLDER] [--cases 100] [--write]
+
+Without a folder the upstreams that are installed; a folder is one that holds the package, as `pip install --no-deps --target
+FOLDER transformers==5.24.0` makes it (vLLM's and SGLang's code is run function by function, so neither needs a GPU). Each
+function that places is compared by its normalised source with what is known of it (mmrope/adapters/upstreams.json), and is run
+beside the rule of the table that it is said to be; code that is not known beside all rules of its family. The exit code is 1
+if any code is changed, new or computes something else. --write puts the table into scripts/results, code that was found to be
+a rule into upstreams.json, and the page of all versions into docs/differences.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "scripts" / "results", ROOT / "docs" / "differences.md"
+TABLE = ROOT / "mmrope" / "adapters" / "upstreams.json"
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+FAMILIES_OF = {  # what the files of vLLM and the functions of SGLang place; transformers' folders are named as families are
+    "vllm": {
+        "qwen2_vl": ["qwen2_vl"],
+        "qwen2_5_vl": ["qwen2_5_vl"],
+        "qwen3_vl": ["qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"],
+        "cosmos3_edge": ["cosmos3_edge"],  # which asks qwen3_vl's
+        "glm4_1v": ["glm4v", "glm4v_moe", "glm_ocr"],
+        "ernie45_vl": ["ernie4_5_vl_moe"],
+        "cohere_compass": ["cohere_compass"],
+        "paddleocr_vl": ["paddleocr_vl"],
+        "qwen2_5_omni_thinker": ["qwen2_5_omni"],
+        "qwen3_omni_moe_thinker": ["qwen3_omni_moe"],
+    },
+    "sglang": {
+        "get_rope_index": [
+            *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
+            *("paddleocr_vl", "cosmos3_omni", "cosmos3_edge"),
+        ],
+        "get_rope_index_qwen3_omni": ["qwen3_omni_moe"],
+        "get_rope_index_glm4v": ["glm4v", "glm46v", "glm4v_moe", "glm_ocr"],
+        "get_rope_index_ernie45": ["ernie4_5_vl_moe"],
+    },
+}
+NOTHING_PLACED = ("interfaces", "qwen3_5")  # of vLLM: a signature without code, and a model of text alone
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for upstream in ("transformers", "vllm", "sglang"):
+        parser.add_argument(f"--{upstream}", type=Path, metavar="FOLDER")
+    parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--write", action="store_true")
+    asked = parser.parse_args()
+    folders = {name: folder for name in ("transformers", "vllm", "sglang") if (folder := getattr(asked, name))}
+    if "transformers" in folders:
+        sys.path.insert(0, str(folders["transformers"].resolve()))  # before anything of it is imported
+
+    from mmrope.adapters.upstreams import UPSTREAMS, installed
+
+    drifted = False
+    for upstream in folders or UPSTREAMS:
+        if upstream in folders:
+            [found] = {d.version for d in metadata.distributions(name=upstream, path=[str(folders[upstream])])}
+            there = found, folders[upstream].resolve() / upstream
+        else:
+            there = installed(upstream)
+        if there is None:
+            print(f"{upstream} is not installed\n")
+            continue
+        drifted |= report(upstream, *there, cases=asked.cases, write=asked.write)
+    if asked.write:
+        from reports import replace_marked
+
+        replace_marked(PAGE, "drift", page())
+    raise SystemExit(drifted)
+
+
+def report(upstream: str, version: str, folder: Path, *, cases: int, write: bool) -> bool:
+    """Prints the table of an upstream; whether anything has drifted."""
+    from mmrope.adapters.upstreams import codes
+    from mmrope.positions import FAMILIES
+
+    rows, named = [], {row.name for row in FAMILIES.values()}
+    known = json.loads(TABLE.read_text(encoding="utf-8"))
+    for code in codes(upstream, folder):
+        if upstream == "vllm" and code.name in NOTHING_PLACED:
+            continue
+        families = FAMILIES_OF[upstream].get(code.name, []) if upstream != "transformers" else [code.name]
+        families = [name for name in families if name in named]
+        record = {
+            "code": code.name,
+            "digest": code.digest,
+            "state": "known",
+            "families": families,
+            "rule": code.rule,
+            "equal": {},
+        }
+        rules: set[str] = set()
+        for name in families:
+            revisions = (
+                [code.rule] if code.rule is not None else [row.revision for row in FAMILIES.values() if row.name == name]
+            )
+            for revision in revisions:
+                key = f"{name}@{revision}" if revision and f"{name}@{revision}" in FAMILIES else name
+                total, equal = compared(upstream, folder, key, cases)
+                record["equal"][name] = [total, equal]
+                if equal == total:
+                    rules.add(revision)
+                    break
+        right = all(total == equal for total, equal in record["equal"].values())
+        if not families:
+            record["state"] = "new"
+        elif not right:
+            record["state"] = "computes something else"
+        elif code.rule is None:
+            record["state"] = "changed" if code.name in known[upstream] else "first seen"
+            record["rule"] = next(iter(rules)) if len(rules) == 1 else _common(families, rules)
+        rows.append(record)
+        if write and right and families:
+            entry = known[upstream].setdefault(code.name, {"families": families, "rules": {}})
+            entry["families"] = families
+            entry["rules"][code.digest] = record["rule"]
+    lines = list(table(upstream, version, rows))
+    print("\n".join(lines))
+    if write:
+        TABLE.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        made = {"upstream": upstream, "version": version, "date": time.strftime("%Y-%m-%d"), "cases": cases, "code": rows}
+        path = RESULTS / f"drift_{upstream}-{version}.json"
+        path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    return any(row["state"] != "known" for row in rows)
+
+
+def _common(families: list[str], rules: set[str]) -> str:
+    """The revision of code that places several families, of which some have no such revision: theirs is the reference."""
+    [revision] = rules - {""}
+    return revision
+
+
+def table(upstream: str, version: str, rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield f"{upstream} {version}:"
+    yield ""
+    yield "| code | state | places | by the rule of | cases equal |"
+    yield "|---|---|---|---|---|"
+    for row in rows:
+        total = sum(total for total, _ in row["equal"].values())
+        equal = sum(equal for _, equal in row["equal"].values())
+        rule = "-" if row["rule"] is None else row["rule"] or "the reference"
+        families = ", ".join(row["families"]) or "no row"
+        yield f"| `{row['code']}` {row['digest']} | {row['state']} | {families} | {rule} | {equal:,} of {total:,} |"
+    yield ""
+
+
+def page() -> Iterator[str]:
+    """What was checked of each version, and when."""
+    yield "| upstream | version | functions that place | known | cases equal | not known | checked |"
+    yield "|---|---|---|---|---|---|---|"
+    for path in sorted(RESULTS.glob("drift_*.json")):
+        made = json.loads(path.read_text(encoding="utf-8"))
+        rows = made["code"]
+        pairs = [pair for row in rows for pair in row["equal"].values()]
+        other = ", ".join(
+            f"`{row['code']}`" for row in rows if not row["families"] or row["state"] == "computes something else"
+        )
+        yield (
+            f"| {made['upstream']} | {made['version']} | {len(rows)} | {sum(bool(row['families']) for row in rows)} "
+            f"| {sum(e for _, e in pairs):,} of {sum(t for t, _ in pairs):,} | {other or '-'} | {made['date']} |"
+        )
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def compared(upstream: str, folder: Path, key: str, cases: int) -> tuple[int, int]:
+    """Cases in all, and those in which an upstream's code gives the ids of a rule."""
+    from tests.support.upstream_ids import with_tokens
+
+    rule = with_tokens(key)
+    if upstream == "transformers":
+        from scripts.fuzz_positions import count
+        from tests.positions.test_inputs import assert_ids_equal_transformers
+        from tests.support.strategies import upstream_batches
+
+        return count(upstream_batches(rule), lambda batch: assert_ids_equal_transformers(rule, batch), cases, 0)
+    run = {"vllm": by_vllm, "sglang": by_sglang}[upstream](folder, rule)
+    return cases, sum(_agrees(run, rule, row) for row in drawn(upstream, rule, cases))
+
+
+def _agrees(run: Callable[[Any], Any], rule: Any, row: Any) -> bool:
+    import numpy as np
+
+    from mmrope import position_ids
+
+    try:
+        theirs = run(row)
+    except Exception as error:  # code that raises does not agree
+        print(f"{rule}, {row}: {type(error).__name__}: {error}", file=sys.stderr)
+        return False
+    return np.array_equal(position_ids(row, rule).ids[:, 0], theirs)
+
+
+def drawn(upstream: str, rule: Any, cases: int) -> Iterator[Any]:
+    """Rows with text around their media; of vLLM's and SGLang's Omni models without sound in video, whose order their own
+    processors write."""
+    from make_serving_references import IMAGES_ALONE, _drawn
+
+    kinds = [kind for kind in rule.media if kind != "audio_in_video"]
+    if upstream == "vllm" and rule.name in IMAGES_ALONE:
+        kinds = ["image"]
+    rng = random.Random(0)
+    for _ in range(cases):
+        yield _drawn(rng, rule, kinds)
+
+
+def by_vllm(folder: Path, rule: Any) -> Callable[[Any], Any]:
+    from make_serving_references import vllm_model
+
+    from tests.adapters.test_serving import config_of, vllm_request
+    from tests.support.upstream_ids import function_of
+
+    model = vllm_model(folder / "model_executor" / "models", rule.name)
+    model.config = config_of(rule)
+    ranges = function_of(folder / "multimodal" / "inputs.py", "extract_embeds_range", "PlaceholderRange")
+
+    def run(row: Any) -> Any:
+        tokens, features = vllm_request(row, rule)
+        for feature in features:
+            feature.mm_position.extract_embeds_range = MethodType(ranges, feature.mm_position)
+        return model.get_mrope_input_positions(tokens, features)[0].numpy()
+
+    return run
+
+
+def by_sglang(folder: Path, rule: Any) -> Callable[[Any], Any]:
+    from tests.adapters.test_serving import sglang_request
+
+    def run(row: Any) -> Any:
+        function, arguments = sglang_request([row], rule)
+        return getattr(_sglang_module(folder), function)(**arguments)[0][:, 0].numpy()
+
+    return run
+
+
+@cache
+def _sglang_module(folder: Path) -> Any:
+    path = folder / "srt" / "layers" / "rotary_embedding" / "mrope_rope_index.py"
+    spec = importlib.util.spec_from_file_location("mrope_rope_index", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()
