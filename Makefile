@@ -90,6 +90,6 @@ endif
 	@touch $@
 
 .venv/dev: .venv/base pyproject.toml
-	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the tests compare with transformers 5.23, which needs Python 3.11 or newer: make clean, then make PYTHON=python3.12 test")'
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the tests compare with transformers 5.24, which needs Python 3.11 or newer: make clean, then make PYTHON=python3.12 test")'
 	$(INSTALL) $(COMPILE) -e '.[dev]' -e small  # tests start Python a hundred times: with all of torch to compile, 4 s later each
 	@touch $@ .venv/demo

@@ -1,4 +1,4 @@
-"""The command line: `mmrope ids`, `ask`, `families`, `show`, `check`, `diff`, `lab`.
+"""The command line: `mmrope ids`, `ask`, `families`, `doctor`, `show`, `check`, `diff`, `lab`.
 
 What a command needs is imported inside it: help, --version and shell completion load neither numpy nor torch.
 """
@@ -319,6 +319,25 @@ def families() -> None:
             typer.echo(f"{key:<22}{facts}\n{'':<22}{row.source}")
         else:
             typer.echo(f"  @{row.revision:<19}{'; '.join(departures(row)) or 'the same ids'}\n{'':<22}{row.source}")
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint's folder or config.json: its family alone.", show_default=False)
+    ] = None,
+) -> None:
+    """Whether the installed transformers, vLLM and SGLang place tokens as the weights were trained.
+
+    For each that does not: the smallest conversation that differs, whom it hurts, and the line that mends it. Nothing of them
+    is imported or run: their position code is known by its source. The exit code is 1 if anything is otherwise or not known.
+    """
+    from mmrope.adapters.diagnosis import doctor, report
+
+    findings = doctor(None if model is None else read_config(model))
+    typer.echo("\n".join(report(findings)))
+    if not all(finding.right for finding in findings):
+        raise typer.Exit(1)
 
 
 class Shown(str, Enum):

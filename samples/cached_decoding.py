@@ -22,9 +22,7 @@ with torch.no_grad():
         answer.append(output.logits[:, -1:].argmax(dim=-1))  # [B, 1]
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         ids = (following + step).expand(3, 1, -1).mT  # [3, B, 1]
-        output = model(
-            input_ids=answer[-1], attention_mask=mask, position_ids=ids, past_key_values=output.past_key_values, use_cache=True
-        )
+        output = model(input_ids=answer[-1], attention_mask=mask, position_ids=ids, cache=output.cache, use_cache=True)
     answer = torch.cat(answer, dim=1)  # [B, steps]
 
     # The same from scratch: the whole row, with the answer as text after the prompt.

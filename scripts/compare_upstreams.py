@@ -3,9 +3,9 @@
     python scripts/compare_upstreams.py [--vllm FOLDER] [--write]
 
 Every case is tried on every family that the upstream has and that the case applies to: inputs from the smallest on, until
-what the upstream gives is not what the reference gives. The upstream is the installed transformers (4.57 or 5.23), or with
---vllm the position functions of vLLM 0.33's source, in its folder model_executor/models. --write puts what was found into
-scripts/results, and the tables of all versions that are there into docs/differences.md.
+what the upstream gives is not what the reference gives. The upstream is the installed transformers (4.57, or 5.20 to 5.24,
+which place alike), or with --vllm the position functions of vLLM 0.33's source, in its folder model_executor/models. --write
+puts what was found into scripts/results, and the tables of all versions that are there into docs/differences.md.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from mmrope.positions import AudioInVideo, Canvas, rope_deltas  # noqa: E402
 from mmrope.preprocess.text import IMAGE_PAD, VIDEO_PAD, VISION_START  # noqa: E402
 from tests.support import upstream as hugging_face  # noqa: E402
 from tests.support.upstream_ids import (  # noqa: E402
+    CACHE,
     IN_TRANSFORMERS,
     TOKENS,
     TRANSFORMERS,
@@ -58,7 +59,7 @@ from tests.support.upstream_ids import (  # noqa: E402
 )
 
 PAGE, RESULTS = ROOT / "docs" / "differences.md", ROOT / "scripts" / "results"
-TITLES = {"transformers-4.57": "transformers 4.57.1", "transformers-5.23": "transformers 5.23.0", "vllm-0.33": "vLLM 0.33.0"}
+TITLES = {"transformers-4.57": "transformers 4.57.1", "transformers-5.23": "transformers 5.24.0", "vllm-0.33": "vLLM 0.33.0"}
 V5 = TRANSFORMERS.startswith("transformers-5")
 MOST = 72  # characters of an error's message that are shown
 Inputs = dict[str, Any]
@@ -579,7 +580,7 @@ def loops() -> dict[str, Callable[[Any, Inputs], Any]]:
     def loop(more: Callable[[Inputs], Inputs]) -> Callable[[Any, Inputs], Any]:
         def run(model: Any, inputs: Inputs) -> Any:
             cache = model(**inputs, use_cache=True).past_key_values
-            return model(input_ids=torch.full((1, 1), 10), past_key_values=cache, **more(inputs))
+            return model(input_ids=torch.full((1, 1), 10), **{CACHE: cache}, **more(inputs))
 
         return run
 

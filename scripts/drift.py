@@ -34,7 +34,12 @@ FAMILIES_OF = {  # what the files of vLLM and the functions of SGLang place; tra
     "vllm": {
         "qwen2_vl": ["qwen2_vl"],
         "qwen2_5_vl": ["qwen2_5_vl"],
-        "qwen3_vl": ["qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"],
+        "qwen3_vl": ["qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "intern_s2"],
+        "keye": ["keye_vl"],
+        "keye_vl1_5": ["keye_vl_1_5"],
+        "bailing_moe_v3_vl": ["bailing_moe_v3_vl"],
+        "openpangu_vl": ["openpangu_vl"],
+        "qwen3_asr": ["qwen3_asr"],
         "cosmos3_edge": ["cosmos3_edge"],  # which asks qwen3_vl's
         "glm4_1v": ["glm4v", "glm4v_moe", "glm_ocr"],
         "ernie45_vl": ["ernie4_5_vl_moe"],
@@ -109,9 +114,7 @@ def report(upstream: str, version: str, folder: Path, *, cases: int, write: bool
         }
         rules: set[str] = set()
         for name in families:
-            revisions = (
-                [code.rule] if code.rule is not None else [row.revision for row in FAMILIES.values() if row.name == name]
-            )
+            revisions = [code.rule] if code.rule is not None else candidates(upstream, version, name)
             for revision in revisions:
                 key = f"{name}@{revision}" if revision and f"{name}@{revision}" in FAMILIES else name
                 total, equal = compared(upstream, folder, key, cases)
@@ -126,7 +129,7 @@ def report(upstream: str, version: str, folder: Path, *, cases: int, write: bool
             record["state"] = "computes something else"
         elif code.rule is None:
             record["state"] = "changed" if code.name in known[upstream] else "first seen"
-            record["rule"] = next(iter(rules)) if len(rules) == 1 else _common(families, rules)
+            record["rule"] = max(rules)  # "" of those families that have no revision
         rows.append(record)
         if write and right and families:
             entry = known[upstream].setdefault(code.name, {"families": families, "rules": {}})
@@ -142,10 +145,15 @@ def report(upstream: str, version: str, folder: Path, *, cases: int, write: bool
     return any(row["state"] != "known" for row in rows)
 
 
-def _common(families: list[str], rules: set[str]) -> str:
-    """The revision of code that places several families, of which some have no such revision: theirs is the reference."""
-    [revision] = rules - {""}
-    return revision
+def candidates(upstream: str, version: str, name: str) -> list[str]:
+    """The revisions of a family by the upstream, that of its version first, and the reference."""
+    from mmrope.positions import FAMILIES
+    from mmrope.positions.rules import SAME_CODE
+
+    stated = f"{upstream}-{'.'.join(version.split('.')[:2])}"
+    first = SAME_CODE.get(stated, stated)
+    found = [row.revision for row in FAMILIES.values() if row.name == name and row.revision.startswith(upstream)]
+    return [*sorted(found, key=lambda revision: revision != first), ""]
 
 
 def table(upstream: str, version: str, rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -77,7 +77,7 @@ def main() -> None:
         upstreams: dict[str, tuple[str, Any]] = {}
         if name in IN_TRANSFORMERS:
             upstreams[TRANSFORMERS] = (f"by scripts/make_references.py, {INSTALLED}", by_transformers)
-        if f"transformers {version('transformers')}," in FAMILIES[name].source:
+        if name in IN_TRANSFORMERS and f"transformers {version('transformers')}," in FAMILIES[name].source:
             upstreams[""] = (f"by hand, and by scripts/make_references.py, {INSTALLED}", reference_by_transformers)
         if given.authors and name in AUTHORS:
             source = FAMILIES[name].source

@@ -49,12 +49,20 @@ VLLM_MODELS = {  # family -> file and class that has its get_mrope_input_positio
     **dict.fromkeys(("glm4v", "glm4v_moe", "glm_ocr"), _GLM),
     "ernie4_5_vl_moe": ("ernie45_vl.py", "Ernie4_5_VLMoeForConditionalGeneration"),
     "cohere_compass": ("cohere_compass.py", "CohereCompassForConditionalGeneration"),
+    "intern_s2": _QWEN3,
+    "keye_vl": ("keye.py", "KeyeForConditionalGeneration"),
+    "keye_vl_1_5": ("keye_vl1_5.py", "KeyeVL1_5ForConditionalGeneration"),
+    "bailing_moe_v3_vl": ("bailing_moe_v3_vl.py", "BailingMoeV3VLForConditionalGeneration"),
+    "openpangu_vl": ("openpangu_vl.py", "OpenPanguVLForConditionalGeneration"),
+    "qwen3_asr": ("qwen3_asr.py", "Qwen3ASRForConditionalGeneration"),
 }
 SGLANG_MODELS = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "qwen3_omni_moe"),
     *("paddleocr_vl", "cosmos3_omni", "cosmos3_edge", "glm4v", "glm46v", "glm4v_moe", "glm_ocr", "ernie4_5_vl_moe"),
 )
-IMAGES_ALONE = ("cohere_compass",)  # of which vLLM's function takes no videos
+IMAGES_ALONE = ("cohere_compass", "bailing_moe_v3_vl", "keye_vl", "keye_vl_1_5", "openpangu_vl")
+"""Of which vLLM takes no videos, or has frames that touch, stand two tokens apart or state their grids otherwise than
+rows that are drawn here."""
 
 _RESEARCH = "a method of a paper: no model there has it"
 _BACKEND = (
@@ -67,6 +75,11 @@ NOT_ESTABLISHED = {
         "cosmos3_omni": "no architecture of its config's name; Cosmos3ForConditionalGeneration inherits what qwen3_vl has",
         "neomme": "no class in the registry, and no get_rope_index in transformers for its Transformers backend",
         "minicpmv4_7": "finds its canvases by token ids; spans alone do not say where its crops are, so the door refuses it",
+        **dict.fromkeys(("bailing_mm", "moss_vl", "hunyuan_image_3"), "no class of vLLM 0.33"),
+        "hy_v4_vl": _BACKEND,
+        "minicpmv4_6": "counts tokens, on three equal axes where the table has one",
+        "isaac": "text between images goes on at the largest id of all axes, the authors' behind the time: another rule",
+        "omnirope": _RESEARCH,
     },
     "sglang": {
         **dict.fromkeys(("rope", "videorope", "hope", "mrope_i", "v2pe", "vrope", "circle_rope"), _RESEARCH),
@@ -74,6 +87,11 @@ NOT_ESTABLISHED = {
         "qwen2_5_omni": "get_rope_index knows no such model type: it raises RuntimeError",
         "minicpmv4_7": "its processor has a function of its own, with other arguments, for canvases",
         "glm_image": "its processor has a method of its own, with other arguments, that also places the images to be made",
+        **dict.fromkeys(("hy_v4_vl", "keye_vl", "keye_vl_1_5", "openpangu_vl", "isaac"), "SGLang has no function for it"),
+        **dict.fromkeys(("bailing_mm", "bailing_moe_v3_vl", "moss_vl"), "a function of its own, with other arguments"),
+        "intern_s2": "get_rope_index of its model type does not split frames",
+        **dict.fromkeys(("qwen3_asr", "minicpmv4_6"), "counts tokens"),
+        **dict.fromkeys(("omnirope", "hunyuan_image_3"), "an image generator, which SGLang does not place"),
     },
 }
 
@@ -133,7 +151,7 @@ def _drawn(rng: random.Random, rule: Family, kinds: Sequence[str]) -> list[Segme
 
 _METHODS = (
     *("get_mrope_input_positions", "_get_mrope_input_positions", "iter_mm_grid_thw", "_iter_mm_grid_hw", "iter_mm_features"),
-    *("_get_audio_for_video_mapping", "_compute_audio_token_count", "_compute_interleaved_positions"),
+    *("_split_video_grid_thw", "_get_audio_for_video_mapping", "_compute_audio_token_count", "_compute_interleaved_positions"),
 )
 
 
@@ -187,7 +205,7 @@ def by_vllm(folder: Path) -> dict[str, Any]:
         model, rule = vllm_model(models, name), rule_of(name)
         model.config = config_of(rule)
         for row in rows_of(name):
-            if name in IMAGES_ALONE and any(s.kind == "frame" for s in row):
+            if name in IMAGES_ALONE and any(s.kind in ("frame", "video") for s in row):
                 continue
             check_placeholders(models, row, rule)
             tokens, features = vllm_request(row, rule)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
@@ -55,7 +56,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
-    found: dict[str, Any] = {"upstream": TRANSFORMERS, "torch": torch.__version__, "date": str(date.today())}
+    found: dict[str, Any] = {
+        "upstream": f"transformers-{transformers.__version__}",
+        "torch": torch.__version__,
+        "date": str(date.today()),
+    }
     found["families"] = {name: proven(name) for name in tiny_models.MODELS}
     print("\n".join(table(found)))
     if asked.write:

@@ -113,8 +113,6 @@ CONDITIONS = {
 }
 ALIKE = {  # model types of authors' own code -> the model type that rotates as they do
     "dots_ocr": "qwen2",  # DotsOCRForCausalLM is a Qwen2ForCausalLM
-    "Keye": "qwen2_vl",  # contiguous sections
-    "KeyeVL1_5": "qwen2_vl",
     "kimi_k2": "deepseek_v3",
     "phi3_v": "phi3",
     "phi4mm": "phi4_multimodal",
@@ -125,7 +123,6 @@ ALIKE = {  # model types of authors' own code -> the model type that rotates as 
     "stablelm_epoch": "stablelm",
     **dict.fromkeys(("RefinedWeb", "RefinedWebModel"), "falcon"),
     "exaone4_5_text": "exaone4",
-    "qwen3_asr": "qwen3_vl",  # interleaved sections, as of Qwen3-Omni's thinker
     "qwen3_tts": "qwen3_vl",  # its talker
 }
 TABLES = {  # the pairing of classes that keep a table of sines and cosines instead of frequencies, over theta 1e4

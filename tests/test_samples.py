@@ -40,7 +40,7 @@ def test_there_are_the_scripts_that_the_readme_names():
     assert [
         *("ask_image.py", "ask_video.py", "cached_decoding.py", "context_parallel.py", "dataloader.py"),
         *("export_positions.py", "extend_context.py", "finetune_qwen.py", "image_ids.py", "mixed_batch.py"),
-        *("padded_or_packed.py", "plug_into_qwen.py", "tiny_qwen.py", "video_ids.py"),
+        *("padded_or_packed.py", "plug_into_qwen.py", "tiny_qwen.py", "video_ids.py", "vllm_model.py"),
     ] == SCRIPTS
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmrope.adapters.diagnosis import doctor as doctor
 from mmrope.checkpoints.configs import family_from_config
 from mmrope.positions.families import family
 from mmrope.positions.rules import Family

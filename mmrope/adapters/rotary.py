@@ -95,7 +95,7 @@ class RotaryInPlace(nn.Module):
         # [B, S, P], or each pair's number at both of its channels: as two halves, or as neighbours
         self.once = theirs.shape[-1] == pairs
         self.halves = known.pairing == "half" or self.axes_lead
-        if len(known.axes) == 1 and not self.once:
+        if not self.once and not self.axes_lead and theirs.shape[-1] == 2 * pairs:
             self.halves = bool(torch.equal(theirs[..., :pairs], theirs[..., pairs:]))
         if spec is None:
             _check_unchanged(own, fresh)

@@ -67,7 +67,7 @@ class RopeIndex:
             known = [v for v in _VERSIONS if _rule(self.family, v) is not None]
             raise ValueError(
                 f"transformers {self.version} has no get_rope_index of {self.family.name}"
-                + (f"; {', '.join(known)} has" if known else ", and no version that is known here has")
+                + (f"; {', '.join(known)} have" if known else ", and no version that is known here has")
             )
 
     @property

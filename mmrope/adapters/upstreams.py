@@ -47,7 +47,7 @@ class Code:
     Example:
         >>> from pathlib import Path
         >>> from mmrope.adapters.upstreams import Code
-        >>> code = Code("transformers", "qwen2_vl", Path("modeling_qwen2_vl.py"), "0" * 12)
+        >>> code = Code("transformers", "qwen2_vl", Path("modeling_qwen2_vl.py"), digest="0" * 12)
         >>> code.families, code.rule is None  # code of a family that is known, but other code than is known
         (['qwen2_vl'], True)
     """

@@ -79,6 +79,12 @@ def family_from_config(config: Any, revision: str | None = None) -> Family:
             return family_from_config(inner[1], revision)
         raise ValueError(unknown(config.get("model_type"), config))
     row = family(f"{name}@{revision}" if revision else name)
+    for paths, wanted in row.checkpoint.only_if.items():
+        found = _stated(config, f"{paths}?", row)
+        if found != wanted:
+            raise ValueError(
+                f"{row}: its rule is that of configs with {paths} {wanted!r}, and this one has {found!r}. {_OTHERWISE}"
+            )
     left = _class_defaults(given)
     facts: dict[str, Any] = {}
     tokens: dict[str, int] = {}
@@ -107,6 +113,10 @@ def _class_defaults(config: Any) -> dict[str, Any]:
     return type(config)().to_dict()
 
 
+_OTHERWISE = (
+    "Ming's models without it give each token one position, mmrope.family('rope'), and those with '3D' are placed as "
+    "mmrope.family('qwen2_vl')"
+)
 _DOWNSAMPLING: dict[Any, Any] = {"16x": 4, "4x": 2}  # MiniCPM-V's downsample_mode, as patches merged along a side
 
 

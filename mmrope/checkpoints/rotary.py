@@ -111,7 +111,8 @@ def _of_family(text: Stated, family: Family, layer_type: str | None) -> RotarySp
     facts, rope = family.rotary, rope_parameters(text, layer_type)
     if rope is None:
         return None
-    head_dim = _head_dim(text, layer_type)
+    # of latent attention, what is rotated is apart
+    head_dim = text.size("qk_rope_head_dim") if text.get("qk_rope_head_dim") is not None else _head_dim(text, layer_type)
     fraction = rope.get("partial_rotary_factor")
     if facts.rotary_fraction != 1 and fraction is None:
         raise text.wrong(
@@ -126,6 +127,8 @@ def _of_family(text: Stated, family: Family, layer_type: str | None) -> RotarySp
         )
     order, sections = facts.section_order or family.axes, rope.get("mrope_section", rope.get("xdrope_section"))
     width = int(head_dim * float(fraction or 1))
+    if len(order) == 1:
+        sections = [width // 2]
     if sections is None and text.get("freq_allocation") is not None:  # ERNIE's own config: pairs of t, h and w share the rest
         of_t = text.count("freq_allocation") or 0
         of_h = (width // 2 - of_t) // 2

@@ -292,6 +292,10 @@ class RotarySpec:
         """
         family = find_family(family)
         rotary_dim = 2 * sum(family.rotary.sections) or 128
+        if family.rotary.layout == "axial":
+            dims = [2 * n for n in family.rotary.sections]
+            facts = {"theta": family.rotary.theta, "pairing": family.rotary.pairing}
+            return cls.axial(int(rotary_dim / family.rotary.rotary_fraction), axes=family.axes, dims=dims, **facts)
         spec = cls.mrope(
             int(rotary_dim / family.rotary.rotary_fraction),
             theta=family.rotary.theta,
@@ -487,6 +491,10 @@ def axis_of_pairs(sections: Sequence[int], layout: Layout, axes: str = "thw") ->
         if len(set(turns)) > 1:
             raise ValueError(f"alternating sections {list(sections)}: {axes[1:]} take turns, so each must have as many pairs")
         return axes[1:] * turns[0] + axes[0] * last
+    if layout == "balanced":
+        return _balanced(sections, axes)
+    if layout == "axial":
+        raise ValueError("layout 'axial' gives each axis a spectrum of its own: RotarySpec.axial(head_dim, axes=..., dims=...)")
     if layout == "by_channel":
         raise ValueError(
             "layout 'by_channel' gives the two channels of a pair to different axes (what transformers does for HunYuan): that "
@@ -505,6 +513,24 @@ def axis_of_pairs(sections: Sequence[int], layout: Layout, axes: str = "thw") ->
             )
         pairs[a : n * step : step] = [letter] * n
     return "".join(pairs)
+
+
+def _balanced(sections: Sequence[int], axes: str) -> str:
+    """Pair by pair to the axis of which the smallest part is placed, not twice the same while there is another; the last pair
+    is the first axis'.
+
+    Source: vllm 0.33.0, layers/rotary_embedding/mrope_interleaved.py, get_mrope_interleaved_id_list with force_last.
+    """
+    counts = [sections[0] - 1, *sections[1:]]
+    if min(counts) < 1:
+        raise ValueError(f"balanced sections {list(sections)}: each axis needs a pair, and {axes[0]} two")
+    placed, found = [0] * len(axes), []
+    for _ in range(sum(counts)):
+        left = [a for a in range(len(axes)) if placed[a] < counts[a]]
+        others = [a for a in left if a != (found[-1] if found else None)] or left
+        found.append(min(others, key=lambda a: (placed[a] / counts[a], a)))
+        placed[found[-1]] += 1
+    return "".join(axes[a] for a in [*found, 0])
 
 
 def _axis_indices(axis: str | Sequence[int] | np.ndarray, axes: str) -> np.ndarray:

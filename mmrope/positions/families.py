@@ -146,6 +146,13 @@ _VIDEOROPE = changed(
     config={},
 )
 
+_BAILING_CONFIG = {
+    "spatial_merge": "vision_config.spatial_merge_size?",
+    "token_ids.image": "llm_config.image_patch_token|image_token_id?",
+    "token_ids.video": "llm_config.video_patch_token|video_token_id?",
+    "token_ids.vision_start": "llm_config.image_start_token|vision_start_token_id?",
+}
+
 _REFERENCES = (
     _row(
         name="rope",
@@ -156,7 +163,11 @@ _REFERENCES = (
     ),
     _QWEN2_VL,
     _QWEN2_5_VL,
-    _QWEN3_VL,
+    changed(
+        _QWEN3_VL,
+        name="qwen3_vl",
+        model_types=("colqwen3", "ops_colqwen3", "qwen3_vl_nemotron_embed", "alpamayo2_super"),  # subclasses of it in vLLM
+    ),
     changed(_QWEN3_VL, name="qwen3_vl_moe"),
     *(
         changed(
@@ -173,7 +184,7 @@ _REFERENCES = (
     _QWEN2_5_OMNI,
     _QWEN3_OMNI,
     _GLM4V,
-    changed(_GLM4V, name="glm46v", source=_transformers("5.23.0", "glm46v")),
+    changed(_GLM4V, name="glm46v", source=_transformers("5.23.0", "glm46v"), model_types=("glmga",)),
     changed(
         _GLM4V,
         name="glm4v_moe",
@@ -281,6 +292,131 @@ _REFERENCES = (
         rotary_fraction=0.25,
         config={"token_ids.image": "image_token_id?"},
     ),
+    changed(
+        _QWEN3_VL,
+        name="hy_v4_vl",
+        source=_transformers("5.24.0", "hy_v4_vl"),
+        frames_per_grid=1,
+        row_token=True,
+        sections=(12, 10, 10),
+        theta=1e4,
+        pairing="adjacent",
+    ),
+    changed(
+        _QWEN2_5_VL,
+        name="keye_vl",
+        source="Kwai-Keye/Keye at commit e472844, keye-vl-8b-preview/modeling_keye.py, get_rope_index",
+        frames_per_grid=1,  # of its processor; its vision_config says 2, which nothing reads
+        model_types=("Keye",),
+        config={key: path for key, path in _QWEN_CONFIG.items() if key != "frames_per_grid"}
+        | {"ids_per_second": "vision_config.tokens_per_second?"},
+    ),
+    changed(
+        _QWEN3_VL,
+        name="keye_vl_1_5",
+        source="the Keye team's transformers, models/keye_vl_1_5/modular_keye_vl_1_5.py, get_rope_index, and vLLM 0.33.0, "
+        "keye_vl1_5.py",
+        frames_per_grid=1,
+        layout="contiguous",
+        sections=(16, 24, 24),
+        theta=1e6,
+        model_types=("KeyeVL1_5",),
+        config={key: path for key, path in _QWEN_CONFIG.items() if key != "frames_per_grid"},
+    ),
+    changed(
+        _VIDEOROPE,
+        name="bailing_mm",
+        source="inclusionAI/Ming at commit 480df09, modeling_bailing_moe_v2.py, get_t_scale_rope_index with scale_factor 2",
+        media=("image", "frame", "video"),
+        sections=(8, 12, 12),
+        theta=6e5,
+        rotary_fraction=0.5,
+        model_types=("bailingmm", "bailingmm_moe_v2_lite"),
+        only_if={"llm_config.rope_scaling.type|llm_config.rope_scaling.rope_type": "video_rope"},
+        config=_BAILING_CONFIG,
+    ),
+    changed(
+        _VIDEOROPE,
+        name="bailing_moe_v3_vl",
+        source="SGLang 0.5.23, models/bailing_mrope.py (the authors' code was not at hand, and vLLM 0.33 places otherwise)",
+        sections=(8, 12, 12),
+        theta=6e6,
+        pairing="adjacent",
+        recurrent=True,
+        config=_BAILING_CONFIG,
+    ),
+    changed(
+        _QWEN3_VL,
+        name="intern_s2",
+        source="SGLang 0.5.23, mrope_rope_index.py, get_rope_index of interns2_mobius; vLLM 0.33.0, interns2_preview.py, a "
+        "subclass of Qwen3.5-MoE",
+        sections=(11, 11, 10),
+        theta=1e7,
+        rotary_fraction=0.25,
+        recurrent=True,
+        model_types=("intern_s2_preview", "interns2_mobius"),
+    ),
+    changed(
+        _QWEN3_VL,
+        name="openpangu_vl",
+        source="vLLM 0.33.0, openpangu_vl.py, get_mrope_input_positions (the authors' code was not at hand)",
+        layout="balanced",
+        theta=6.4e7,
+    ),
+    changed(_QWEN3_VL, name="moss_vl", source="SGLang 0.5.23, multimodal/processors/moss_vl.py", frames_per_grid=1),
+    _row(
+        name="qwen3_asr",
+        source="QwenLM/Qwen3-ASR at commit 7c6daf7, modeling_qwen3_asr.py, get_rope_index: three equal axes (of float32 there)",
+        pad_value=1,
+        media=("audio",),
+        layout="interleaved",
+        sections=(24, 20, 20),
+        theta=1e6,
+        model_types=("qwen3_asr_thinker",),
+        config={
+            "token_ids.audio": "thinker_config.audio_token_id|audio_token_id?",
+            "token_ids.audio_start": "thinker_config.audio_start_token_id|audio_start_token_id?",
+        },
+    ),
+    _row(
+        name="minicpmv4_6",
+        source="transformers 5.24.0, models/minicpmv4_6, which hands no ids to qwen3_5_text; vLLM 0.33.0, minicpmv4_6.py",
+        axes="p",
+        media=("image", "frame", "video"),
+        advance="tokens",
+        theta=1e7,
+        rotary_fraction=0.25,
+        sections=(32,),
+        recurrent=True,
+        model_types=("minicpm_ocr", "jev"),
+        config={"token_ids.image": "image_token_id?", "token_ids.video": "video_token_id?"},
+    ),
+    changed(
+        _QWEN2_VL,
+        name="isaac",
+        source="perceptron-ai-inc/perceptron at commit 122a710, src/perceptron/tensorstream/ops.py, compute_mrope_pos_tensor",
+        media=("image",),
+        origin="zero",
+        advance="time",
+        sections=(32, 16, 16),
+        config={
+            "spatial_merge": "pixel_shuffle_scale|vision_config.pixel_shuffle_scale_factor?",
+            "token_ids.image": "image_token_id?",
+        },
+    ),
+    _row(
+        name="hunyuan_image_3",
+        source="Tencent-Hunyuan/HunyuanImage-3.0 at commit 1d011c8, hunyuan_image_3/hunyuan.py, build_2d_rope",
+        axes="hw",
+        media=("image",),
+        spatial_merge=1,
+        advance="tokens",
+        place={"image": research.around_its_place},
+        layout="interleaved",
+        sections=(32, 32),
+        model_types=("hunyuan_image_3_moe",),
+        config={"token_ids.image": "image_token_id?"},
+    ),
     _VIDEOROPE,
     changed(
         _VIDEOROPE,
@@ -298,6 +434,17 @@ _REFERENCES = (
         "with spatial_reset",
         origin="zero",
         config={},
+    ),
+    _row(
+        name="omnirope",
+        source="OmniRoPE (OmniGen2, arXiv 2506.18871), VectorSpaceLab/OmniGen2 at commit 0f72fa9, omnigen2/models/transformers/"
+        "repo.py, OmniGen2RotaryPosEmbed",
+        media=("image",),
+        spatial_merge=2,
+        origin="zero",
+        layout="axial",
+        sections=(20, 20, 20),
+        pairing="adjacent",
     ),
     _row(
         name="v2pe",
@@ -336,7 +483,7 @@ _REFERENCES = (
 _SPATIAL = {"advance": "spatial"}
 _SINGLE_FRAMES = (
     *("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
-    *("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "cohere_compass", "cosmos3_omni", "cosmos3_edge"),
+    *("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "cohere_compass", "cosmos3_omni", "cosmos3_edge", "hy_v4_vl"),
 )
 _BY_CHUNK = {omni.AUDIO_IN_VIDEO: omni.get_rope_index_by_chunk}
 _BY_TIME = {omni.AUDIO_IN_VIDEO: omni.get_rope_index_by_time}
@@ -368,6 +515,8 @@ _REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
         "paddleocr_vl": {"time": "seconds_float64"},
         "qwen2_5_omni": {"time": "seconds_float64", **_VIDEO_AND_AUDIO_APART},
         "qwen3_omni_moe": {"time": "seconds_float64", "dtype": "int64", **_VIDEO_AND_AUDIO_APART},
+        "keye_vl": {"media": ("image", "frame"), "time": "index", "ids_per_second": None},
+        "bailing_moe_v3_vl": {"media": ("image",), "stride": 1, "center": False, "couple": False, "advance": "max"},
     },
 }
 _SOURCES = {
@@ -400,6 +549,8 @@ _RELEASED = {
     "glm_ocr": "GLM-OCR, but for theta (mlxcel#547)",
     "ernie4_5_vl_moe": "ERNIE-4.5-VL-28B-A3B, with its own code",
     "hunyuan_vl": "HunyuanOCR (eole#281, vllm#55140)",
+    "keye_vl": "Keye-VL-8B-Preview (config.json in Kwai-Keye/Keye)",
+    "bailing_mm": "Ming-flash-omni (config.json in inclusionAI/Ming), but for the sections, which are its code's",
 }
 for _reference in _REFERENCES:
     _row_with = changed(_reference, released=_RELEASED.get(_reference.name, ""))
@@ -439,7 +590,10 @@ def family(name: str | Family, **facts: Any) -> Family:
 
 
 _IN_WORDS: dict[str, dict[Any, str]] = {
-    "advance": {"spatial": "text after a video starts at its start + max(h, w)"},
+    "advance": {
+        "spatial": "text after a video starts at its start + max(h, w)",
+        "max": "text goes on behind the largest id",
+    },
     "time": {
         "index": "time ids are grid indices",
         "seconds_rate_first": "time ids are floor(i * (ids_per_second * seconds)) in float32",
@@ -451,7 +605,14 @@ _IN_WORDS: dict[str, dict[Any, str]] = {
     "dtype": {"int64": "ids are whole numbers"},
     "ordinal": {"batch": "images are counted over the batch"},
     "layout": {"by_channel": "its rotary embedding is no rotation"},
-    "media": {("image", "video", "audio"): "audio in video is not placed"},
+    "media": {
+        ("image", "video", "audio"): "audio in video is not placed",
+        ("image", "frame"): "each frame of a video is placed as an image",
+        ("image",): "videos are not placed",
+    },
+    "center": {False: "h and w are counted from the next id"},
+    "couple": {False: "time is not added to h and w"},
+    "stride": {1: "time ids are one apart"},
     "place": {
         omni.get_rope_index_by_chunk: "audio in video is laid out by the times of the ids, not as the tokens lie",
         omni.get_rope_index_by_time: "audio in video is laid out by the float32 times of the ids, not as the tokens lie",

@@ -25,6 +25,14 @@ def vrope(segment: Segment, start: Any, family: Family) -> tuple[np.ndarray, Any
     return ids.reshape(4, -1), start + span * t
 
 
+def around_its_place(segment: Segment, start: Any, family: Family) -> tuple[np.ndarray, Any]:
+    """HunyuanImage-3: an image of n tokens takes n ids, as text would, and its grid is centred on them on both axes."""
+    _, h, w = segment.grid
+    n = segment.length
+    y, x = start + (n - h) // 2 + np.arange(h)[:, None], start + (n - w) // 2 + np.arange(w)
+    return np.stack(np.broadcast_arrays(y, x)).reshape(2, -1), start + n
+
+
 def circle(segment: Segment, start: Any, family: Family, *, radius: float = 10.0, alpha: float = 0.5) -> tuple[np.ndarray, Any]:
     """Circle-RoPE: an image's tokens lie on a circle in the plane at right angles to the line of text, whose points have the
     same id on all axes, so that all are equally far from each token of text. The angle is a mean, with weight `alpha`, of

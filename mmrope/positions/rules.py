@@ -30,7 +30,7 @@ Advance = Literal["max", "spatial", "time", "tokens"]
 Origin = Literal["next", "zero"]
 Ordinal = Literal["row", "batch"]
 Dtype = Literal["int64", "float32"]
-Layout = Literal["contiguous", "interleaved", "alternating", "by_channel"]
+Layout = Literal["contiguous", "interleaved", "alternating", "balanced", "axial", "by_channel"]
 Pairing = Literal["half", "adjacent", "block_half"]
 
 
@@ -104,7 +104,9 @@ class RotaryFacts:
 
     layout: Layout = "contiguous"
     """How the axes share the pairs: "contiguous" t..t h..h w..w, "interleaved" t h w t h w ... then t, "alternating" h w h w
-    ... then t; "by_channel" contiguous over channels instead of pairs, which is no rotation."""
+    ... then t, "balanced" each next pair to the axis that has the smallest part of its own, and the last to t; "axial"
+    contiguous, each axis with a spectrum of its own; "by_channel" contiguous over channels instead of pairs, which is no
+    rotation."""
     sections: tuple[int, ...] = ()
     """Pairs per axis, of the released checkpoints; empty where one axis has all."""
     section_order: str = ""
@@ -143,6 +145,8 @@ class CheckpointFacts:
     """Facts of a checkpoint -> where its config states them ("a.b|c": a.b, or else c; "?" at the end: may be missing)."""
     model_types: tuple[str, ...] = ()
     """What its configs call it, besides its name."""
+    only_if: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Of model types whose rule depends on the config: where it must say what (a path as in `config`) to be of this family."""
     token_ids: TokenIds = TokenIds()
     """Of the checkpoint at hand; the rows of the table know none."""
     recurrent: bool = False
@@ -632,7 +636,7 @@ def with_facts(row: Family, facts: Mapping[str, Any]) -> Family:
 
 # --- families by name -------------------------------------------------------------------------------------------------
 
-SAME_CODE = dict.fromkeys(
+SAME_CODE: dict[str, str] = dict.fromkeys(
     ("transformers-5.20", "transformers-5.21", "transformers-5.22", "transformers-5.24"), "transformers-5.23"
 )
 """Versions of upstreams -> the one by which the table names their rules, as they place alike (scripts/drift.py)."""

@@ -3,6 +3,7 @@ where they do not, mmrope's ids are the same at the prompt, at every step and in
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from mmrope.adapters import transformers as door
 from mmrope.adapters.transformers import generate, with_positions
 from tests.support import proof, tiny_models
 from tests.support.proof import FRAME, IMAGE, IN_ONE_BLOCK, STEPS, TEXT, VIDEO, WIDE, agreed, followed, given, logits, real
-from tests.support.upstream_ids import IN_TRANSFORMERS, with_tokens
+from tests.support.upstream_ids import CACHE, IN_TRANSFORMERS, with_tokens
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 # step by step and at once are other sums in linear attention: transformers' own ids differ by as much
@@ -87,7 +88,7 @@ def test_transformers_own_ids_do_not_agree_with_each_other_after_a_long_video(na
     text = {key: torch.zeros_like(token) for key in ("mm_token_type_ids", "moe_mm_token_type_ids") if key in inputs}
     with torch.no_grad():
         past = model(**inputs, use_cache=True).past_key_values
-        step = model(input_ids=token, past_key_values=past, use_cache=True, **text).logits[:, -1]
+        step = model(input_ids=token, **{CACHE: past}, use_cache=True, **text).logits[:, -1]
         whole = {**inputs, "input_ids": torch.cat([inputs["input_ids"], token], dim=1)}
         for key, value in (("attention_mask", 1), ("mm_token_type_ids", 0), ("moe_mm_token_type_ids", 0)):
             if key in whole:
@@ -99,7 +100,7 @@ def test_transformers_own_ids_do_not_agree_with_each_other_after_a_long_video(na
     with torch.no_grad():
         past = model(**given(name, rows), use_cache=True).past_key_values
         step = model(
-            input_ids=token, past_key_values=past, use_cache=True, position_ids=torch.tensor(ids[:, :, -1:]), **text
+            input_ids=token, **{CACHE: past}, use_cache=True, position_ids=torch.tensor(ids[:, :, -1:]), **text
         ).logits[:, -1]
     forced = logits(model, {**whole, "position_ids": torch.tensor(ids)})[:, -1]
     torch.testing.assert_close(step, forced, **CLOSE)
@@ -128,7 +129,10 @@ def test_a_conversation_goes_on_from_its_cache(name, new_media):
     before["pixel_values"] = inputs["pixel_values"][by_patch]
     with torch.no_grad():
         cache = model(**before, position_ids=given(name, first)["position_ids"], use_cache=True).past_key_values
+    again = copy.deepcopy(cache)
     said = generate(model, inputs, family=family, past_key_values=cache, **STEPS)
+    by_its_new_name = generate(model, inputs, family=family, cache=again, **STEPS)
+    assert torch.equal(by_its_new_name.sequences, said.sequences)
     whole = {**followed(name, rows, said.sequences[:, -4:], family), "pixel_values": inputs["pixel_values"]}
     whole["input_ids"][:, : rows[0].length] = inputs["input_ids"]
     expected = logits(model, whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import runpy
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,7 +43,7 @@ def vllm_request(row, rule):
     features, offset, m, before = [], 0, rule.spatial_merge, ""
     for s in row:
         t, h, w = s.grid
-        grid = torch.tensor([t * (rule.temporal_merge if s.kind == "video" else 1), h * m, w * m])
+        grid = torch.tensor([t * (rule.temporal_merge if s.kind == "video" else 1), h * m, (w - rule.row_token) * m])
         seconds = {"second_per_grid_ts": torch.tensor(s.seconds_per_grid)} if s.seconds_per_grid else {}
         if s.kind == "image":
             features.append(feature("image", offset, s.length, image_grid_thw=grid))
@@ -447,6 +448,18 @@ def test_configs_must_say_what_is_read(name):
 def test_decoding_takes_a_delta_a_sequence(deltas, lengths):
     with pytest.raises(ValueError, match=r"mrope_position_deltas must be \[B\] or \[B, 1\] and seq_lens \[B\], got"):
         sglang.decode_positions(torch.tensor(deltas), torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("case", numbered(case for case in VLLM["cases"] if case["family"] in ("qwen2_vl", "qwen3_vl")))
+def test_the_samples_model_class_places_as_vllm_does_where_that_is_right(case):
+    """A subclass of a model's class, as a plugin registers it: with vLLM's own features of these rows."""
+    rule = rule_of(case["family"])
+    base = type("Base", (), {"get_mrope_input_positions": None})
+    model = runpy.run_path(str(ROOT / "samples" / "vllm_model.py"))["with_mmrope"](base)()
+    model.config = {"model_type": rule.name, "vision_config": {"spatial_merge_size": rule.spatial_merge}}
+    assert type(model).__name__ == "Base"
+    ids, delta = model.get_mrope_input_positions(*vllm_request([segment(*item) for item in case["row"]], rule))
+    assert (ids.tolist(), delta) == (case["ids"], case["delta"])
 
 
 # --- SGLang's own values ----------------------------------------------------------------------------------------------

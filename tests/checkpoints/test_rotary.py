@@ -117,6 +117,11 @@ def test_a_models_own_module_can_be_replaced(name):
     """To the last bit with its float32 product, and with exact angles where float32 has them right."""
     rotary, config = module_and_config(name)
     own = rotary(rotating(config))
+    if not hasattr(own, "config"):
+        assert name in ("gptj", "codegen")  # which keep a table of sines and cosines, and no config
+        with pytest.raises(ValueError, match="has no config"):
+            RotaryInPlace(own)
+        return
     ids = torch.arange(300)[None]  # [1, S]
     for angles, tolerance in (("hf", 1.2e-7 if name in COMPLEX else 0.0), ("exact", 1e-4)):
         mine = RotaryInPlace(own, angles=angles)

@@ -22,6 +22,12 @@ AUTHORS = {  # family -> (file, function, class)
     "qwen2_5_vl": (_QWEN, "get_rope_index_25", None),
     "qwen3_vl": (_QWEN, "get_rope_index_3", None),
     "qwen3_vl_moe": (_QWEN, "get_rope_index_3", None),
+    "keye_vl": ("Kwai-Keye/Keye/keye-vl-8b-preview/modeling_keye.py", "get_rope_index", "KeyeForConditionalGeneration"),
+    "qwen3_asr": (
+        "QwenLM/Qwen3-ASR/qwen_asr/core/transformers_backend/modeling_qwen3_asr.py",
+        "get_rope_index",
+        "Qwen3ASRPreTrainedModelForConditionalGeneration",
+    ),
     "videorope": (
         "Wiselnn570/VideoRoPE/videorope-transformer/modeling_videorope.py",
         "get_t_scale_rope_index",
@@ -48,6 +54,8 @@ def authors_ids(folder: Path, family: Family, row: Sequence[Segment]) -> np.ndar
     inputs = {key: torch.as_tensor(value) for key, value in as_inputs([row], family, types=False).items()}
     if name == "get_rope_pos_id":
         return _v2pe(function, family, inputs)
+    if family.name == "qwen3_asr":
+        return np.asarray(function(None, attention_mask=inputs["attention_mask"])[0][:, 0])
     if file == _QWEN:
         ids = inputs["input_ids"]
         for ours, theirs in ((TOKENS.image, 151655), (TOKENS.video, 151656), (TOKENS.vision_start, 151652)):

@@ -1,6 +1,6 @@
 """What the proof is made of: models on transformers' ids and rotations, and on mmrope's, and how far apart they are.
 
-Works with transformers 5.23.0 and 4.57.1, whichever is installed.
+Works with transformers 5.20 to 5.24 and 4.57, whichever is installed.
 """
 
 from __future__ import annotations

@@ -345,6 +345,12 @@ def _slow_vrope(segment: Segment, p: Any, family: Family) -> tuple[list[tuple[An
     return ids, p + t * span
 
 
+def _slow_around(segment: Segment, p: Any, family: Family) -> tuple[list[tuple[Any, ...]], Any]:
+    _, h, w = segment.grid
+    top, left = p + (h * w - h) // 2, p + (h * w - w) // 2
+    return [(top + j, left + k) for j in range(h) for k in range(w)], p + h * w
+
+
 def _slow_circle(segment: Segment, p: Any, family: Family) -> tuple[list[tuple[Any, ...]], Any]:
     """By the steps of the paper: angles, the circle, its plane."""
     _, h, w = segment.grid
@@ -370,4 +376,5 @@ SLOW_PLACEMENTS = {
     canvas.on_canvas: _slow_canvas,
     research.vrope: _slow_vrope,
     research.circle: _slow_circle,
+    research.around_its_place: _slow_around,
 }

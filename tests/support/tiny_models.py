@@ -1,6 +1,6 @@
 """Tiny models with random weights of every family that the installed transformers has, and their complete inputs.
 
-Works with transformers 5.23.0 and 4.57.1, whichever is installed.
+Works with transformers 5.20 to 5.24 and 4.57, whichever is installed.
 """
 
 from __future__ import annotations
@@ -89,7 +89,13 @@ _EXPERTS_OF_GLM = {
     "topk_group": 1,
 }
 
+_LATENT = {  # of 32 channels of a head 8 turn
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 32, "qk_rope_head_dim": 8},
+    **{"qk_nope_head_dim": 24, "v_head_dim": 16, "q_lora_rank": 32, "kv_lora_rank": 16, "index_topk": 4096},
+    **{"index_head_dim": 16, "index_n_heads": 2, "num_hidden_layers": 3},
+}
 _LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
+_LAYERS_OF_HY = {**_LAYERS, "out_hidden_size": 64, "max_image_size": 64}
 _TOWER = {
     "depth": 2,
     "hidden_size": 32,
@@ -142,6 +148,7 @@ MODELS: dict[str, Tiny] = {
         cls="Qwen2_5_VL", sections=(2, 3, 3), vision={**_WINDOWS, "tokens_per_second": 2}, more=_QWEN, patch=_FRAMES
     ),
     "qwen3_vl": Tiny(cls="Qwen3VL", sections=(4, 2, 2), text=_HEAD, vision=_DEEP, more=_QWEN, patch=_FRAMES),
+    "hy_v4_vl": Tiny(cls="HYV4VL", sections=(2, 1, 1), text=_LATENT, vision=_LAYERS_OF_HY, more=_QWEN, patch=(3 * 4 * 4,)),
     "qwen3_vl_moe": Tiny(cls="Qwen3VLMoe", sections=(4, 2, 2), text={**_HEAD, **_MOE}, vision=_DEEP, more=_QWEN, patch=_FRAMES),
     "qwen3_5": Tiny(cls="Qwen3_5", sections=(2, 1, 1), fraction=0.25, text=_LINEAR, vision=_GRID, more=_QWEN, patch=_FRAMES),
     "qwen3_5_moe": Tiny(
@@ -349,7 +356,7 @@ def model(name: str, **overrides: Any) -> Any:
         overrides: of the text config; `rope` (a dict) of its rope parameters; `attn_implementation`.
     """
     tiny = MODELS[name]
-    attention = overrides.pop("attn_implementation", "sdpa")
+    attention = overrides.pop("attn_implementation", "eager" if name == "hy_v4_vl" else "sdpa")
     text = {**_TEXT, **tiny.text, **_rope(tiny, overrides.pop("rope", {})), **overrides}
     torch.manual_seed(0)
     if tiny.vision:

@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import MethodType, SimpleNamespace
 from typing import Any
@@ -38,6 +39,10 @@ TOKENS = TokenIds(
 VISION_END, AUDIO_END, TEXT = 203, 207, 10
 TRANSFORMERS = "transformers-5.23" if lowest.WANTED else upstreams.revision()
 """The revision of the table that the installed transformers is, whatever its version."""
+CACHE = (
+    "cache" if not lowest.WANTED and tuple(map(int, version("transformers").split(".")[:2])) >= (5, 24) else "past_key_values"
+)
+"""What models of the installed transformers call their cache."""
 _MODELS = None if lowest.WANTED else upstreams.installed("transformers")
 IN_TRANSFORMERS = sorted(
     row.name
