@@ -142,6 +142,9 @@ def report(upstream: str, version: str, folder: Path, *, cases: int, write: bool
         made = {"upstream": upstream, "version": version, "date": time.strftime("%Y-%m-%d"), "cases": cases, "code": rows}
         path = RESULTS / f"drift_{upstream}-{version}.json"
         path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        made_of = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("drift_*.json"))]
+        whole = [line for each in made_of for line in table(each["upstream"], each["version"], each["code"])]
+        (RESULTS / "drift.md").write_text("\n".join(whole), encoding="utf-8")
     return any(row["state"] != "known" for row in rows)
 
 

@@ -92,7 +92,6 @@ def report(findings: list[Finding]) -> Iterator[str]:
 _AS_TRAINED = "as the weights were trained"
 _HURTS = {  # facts by which rules differ -> whom it hurts
     "center": "whoever gives images: all of their ids are others",
-    "media": "whoever gives what it does not place",
     "advance": "whoever asks about long videos or trains on them, and whoever compares a trainer with a server: text after a "
     "video stands inside its time",
     "time": "whoever asks when something happens in a video: its time ids are others",
@@ -100,6 +99,7 @@ _HURTS = {  # facts by which rules differ -> whom it hurts
     "place": "whoever gives videos with sound: some of their tokens are at each other's times",
     "ordinal": "whoever gives several images in a batch: an image's number depends on the rows before its own",
     "layout": "all that look at images: its rotary embedding is no rotation",
+    "media": "whoever gives what it does not place",
 }
 _MEND = {
     "transformers": "mmrope.adapters.transformers.generate(model, inputs) in place of model.generate(**inputs); in training "
@@ -134,12 +134,15 @@ def _finding(code: Code, version: str, name: str) -> Finding:
 
 def _example(reference: Family, theirs: Family) -> str:
     """The smallest conversation that two rules place otherwise, and its first token that differs."""
+    left_out = ""
     for rows in _conversations(reference):
-        kinds = {segment.kind for row in rows for segment in row} - {"text"}
         shown = (", ".join(map(str, rows)) if len(rows) > 1 else str(rows[0])).replace("Segment.", "")
-        if not kinds <= set(theirs.media):
-            return f"{shown}: {', '.join(sorted(kinds - set(theirs.media)))} is not placed".replace("_", " ")
-        right, given = (position_ids(rows, rule).ids for rule in (reference, theirs))  # [A, B, S]
+        split = [[part for segment in row for part in _as_they_have_it(segment, theirs)] for row in rows]
+        kinds = {segment.kind for row in split for segment in row} - {"text", *theirs.media}
+        if kinds:
+            left_out = left_out or f"{shown}: {', '.join(sorted(kinds)).replace('_', ' ')} is not placed"
+            continue
+        right, given = position_ids(rows, reference).ids, position_ids(split, theirs).ids  # [A, B, S]
         differ = (right != given).any(axis=0)  # [B, S]
         if differ.any():
             b, token = divmod(int(differ.argmax()), differ.shape[1])
@@ -149,7 +152,15 @@ def _example(reference: Family, theirs: Family) -> str:
                 f"{shown}: token {token}{row} has {reference.axes[axis]} {given[axis, b, token]:g}, and "
                 f"{right[axis, b, token]:g} where the weights were trained"
             )
-    return "it depends on how a processor laid the tokens: docs/differences.md has an example"
+    return left_out or "it depends on how a processor laid the tokens: docs/differences.md has an example"
+
+
+def _as_they_have_it(segment: Segment, theirs: Family) -> list[Segment]:
+    """A segment, or of an upstream that cuts videos into frames its frames, which touch."""
+    if segment.kind != "video" or "video" in theirs.media or "frame" not in theirs.media:
+        return [segment]
+    t, h, w = segment.grid
+    return [Segment.frame(h=h, w=w)] * t
 
 
 def _conversations(rule: Family) -> Iterator[list[list[Segment]]]:

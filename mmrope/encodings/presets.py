@@ -147,7 +147,7 @@ PRESETS: dict[str, Preset] = {
         lambda: RotarySpec.axial(128, axes="thw", dims=(16, 56, 56), pairing="adjacent"),
         f"t, h, w of the latent patches: t the number of the image, from 0 (-1 of the last one, the condition, by "
         f"Qwen-Image-Layered), h and w {_CENTRED}; token n of text has m + n on all axes, where m is the largest "
-        "floor(rows / 2) or floor(columns / 2) of all images",
+        "floor(rows / 2) or floor(columns / 2) of all images (by Qwen-Image-Layered at least their number - 1)",
         f"{_DIFFUSERS}transformers/transformer_qwenimage.py, QwenEmbedRope, QwenEmbedLayer3DRope",
     ),
     "qwen_image_21": Preset(

@@ -11,7 +11,7 @@ import pytest
 
 import mmrope
 from mmrope.adapters import doctor, upstreams
-from mmrope.adapters.diagnosis import _conversations, _example, report
+from mmrope.adapters.diagnosis import _as_they_have_it, _conversations, _example, report
 from mmrope.adapters.transformers import RopeIndex
 from mmrope.adapters.upstreams import KNOWN, codes, digest_of, installed, revision
 from mmrope.positions import FAMILIES
@@ -145,8 +145,11 @@ def test_the_smallest_conversation_differs_by_the_rules_of_the_table(key):
         assert "is not placed" in _example(reference, row) or "docs/differences.md" in _example(reference, row)
         return
     rows = next(rows for rows in _conversations(reference) if shown(rows) == found[1])
-    one, other = (mmrope.position_ids(rows, rule).ids[:, int(found[3] or 0), int(found[2])] for rule in (reference, row))
-    assert (one != other).any()
+    split = [[part for segment in each for part in _as_they_have_it(segment, row)] for each in rows]
+    right, given = mmrope.position_ids(rows, reference).ids, mmrope.position_ids(split, row).ids
+    differ = (right != given).any(axis=0)  # [B, S]
+    assert divmod(int(differ.argmax()), differ.shape[1]) == (int(found[3] or 0), int(found[2]))
+    assert differ.any()
 
 
 def shown(rows):
