@@ -336,7 +336,7 @@ def doctor(
 
     findings = doctor(None if model is None else read_config(model))
     typer.echo("\n".join(report(findings)))
-    if not all(finding.right for finding in findings):
+    if not findings or not all(finding.right for finding in findings):
         raise typer.Exit(1)
 
 

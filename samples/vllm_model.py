@@ -7,10 +7,14 @@ A package names `register` as an entry point of the group "vllm.general_plugins"
 
 vLLM then takes this class for checkpoints of that architecture, on every worker. It needs a GPU to serve; without one
 `python samples/vllm_model.py` places a prompt by a stand-in for the model's class, and shows what it is given.
+
+A video without its seconds (`video_embeds` without `second_per_grid_ts`), which vLLM places as if a grid lasted a second, is
+refused here, and ends the request.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,20 +30,33 @@ def with_mmrope(model_class: type) -> type:
     """A subclass of a model's class that places prompts by the rule that its weights were trained with."""
 
     class WithMmrope(model_class):
+        @cached_property
+        def mmrope_family(self) -> mmrope.Family:
+            return mmrope.family_from_config(self.config)  # facts of this checkpoint: merge size, ids a second
+
         def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[torch.Tensor, int]:
-            family = mmrope.family_from_config(self.config)  # facts of this checkpoint: merge size, ids a second
-            return get_mrope_input_positions(input_tokens, mm_features, family)
+            return get_mrope_input_positions(input_tokens, mm_features, self.mmrope_family)
 
     WithMmrope.__name__ = WithMmrope.__qualname__ = model_class.__name__  # vLLM's registry and logs know it by its name
     return WithMmrope
 
 
+def __getattr__(name: str) -> type:
+    """The class, made when it is asked for: what registers it must not import the model, which initialises the GPU."""
+    if name != ARCHITECTURE:
+        raise AttributeError(f"module {__name__} has no {name}")
+    from vllm.model_executor.models.qwen2_5_vl import (  # pyright: ignore[reportMissingImports]
+        Qwen2_5_VLForConditionalGeneration,
+    )
+
+    return with_mmrope(Qwen2_5_VLForConditionalGeneration)
+
+
 def register() -> None:
     """What vLLM calls once in every process."""
     from vllm.model_executor.models import ModelRegistry  # pyright: ignore[reportMissingImports]
-    from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration  # pyright: ignore[reportMissingImports]
 
-    ModelRegistry.register_model(ARCHITECTURE, with_mmrope(Qwen2_5_VLForConditionalGeneration))
+    ModelRegistry.register_model(ARCHITECTURE, f"{__name__}:{ARCHITECTURE}")
 
 
 def main() -> None:

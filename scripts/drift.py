@@ -40,6 +40,7 @@ FAMILIES_OF = {  # what the files of vLLM and the functions of SGLang place; tra
         "bailing_moe_v3_vl": ["bailing_moe_v3_vl"],
         "openpangu_vl": ["openpangu_vl"],
         "qwen3_asr": ["qwen3_asr"],
+        "isaac": ["isaac"],  # by another rule than the authors'
         "cosmos3_edge": ["cosmos3_edge"],  # which asks qwen3_vl's
         "glm4_1v": ["glm4v", "glm4v_moe", "glm_ocr"],
         "ernie45_vl": ["ernie4_5_vl_moe"],
@@ -131,10 +132,11 @@ def report(upstream: str, version: str, folder: Path, *, cases: int, write: bool
             record["state"] = "changed" if code.name in known[upstream] else "first seen"
             record["rule"] = max(rules)  # "" of those families that have no revision
         rows.append(record)
-        if write and right and families:
+        if write and families:
             entry = known[upstream].setdefault(code.name, {"families": families, "rules": {}})
             entry["families"] = families
-            entry["rules"][code.digest] = record["rule"]
+            if right:
+                entry["rules"][code.digest] = record["rule"]
     lines = list(table(upstream, version, rows))
     print("\n".join(lines))
     if write:
@@ -242,6 +244,7 @@ def by_vllm(folder: Path, rule: Any) -> Callable[[Any], Any]:
 
     model = vllm_model(folder / "model_executor" / "models", rule.name)
     model.config = config_of(rule)
+    model.config.vision_config.pixel_shuffle_scale_factor = rule.spatial_merge  # what Isaac's calls it
     ranges = function_of(folder / "multimodal" / "inputs.py", "extract_embeds_range", "PlaceholderRange")
 
     def run(row: Any) -> Any:

@@ -55,6 +55,7 @@ VLLM_MODELS = {  # family -> file and class that has its get_mrope_input_positio
     "bailing_moe_v3_vl": ("bailing_moe_v3_vl.py", "BailingMoeV3VLForConditionalGeneration"),
     "openpangu_vl": ("openpangu_vl.py", "OpenPanguVLForConditionalGeneration"),
     "qwen3_asr": ("qwen3_asr.py", "Qwen3ASRForConditionalGeneration"),
+    "isaac": ("isaac.py", "IsaacForConditionalGeneration"),
 }
 SGLANG_MODELS = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "qwen3_omni_moe"),
@@ -75,11 +76,11 @@ NOT_ESTABLISHED = {
         "cosmos3_omni": "no architecture of its config's name; Cosmos3ForConditionalGeneration inherits what qwen3_vl has",
         "neomme": "no class in the registry, and no get_rope_index in transformers for its Transformers backend",
         "minicpmv4_7": "finds its canvases by token ids; spans alone do not say where its crops are, so the door refuses it",
-        **dict.fromkeys(("bailing_mm", "moss_vl", "hunyuan_image_3"), "no class of vLLM 0.33"),
+        **dict.fromkeys(("bailing_mm", "hunyuan_image_3"), "no class of vLLM 0.33"),
         "hy_v4_vl": _BACKEND,
         "minicpmv4_6": "counts tokens, on three equal axes where the table has one",
-        "isaac": "text between images goes on at the largest id of all axes, the authors' behind the time: another rule",
         "omnirope": _RESEARCH,
+        "isaac": "text between images goes on at the largest id of all axes, the authors' behind the time: another rule",
     },
     "sglang": {
         **dict.fromkeys(("rope", "videorope", "hope", "mrope_i", "v2pe", "vrope", "circle_rope"), _RESEARCH),
@@ -88,7 +89,7 @@ NOT_ESTABLISHED = {
         "minicpmv4_7": "its processor has a function of its own, with other arguments, for canvases",
         "glm_image": "its processor has a method of its own, with other arguments, that also places the images to be made",
         **dict.fromkeys(("hy_v4_vl", "keye_vl", "keye_vl_1_5", "openpangu_vl", "isaac"), "SGLang has no function for it"),
-        **dict.fromkeys(("bailing_mm", "bailing_moe_v3_vl", "moss_vl"), "a function of its own, with other arguments"),
+        **dict.fromkeys(("bailing_mm", "bailing_moe_v3_vl"), "a function of its own, with other arguments"),
         "intern_s2": "get_rope_index of its model type does not split frames",
         **dict.fromkeys(("qwen3_asr", "minicpmv4_6"), "counts tokens"),
         **dict.fromkeys(("omnirope", "hunyuan_image_3"), "an image generator, which SGLang does not place"),
@@ -150,7 +151,8 @@ def _drawn(rng: random.Random, rule: Family, kinds: Sequence[str]) -> list[Segme
 # --- vLLM -------------------------------------------------------------------------------------------------------------
 
 _METHODS = (
-    *("get_mrope_input_positions", "_get_mrope_input_positions", "iter_mm_grid_thw", "_iter_mm_grid_hw", "iter_mm_features"),
+    *("get_mrope_input_positions", "_get_mrope_input_positions", "iter_mm_grid_thw", "iter_mm_grid_hw"),
+    *("_iter_mm_grid_hw", "iter_mm_features"),
     *("_split_video_grid_thw", "_get_audio_for_video_mapping", "_compute_audio_token_count", "_compute_interleaved_positions"),
 )
 
@@ -202,6 +204,8 @@ def by_vllm(folder: Path) -> dict[str, Any]:
     ranges = function_of(folder / "vllm" / "multimodal" / "inputs.py", "extract_embeds_range", "PlaceholderRange")
     cases = []
     for name in sorted(VLLM_MODELS):
+        if name in NOT_ESTABLISHED["vllm"]:
+            continue
         model, rule = vllm_model(models, name), rule_of(name)
         model.config = config_of(rule)
         for row in rows_of(name):

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mmrope.adapters.upstreams import UPSTREAMS, Code, codes, installed
+from mmrope.adapters.upstreams import KNOWN, UPSTREAMS, Code, codes, installed
 from mmrope.checkpoints.configs import family_from_config
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import FAMILIES, departures, family
 from mmrope.positions.omni import AudioInVideo
-from mmrope.positions.rules import Family, fact_of
+from mmrope.positions.rules import SAME_CODE, Family, fact_of
 from mmrope.positions.segments import Segment
 
 
@@ -67,9 +67,14 @@ def doctor(model: Any = None) -> list[Finding]:
         if there is None:
             continue
         version, folder = there
-        for code in codes(upstream, folder):
+        mine = list(codes(upstream, folder))
+        for code in mine:
             names = [name for name in code.families if name in FAMILIES and wanted in (None, name)]
             found += [_finding(code, version, name) for name in names]
+        known = any(row.revision == f"{upstream}-{version.rpartition('.')[0]}" for row in FAMILIES.values())
+        for name in () if known or f"{upstream}-{version.rpartition('.')[0]}" in SAME_CODE else KNOWN[upstream].keys():
+            if name not in {code.name for code in mine} and wanted in (None, *KNOWN[upstream][name]["families"]):
+                found.append(Finding(upstream, version, name, "has no position code where it was known to be", right=False))
     return found
 
 
@@ -81,8 +86,12 @@ def report(findings: list[Finding]) -> Iterator[str]:
     for upstream in UPSTREAMS:
         mine = [finding for finding in findings if finding.upstream == upstream]
         if not mine:
-            why = "is not installed" if installed(upstream) is None else "has no position code of it that is known"
-            yield f"{upstream} {why}"
+            there = installed(upstream)
+            yield (
+                f"{upstream} is not installed"
+                if there is None
+                else f"{upstream} {there[0]} has no code that is known to place it"
+            )
             continue
         for says in dict.fromkeys(finding.says for finding in mine if finding.right):
             names = ", ".join(finding.family for finding in mine if finding.right and finding.says == says)
@@ -101,25 +110,51 @@ _HURTS = {  # facts by which rules differ -> whom it hurts
     "layout": "all that look at images: its rotary embedding is no rotation",
     "media": "whoever gives what it does not place",
 }
-_MEND = {
-    "transformers": "mmrope.adapters.transformers.generate(model, inputs) in place of model.generate(**inputs); in training "
-    "PositionCollator(collate, model.config) around the collator",
-    "vllm": "a model class whose get_mrope_input_positions calls mmrope.adapters.vllm's (docs/adapters.md)",
-    "sglang": "mmrope.adapters.sglang.get_rope_index in the place of MRotaryEmbedding.get_rope_index",
-}
-_PADDING = ("pad_value", "pad_value_without_vision")
+
+
+def _mend(upstream: str, version: str, reference: Family, theirs: Family) -> str:
+    """The line by which an upstream places as the reference; where there is none, why."""
+    if upstream == "sglang":
+        return "mmrope.adapters.sglang.get_rope_index in the place of MRotaryEmbedding.get_rope_index"
+    if upstream == "vllm":
+        if reference.fractional:
+            return "there is none: its ids are whole numbers, and fractions were trained with"
+        if reference.center:
+            return "there is none: its tables begin at 0, and centred ids may lie below"
+        if reference.uses_seconds and not theirs.uses_seconds:
+            return "there is none: it hands no seconds to the function that places"
+        return "a model class whose get_mrope_input_positions calls mmrope.adapters.vllm's: samples/vllm_model.py"
+    ids = "**mmrope.adapters.transformers.with_positions(inputs, model.config)"
+    if version.startswith("4."):
+        return f"model({ids}), and decode by hand (docs/sequences.md): generate of transformers 4 drops ids"
+    model = "model.thinker" if reference.reading.states_audio else "model"
+    rotary = "; RotaryInPlace for its rotation" if theirs.rotary.layout != reference.rotary.layout else ""
+    return (
+        f"mmrope.adapters.transformers.generate({model}, inputs) in place of {model}.generate(**inputs); in training "
+        f"PositionCollator(collate, model.config) around the collator{rotary}"
+    )
+
+
+_OF_A_SERVER = "authors' code was not at hand"  # as the source of a row says it
 
 
 def _finding(code: Code, version: str, name: str) -> Finding:
-    if code.rule is None:
-        says = f"places by code that is not known ({code.path.name}): scripts/drift.py runs it beside the rules that are"
-        return Finding(code.upstream, version, name, says, mend=_MEND[code.upstream], right=False)
     reference = family(name)
+    if code.rule is None:
+        says = f"places by code that is no rule of the table ({code.path.name}): scripts/drift.py runs it beside those that are"
+        return Finding(code.upstream, version, name, says, right=False)
     theirs = FAMILIES.get(f"{name}@{code.rule}", reference)
     words = departures(theirs)
     facts = [fact for fact in _HURTS if fact_of(theirs, fact) != fact_of(reference, fact)]
     if not facts:
-        return Finding(code.upstream, version, name, ", but ".join([_AS_TRAINED, *words]))
+        says = (
+            _AS_TRAINED
+            if _OF_A_SERVER not in reference.source
+            else "as the reference, which is a server's: no authors' code was at hand"
+        )
+        if code.upstream != "transformers" and "audio_in_video" in reference.media:
+            words = [*words, "audio in video was not compared"]
+        return Finding(code.upstream, version, name, ", but ".join([says, *words]))
     return Finding(
         code.upstream,
         version,
@@ -127,7 +162,7 @@ def _finding(code: Code, version: str, name: str) -> Finding:
         "; ".join(words),
         example=_example(reference, theirs),
         hurts=_HURTS[facts[0]],
-        mend=_MEND[code.upstream],
+        mend=_mend(code.upstream, version, reference, theirs),
         right=False,
     )
 
@@ -150,7 +185,8 @@ def _example(reference: Family, theirs: Family) -> str:
             row = f" of row {b}" if len(rows) > 1 else ""
             return (
                 f"{shown}: token {token}{row} has {reference.axes[axis]} {given[axis, b, token]:g}, and "
-                f"{right[axis, b, token]:g} where the weights were trained"
+                f"{right[axis, b, token]:g} "
+                + ("by the reference" if _OF_A_SERVER in reference.source else "where the weights were trained")
             )
     return left_out or "it depends on how a processor laid the tokens: docs/differences.md has an example"
 

@@ -73,9 +73,12 @@ def installed(upstream: str) -> tuple[str, Path] | None:
     """The version of an upstream and its folder; None where it is not installed."""
     package = UPSTREAMS[upstream].package
     found = util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    if found is None or not found.submodule_search_locations or found.origin is None:  # a folder of that name is no package
         return None
-    return metadata.version(package), Path(found.submodule_search_locations[0])
+    try:
+        return metadata.version(package), Path(found.submodule_search_locations[0])
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def codes(upstream: str, folder: Path) -> Iterator[Code]:
@@ -84,7 +87,7 @@ def codes(upstream: str, folder: Path) -> Iterator[Code]:
     for path in sorted(folder.glob(place.files)):
         source = path.read_text(encoding="utf-8")
         for function in sorted(set(re.findall(rf"def ({place.functions})\(", source))):
-            if digest := digest_of(source, function):
+            if digest := digest_of(source, function, path.parent):
                 name = path.stem if upstream == "vllm" else path.parent.name if upstream == "transformers" else function
                 yield Code(upstream, name, path, digest)
     path, function = folder / NEOMME[0], NEOMME[1]
@@ -112,10 +115,11 @@ def revision(upstream: str = "transformers") -> str:
     if any(row.revision == stated for row in FAMILIES.values()):
         return stated
     mine = list(codes(upstream, folder))
-    changed = sorted(code.name for code in mine if code.families and code.rule is None)
+    changed = {code.name for code in mine if code.families and code.rule is None}
+    changed |= KNOWN[upstream].keys() - {code.name for code in mine}  # it is elsewhere, or gone
     rules = {code.rule for code in mine if code.rule}
     if changed or len(rules) != 1:
-        what = f"places {', '.join(changed)} by code that is not" if changed else "has no position code that is"
+        what = f"places {', '.join(sorted(changed))} by code that is not" if changed else "has no position code that is"
         raise ValueError(f"{upstream} {version} {what} known: scripts/drift.py shows what it computes")
     return rules.pop()
 
@@ -123,8 +127,9 @@ def revision(upstream: str = "transformers") -> str:
 # --- normalised source ------------------------------------------------------------------------------------------------
 
 
-def digest_of(source: str, function: str) -> str:
-    """Of a function of a file and all that it calls there, without documentation and annotations; "" if it is not there."""
+def digest_of(source: str, function: str, folder: Path | None = None) -> str:
+    """Of a function of a file and all that it calls there, without documentation and annotations; "" if it is not there. With a
+    folder, also of what it calls of the other files there."""
     blocks: dict[str, str] = {}
     for found in re.finditer(r"^(?:class|def) (\w+)\b.*(?:\n(?:[ )#].*)?)*", source, re.MULTILINE):
         blocks.setdefault(found[1], found[0])
@@ -147,9 +152,21 @@ def digest_of(source: str, function: str) -> str:
         for each in ast.walk(node):
             if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):
                 todo.append(each.attr)
+                if folder is not None and (other := _imported(source, each.value.id, folder)):
+                    found[f"{each.value.id}.{each.attr}"] = digest_of(other, each.attr)
             elif isinstance(each, ast.Name):
                 todo.append(each.id)
+                if folder is not None and each.id not in blocks and (other := _imported(source, each.id, folder)):
+                    found[each.id] = digest_of(other, each.id)
     return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:12] if function in found else ""
+
+
+def _imported(source: str, name: str, folder: Path) -> str:
+    """The source of the file beside this one that a name is imported from; empty if it is of another place."""
+    for module, names in re.findall(r"^from \.?[\w.]*?\.?(\w+) import (\([^)]*\)|.*)$", source, re.MULTILINE):
+        if re.search(rf"\b{name}\b", names) and (path := folder / f"{module}.py").is_file():
+            return path.read_text(encoding="utf-8")
+    return ""
 
 
 _LEFT_OUT = ("ctx", "annotation", "returns", "decorator_list", "type_comment", "type_params", "kind")

@@ -43,11 +43,13 @@ def get_mrope_input_positions(
         family: whose rule, for example "qwen2_vl" or "qwen2_5_vl@vllm-0.33", or a Family; of a config, that checkpoint's.
 
     Returns:
-        ids [A, n] int64, one row per axis (t, h, w), and mrope_position_delta, the largest id + 1 - n.
+        ids [A, n] int64, one row per axis (t, h, w), and mrope_position_delta, the largest id + 1 - n (of rules by which text
+        goes on behind the time alone, that id - n).
 
     Raises:
         ValueError: as `segments_from_spans` (pruned tokens, missing grids or seconds, media that the family does not place); a
-            feature without data; a family with fractional ids, which vLLM's buffers cannot hold.
+            feature without data; a family with fractional ids, which vLLM's buffers cannot hold, or ids below 0, which its
+            tables do not have.
 
     Example:
         >>> from mmrope import Span
@@ -67,8 +69,11 @@ def get_mrope_input_positions(
     [(placed, following, _)] = plans = plan([segments_from_spans(tokens, spans, family)], family)
     ids, no_mask = np.empty((len(family.axes), tokens), dtype=np.int64), np.zeros(0, dtype=bool)  # spans hold no padding
     write_row(ids, no_mask, placed, following, tokens, family, 0, tokens)
+    if ids.size and ids.min() < 0:
+        raise ValueError(f"{family} has ids below 0 here (its grids are centred), and vLLM's tables of cosines begin at 0")
     [largest] = largest_ids(plans, family)
-    return torch.from_numpy(ids), largest + 1 - tokens
+    after = following if family.advance == "time" else largest + 1  # vLLM's goes on at the largest id, whatever the rule
+    return torch.from_numpy(ids), int(after) - tokens
 
 
 def _span(feature: Any, n: int) -> Span:

@@ -166,7 +166,7 @@ _REFERENCES = (
     changed(
         _QWEN3_VL,
         name="qwen3_vl",
-        model_types=("colqwen3", "ops_colqwen3", "qwen3_vl_nemotron_embed", "alpamayo2_super"),  # subclasses of it in vLLM
+        model_types=("colqwen3", "ops_colqwen3", "qwen3_vl_nemotron_embed"),  # subclasses of it in vLLM
     ),
     changed(_QWEN3_VL, name="qwen3_vl_moe"),
     *(
@@ -338,7 +338,8 @@ _REFERENCES = (
     changed(
         _VIDEOROPE,
         name="bailing_moe_v3_vl",
-        source="SGLang 0.5.23, models/bailing_mrope.py (the authors' code was not at hand, and vLLM 0.33 places otherwise)",
+        source="SGLang 0.5.23, srt/layers/rotary_embedding/bailing_mrope.py (the authors' code was not at hand, and vLLM 0.33 "
+        "places otherwise)",
         sections=(8, 12, 12),
         theta=6e6,
         pairing="adjacent",
@@ -363,7 +364,6 @@ _REFERENCES = (
         layout="balanced",
         theta=6.4e7,
     ),
-    changed(_QWEN3_VL, name="moss_vl", source="SGLang 0.5.23, multimodal/processors/moss_vl.py", frames_per_grid=1),
     _row(
         name="qwen3_asr",
         source="QwenLM/Qwen3-ASR at commit 7c6daf7, modeling_qwen3_asr.py, get_rope_index: three equal axes (of float32 there)",

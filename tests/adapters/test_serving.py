@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrope import FAMILIES, Segment, position_ids, segments_from_inputs
+from mmrope import FAMILIES, Segment, Span, position_ids, segments_from_inputs
 from mmrope.adapters import sglang
 from mmrope.adapters.vllm import get_mrope_input_positions, get_next_input_positions, get_next_input_positions_tensor
 from mmrope.positions import AudioInVideo
@@ -131,7 +131,9 @@ def sglang_request(batch, rule):
 
 
 WHOLE = [
-    pytest.param(rule, id=key) for key, rule in sorted(BY_KEY.items()) if not rule.fractional and "canvas" not in rule.media
+    pytest.param(rule, id=key)
+    for key, rule in sorted(BY_KEY.items())
+    if not rule.fractional and "canvas" not in rule.media and not rule.center
 ]
 FRACTIONAL = sorted(key for key, rule in BY_KEY.items() if rule.fractional)
 
@@ -156,13 +158,14 @@ def test_a_prompt_has_the_ids_of_its_row(rule, data):
         )
         for span in spans
     ]
-    expected = position_ids(row, rule).ids[:, 0]
+    whole = position_ids(row, rule)
+    expected = whole.ids[:, 0]
     for given_as in (data.draw(st.permutations(features)), spans):
         ids, delta = get_mrope_input_positions([0] * count, given_as, rule)
         assert ids.dtype == torch.int64
         np.testing.assert_array_equal(ids, expected)
         assert type(delta) is int
-        assert delta == expected.max(initial=-1) + 1 - count
+        assert delta == (whole.next[0] if rule.advance == "time" else expected.max(initial=-1) + 1) - count
 
 
 @pytest.mark.parametrize("name", sorted(name for name, rule in BY_KEY.items() if rule.split_frames and not rule.revision))
@@ -204,6 +207,17 @@ def test_what_follows_goes_on_where_the_prompt_ends(rule, data, new, ahead):
         np.testing.assert_array_equal(out[:, :new], whole.ids[:, 0])
         assert [listed[0]] * len(rule.axes) == whole.ids[:, 0].tolist()
         assert not out[:, new:].any()
+
+
+def test_ids_below_0_are_refused_and_text_goes_on_where_the_rule_says():
+    """Centred grids at the start of a prompt; vLLM's tables of cosines begin at 0."""
+    with pytest.raises(ValueError, match=r"bailing_moe_v3_vl has ids below 0 here \(its grids are centred\)"):
+        get_mrope_input_positions([0] * 260, [Span(offset=1, length=256, grid=(1, 32, 32))], "bailing_moe_v3_vl")
+    row = [Segment.text(9), Segment.image(h=2, w=6), Segment.text(2)]
+    count, spans = spans_of(row, FAMILIES["bailing_moe_v3_vl"])
+    ids, delta = get_mrope_input_positions([0] * count, spans, "bailing_moe_v3_vl")
+    assert delta + count == position_ids(row, "bailing_moe_v3_vl").next
+    assert delta + count < int(ids.max()) + 9
 
 
 # --- vLLM: what is refused --------------------------------------------------------------------------------------------
