@@ -120,7 +120,7 @@ def test_unknown_code_is_one_clear_line(another):
         revision()
     [finding] = [each for each in doctor() if each.family == "qwen2_vl"]
     assert not finding.right
-    assert "places by code that is not known (modeling_qwen2_vl.py)" in finding.says
+    assert "places by code that is no rule of the table (modeling_qwen2_vl.py)" in finding.says
 
 
 def test_versions_that_place_alike_are_names_of_one_rule():
