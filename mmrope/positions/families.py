@@ -549,8 +549,6 @@ _RELEASED = {
     "glm_ocr": "GLM-OCR, but for theta (mlxcel#547)",
     "ernie4_5_vl_moe": "ERNIE-4.5-VL-28B-A3B, with its own code",
     "hunyuan_vl": "HunyuanOCR (eole#281, vllm#55140)",
-    "keye_vl": "Keye-VL-8B-Preview (config.json in Kwai-Keye/Keye)",
-    "bailing_mm": "Ming-flash-omni (config.json in inclusionAI/Ming), but for the sections, which are its code's",
 }
 for _reference in _REFERENCES:
     _row_with = changed(_reference, released=_RELEASED.get(_reference.name, ""))

@@ -14,7 +14,7 @@ from mmrope import RotaryEmbedding, RotarySpec, patch_position_ids
 from mmrope.checkpoints import rotary_from_config
 from mmrope.encodings import XPos
 from mmrope.encodings.presets import _dinov3
-from tests.encodings.test_spec import PER_LAYER, upstream_case
+from tests.encodings.test_spec import APART, PER_LAYER, upstream_case
 from tests.support.upstream_ids import IN_TRANSFORMERS
 
 with warnings.catch_warnings():  # of back ends of Liger that are not there
@@ -115,7 +115,7 @@ SCALINGS = {
     "longrope": {"factor": 4.0, "short_factor": [1.5] * 8, "long_factor": [2.5] * 8, **ORIGINAL},
 }
 UNSCALED = {"cosmos3_edge", "ernie4_5_vl_moe"}  # whose own code refuses scalings
-FAMILIES_WITH_MODULES = sorted(set(IN_TRANSFORMERS) - {"hunyuan_vl", *PER_LAYER})
+FAMILIES_WITH_MODULES = sorted(set(IN_TRANSFORMERS) - {"hunyuan_vl", APART, *PER_LAYER})
 
 
 @pytest.mark.parametrize("kind", SCALINGS)
