@@ -224,7 +224,7 @@ def _agrees(run: Callable[[Any], Any], rule: Any, row: Any) -> bool:
 
 
 def drawn(upstream: str, rule: Any, cases: int) -> Iterator[Any]:
-    """Rows with text around their media; of vLLM's and SGLang's Omni models without sound in video, whose order their own
+    """Rows with text around their media; of vLLM's and SGLang's Omni models without audio in video, whose order their own
     processors write."""
     from make_serving_references import IMAGES_ALONE, _drawn
 

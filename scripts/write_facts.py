@@ -84,7 +84,7 @@ def _video(family: Family) -> str:
     words += [f"{family.temporal_merge} temporal grids a token"] if family.temporal_merge > 1 else []
     words += ["centred"] if family.center else []
     words += ["h and w move with time"] if family.couple else []
-    words += ["or interleaved with its sound"] if "audio_in_video" in family.media else []
+    words += ["or interleaved with its audio"] if "audio_in_video" in family.media else []
     return ", ".join(words) + ("; or frames, each placed as an image" if "frame" in family.media else "")
 
 
@@ -115,7 +115,11 @@ def _after(family: Family) -> str:
 
 def _upstreams(family: Family) -> str:
     rows = [row for row in FAMILIES.values() if row.name == family.name and row.revision]
-    said = [f"{row.revision.replace('-', ' ')}: {'; '.join(words)}" for row in rows if (words := departures(row))]
+    said = [
+        f"{row.revision.replace('-', ' ').replace('vllm', 'vLLM')}: {'; '.join(words)}"
+        for row in rows
+        if (words := departures(row))
+    ]
     return ". ".join(said) or ("none" if rows else "")
 
 

@@ -105,7 +105,7 @@ _HURTS = {  # facts by which rules differ -> whom it hurts
     "video stands inside its time",
     "time": "whoever asks when something happens in a video: its time ids are others",
     "dtype": "whoever asks when something happens in a video: fractions of ids are cut off",
-    "place": "whoever gives videos with sound: some of their tokens are at each other's times",
+    "place": "whoever gives videos with audio: some of their tokens are at each other's times",
     "ordinal": "whoever gives several images in a batch: an image's number depends on the rows before its own",
     "layout": "all that look at images: its rotary embedding is no rotation",
     "media": "whoever gives what it does not place",

@@ -44,7 +44,7 @@ def get_mrope_input_positions(
 
     Returns:
         ids [A, n] int64, one row per axis (t, h, w), and mrope_position_delta, the largest id + 1 - n (of rules by which text
-        goes on behind the time alone, that id - n).
+        continues behind the time alone, that id - n).
 
     Raises:
         ValueError: as `segments_from_spans` (pruned tokens, missing grids or seconds, media that the family does not place); a
@@ -72,7 +72,7 @@ def get_mrope_input_positions(
     if ids.size and ids.min() < 0:
         raise ValueError(f"{family} has ids below 0 here (its grids are centred), and vLLM's tables of cosines begin at 0")
     [largest] = largest_ids(plans, family)
-    after = following if family.advance == "time" else largest + 1  # vLLM's goes on at the largest id, whatever the rule
+    after = following if family.advance == "time" else largest + 1  # where vLLM continues, whatever the rule
     return torch.from_numpy(ids), int(after) - tokens
 
 

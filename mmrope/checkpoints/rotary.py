@@ -10,7 +10,7 @@ from typing import Any
 
 from mmrope.checkpoints.configs import config_dict, family_of, name_of
 from mmrope.checkpoints.layers import STILL, layer_of
-from mmrope.checkpoints.models import ALIKE, MADE_FROM, MODELS, PARTS, TEXT_PARTS, UNREAD, WITHOUT, text_part
+from mmrope.checkpoints.models import ALIKE, MADE_FROM, MODELS, PARTS, TEXT_PARTS, UNREAD, WITHOUT, Model, text_part
 from mmrope.checkpoints.parameters import SECTIONS, class_default, rope_parameters, scaling_of
 from mmrope.checkpoints.stated import Stated
 from mmrope.encodings.scaling import Proportional, Temperature
@@ -93,7 +93,7 @@ def _language_model(config: dict[str, Any], revision: str | None) -> tuple[State
     if stated in PARTS and (of_text := next((PARTS[stated][key] for key in TEXT_PARTS if key in PARTS[stated]), None)):
         return _language_model({**config, "model_type": of_text}, revision)  # flat, as Fuyu's
     if stated in WITHOUT:
-        return Stated({**config, "alibi": True}, stated, MODELS["falcon"]), None
+        return Stated(config, stated, Model(source="", pairing="half", still_if={"model_type": (stated,)})), None
     why = UNREAD.get(stated)
     near = "".join(f" ({name!r} is)" for name in difflib.get_close_matches(stated, [*MODELS, *FAMILIES], n=1))
     raise ValueError(

@@ -590,7 +590,7 @@ def family(name: str | Family, **facts: Any) -> Family:
 _IN_WORDS: dict[str, dict[Any, str]] = {
     "advance": {
         "spatial": "text after a video starts at its start + max(h, w)",
-        "max": "text goes on behind the largest id",
+        "max": "text continues at the largest id + 1",
     },
     "time": {
         "index": "time ids are grid indices",
