@@ -32,11 +32,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mmrope import FAMILIES, Family, Segment  # noqa: E402
-from mmrope.positions import AudioInVideo  # noqa: E402
+from mmrope.positions import AudioInVideo, Canvas  # noqa: E402
 from mmrope.positions.omni import qwen3_omni_audio_tokens  # noqa: E402
 from tests.adapters.test_serving import config_of, rule_of, sglang_request, vllm_request  # noqa: E402
 from tests.support.reference_format import as_json, segment  # noqa: E402
-from tests.support.upstream_ids import AUDIO_END, TOKENS, VLLM, function_of  # noqa: E402
+from tests.support.upstream_ids import AUDIO_END, TOKENS, VLLM, function_of, plain_code  # noqa: E402
 
 # --- what there is to run ---------------------------------------------------------------------------------------------
 
@@ -56,6 +56,8 @@ VLLM_MODELS = {  # family -> file and class that has its get_mrope_input_positio
     "openpangu_vl": ("openpangu_vl.py", "OpenPanguVLForConditionalGeneration"),
     "qwen3_asr": ("qwen3_asr.py", "Qwen3ASRForConditionalGeneration"),
     "isaac": ("isaac.py", "IsaacForConditionalGeneration"),
+    "minicpmv4_6": ("minicpmv4_6.py", "MiniCPMV4_6ForConditionalGeneration"),
+    "minicpmv4_7": ("minicpmv4_7.py", "MiniCPMV4_7ForConditionalGeneration"),
 }
 SGLANG_MODELS = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "qwen3_omni_moe"),
@@ -140,6 +142,10 @@ def _drawn(rng: random.Random, rule: Family, kinds: Sequence[str]) -> list[Segme
         elif kind == "audio_in_video":
             t, audio = rng.randint(1, 4), rng.randint(1, 60)
             row.append(AudioInVideo.make(t=t, h=h, w=w, audio=audio, seconds_per_grid=seconds))
+        elif kind == "canvas":
+            rows, columns = rng.choice(((0, 0), (1, 2), (2, 1), (2, 3)))
+            crops = [(h, w)] * (rows * columns)  # a canvas has crops of one size
+            row.append(Canvas.make(h=rng.randint(1, 4), w=rng.randint(1, 4), slices=crops, columns=columns))
         else:  # a video's frames, with a time stamp before each but the first
             row.append(Segment.frame(h=h, w=w))
             for _ in range(rng.randint(0, 3)):
@@ -162,6 +168,7 @@ def vllm_model(models: Path, name: str) -> SimpleNamespace:
     file, cls = VLLM_MODELS[name]
     self = SimpleNamespace()
     names = {
+        **plain_code(models / file),
         cls: self,  # of static methods
         "_get_feature_tensor": lambda feature, key: feature.data[key].data,
         "_get_feat_extract_output_lengths": qwen3_omni_audio_tokens,

@@ -47,6 +47,13 @@ def without_messages(found):
     }
 
 
+def of_families_in_transformers(found):
+    """An older version has fewer."""
+    equal = {case: [name for name in names if name in IN_TRANSFORMERS] for case, names in found["equal"].items()}
+    different = [record for record in found["different"] if record["family"] in IN_TRANSFORMERS]
+    return {**found, "different": different, "equal": equal}
+
+
 def test_the_tables_are_those_of_the_result_files():
     assert set(FOUND) == set(compare_upstreams.TITLES)
     for name, lines in compare_upstreams.page(FOUND).items():
@@ -55,7 +62,7 @@ def test_the_tables_are_those_of_the_result_files():
 
 def test_the_installed_version_does_what_its_results_say():
     found = compare_upstreams.results(compare_upstreams.transformers())
-    assert without_messages(found) == without_messages(FOUND[TRANSFORMERS])
+    assert without_messages(found) == without_messages(of_families_in_transformers(FOUND[TRANSFORMERS]))
     assert {*map(family, found["different"]), *(name for names in found["equal"].values() for name in names)} == set(
         IN_TRANSFORMERS
     )

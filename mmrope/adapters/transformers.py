@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmrope.adapters import family_of_model
 from mmrope.adapters.attention import varlen
-from mmrope.adapters.upstreams import installed, revision
+from mmrope.adapters.upstreams import installed, revision, takes_text_row
 from mmrope.positions.build import Positions, position_ids
 from mmrope.positions.canvas import CanvasReading
 from mmrope.positions.compare import check
@@ -189,8 +189,8 @@ def with_positions(
             grids stay as they are. Models with layers of linear attention are told the boundaries, too (`cu_seq_lens_q`, ...
             and `seq_idx`): transformers 5.23 refuses these unless flash-linear-attention and causal-conv1d are installed.
         text_row: [1 + A, B, S], the row of text positions in front, or without it [A, B, S]; by default what models of the
-            family in transformers 5 take: those with three axes have it. (GLM's models of 4.57 do not, and cannot take packs.)
-            Packs need it: transformers tells sequences apart by it.
+            family in the installed transformers take: those with three axes have it, but for GLM's in 4.57 and Cosmos 3 Edge's
+            before 5.23, which cannot take packs. Packs need it: transformers tells sequences apart by it.
         multiple_of: of packs, sequences are filled up to a multiple.
         per_token: of packs, further keys [B, S, ...] of the batch that have a value for each token, and what fills them up.
         device: where tensors go; by default they stay. Arrays become tensors.
@@ -211,7 +211,7 @@ def with_positions(
     """
     family = family_of_model(family)
     rows = segments_from_inputs(batch, family)
-    has_row = len(family.axes) == 3
+    has_row = takes_text_row(family)
     if text_row and not has_row:
         raise ValueError(
             f"{family}: its model in transformers takes {len(family.axes)} rows of ids, and no row of text positions: leave "
@@ -236,7 +236,7 @@ def _packed(
     """A batch as one row."""
     if len(family.axes) < 3:
         raise ValueError(f"{family} is an encoder, whose tokens attend to all: packs are made for causal models alone")
-    if len(family.axes) != 3:
+    if not takes_text_row(family):
         raise ValueError(
             f"{family}: its model in transformers takes {len(family.axes)} rows of ids and no row of text positions, so it "
             "cannot tell sequences apart by it: use mmrope.pack, and as attention_mask sdpa_mask of mmrope.adapters.attention"
@@ -391,7 +391,7 @@ def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = No
             f"on at {(positions.ids[:, row, -1] + 1).tolist()}: end the prompt on text (an end marker, the assistant's header)"
         )
     device = given["input_ids"].device
-    ids = torch.from_numpy(hf_position_ids(positions, text_row=len(family.axes) == 3)).to(device)
+    ids = torch.from_numpy(hf_position_ids(positions, text_row=takes_text_row(family))).to(device)
     caches = [options.pop(name) for name in ("cache", "past_key_values") if options.get(name) is not None]
     if len(caches) == 2:
         raise ValueError("cache and past_key_values are two names of one thing: give one")

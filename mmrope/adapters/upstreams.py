@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrope.positions.families import FAMILIES
-from mmrope.positions.rules import SAME_CODE
+from mmrope.positions.rules import SAME_CODE, Family
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,30 @@ class Upstream:
     """Where a package has its position code: files, and the functions there that place, with what these call in the file."""
 
     package: str
-    files: str
+    files: tuple[str, ...]
     functions: str
     """A regular expression of their names."""
 
 
+_IN_ONE_FILE = "mrope_rope_index"  # SGLang's main file: its code is called by the names of its functions
 UPSTREAMS: Mapping[str, Upstream] = {
-    "transformers": Upstream("transformers", "models/*/modeling_*.py", "get_rope_index"),
-    "vllm": Upstream("vllm", "model_executor/models/*.py", "get_mrope_input_positions"),
-    "sglang": Upstream("sglang", "srt/layers/rotary_embedding/mrope_rope_index.py", r"get_rope_index\w*"),
+    "transformers": Upstream("transformers", ("models/*/modeling_*.py",), "get_rope_index"),
+    "vllm": Upstream("vllm", ("model_executor/models/**/*.py", "models/**/*.py"), "get_mrope_input_positions"),
+    "sglang": Upstream(
+        "sglang",
+        (
+            f"srt/layers/rotary_embedding/{_IN_ONE_FILE}.py",
+            "srt/layers/rotary_embedding/bailing_mrope.py",
+            "srt/multimodal/processors/*.py",
+        ),
+        r"get_rope_index\w*|\w*compute_\w*positions\w*|_compute_\w*position_ids|\w+_get_input_positions_tensor",
+    ),
 }
 NEOMME = ("models/neomme/processing_neomme.py", "_build_position_ids")  # transformers' only family that its processor places
 KNOWN: dict[str, dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_name("upstreams.json").read_text(encoding="utf-8"))
 """Upstream -> its name of the code -> the `families` that it places, and `rules`: digest -> revision of the table that computes
-the same ("" for the reference)."""
+the same ("" for the reference). Code that places no family of the table has none, and digests alone. `text_row_since` is the
+version from which on its model takes a row of text positions, where not all that are known do."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +94,40 @@ def installed(upstream: str) -> tuple[str, Path] | None:
 def codes(upstream: str, folder: Path) -> Iterator[Code]:
     """All position code of an upstream, of its package's folder."""
     place = UPSTREAMS[upstream]
-    for path in sorted(folder.glob(place.files)):
+    for path in sorted(path for files in place.files for path in folder.glob(files)):
         source = path.read_text(encoding="utf-8")
         for function in sorted(set(re.findall(rf"def ({place.functions})\(", source))):
             if digest := digest_of(source, function, path.parent):
-                name = path.stem if upstream == "vllm" else path.parent.name if upstream == "transformers" else function
-                yield Code(upstream, name, path, digest)
+                yield Code(upstream, _name(upstream, path, function), path, digest)
     path, function = folder / NEOMME[0], NEOMME[1]
     if upstream == "transformers" and path.exists() and (digest := digest_of(path.read_text(encoding="utf-8"), function)):
         yield Code(upstream, path.parent.name, path, digest)
+
+
+def _name(upstream: str, path: Path, function: str) -> str:
+    """What code is called: its folder, its file below `models`, or its function."""
+    if upstream == "transformers":
+        return path.parent.name
+    if upstream == "vllm":
+        parts = path.with_suffix("").parts
+        return "/".join(parts[len(parts) - parts[::-1].index("models") :])
+    return function if path.stem == _IN_ONE_FILE else f"{path.stem}.{function}"
+
+
+def families_of_code(upstream: str) -> dict[str, list[str]]:
+    """What is known of an upstream: its code -> the families that it places, where there are any."""
+    return {name: known["families"] for name, known in KNOWN[upstream].items() if known["families"]}
+
+
+def takes_text_row(family: Family) -> bool:
+    """Whether a family's models in the installed transformers take a row of text positions in front of their ids."""
+    there, since = installed("transformers"), KNOWN["transformers"].get(family.name, {}).get("text_row_since")
+    older = bool(there and since) and _release(there[0]) < _release(since)
+    return len(family.axes) == 3 and not older
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def revision(upstream: str = "transformers") -> str:
@@ -116,7 +151,7 @@ def revision(upstream: str = "transformers") -> str:
         return stated
     mine = list(codes(upstream, folder))
     changed = {code.name for code in mine if code.families and code.rule is None}
-    changed |= KNOWN[upstream].keys() - {code.name for code in mine}  # it is elsewhere, or gone
+    changed |= families_of_code(upstream).keys() - {code.name for code in mine}  # it is elsewhere, or gone
     rules = {code.rule for code in mine if code.rule}
     if changed or len(rules) != 1:
         what = f"places {', '.join(sorted(changed))} by code that is not" if changed else "has no position code that is"

@@ -518,11 +518,13 @@ _REVISIONS: dict[str, dict[str, dict[str, Any]]] = {
         "keye_vl": {"media": ("image", "frame"), "time": "index", "ids_per_second": None},
         "bailing_moe_v3_vl": {"media": ("image",), "stride": 1, "center": False, "couple": False, "advance": "max"},
     },
+    "sglang-0.5": {"qwen3_omni_moe": {"place": _BY_TIME}},
 }
 _SOURCES = {
     "transformers-5.23": "transformers 5.23.0, models/{0}/modeling_{0}.py, get_rope_index",
     "transformers-4.57": "transformers 4.57.1, models/{0}/modeling_{0}.py, get_rope_index",
     "vllm-0.33": "vllm 0.33.0, model_executor/models, get_mrope_input_positions of {0}",
+    "sglang-0.5": "sglang 0.5.23, srt/layers/rotary_embedding/mrope_rope_index.py",
 }
 
 

@@ -16,13 +16,14 @@ import mmrope
 from mmrope import Segment
 from mmrope.adapters.attention import sdpa_mask
 from mmrope.adapters.transformers import PositionCollator, with_positions
+from mmrope.adapters.upstreams import takes_text_row
 from tests.support import cases, tiny_models
 from tests.support.proof import agreed, logits, padded_and_packed, real
 from tests.support.strategies import upstream_batches
 from tests.support.upstream_ids import IN_TRANSFORMERS, as_inputs, with_tokens
 
 FAMILIES = sorted(set(IN_TRANSFORMERS) - {"neomme"})
-THREE_AXES = [name for name in FAMILIES if with_tokens(name).axes == "thw"]
+THREE_AXES = [name for name in FAMILIES if takes_text_row(with_tokens(name))]
 PACKABLE = [name for name in THREE_AXES if not with_tokens(name).checkpoint.recurrent]
 TEXT, IMAGE = Segment.text(3), Segment.image(h=2, w=3)
 
@@ -43,7 +44,7 @@ def test_a_padded_batch_has_the_ids_of_its_rows(name, data):
     expected = mmrope.position_ids(mmrope.segments_from_inputs(batch, family), family)
     for text_row in (None, False):
         found = with_positions(batch, family, text_row=text_row)
-        has_row = text_row is None and len(family.axes) == 3  # what models of transformers 5 take
+        has_row = text_row is None and takes_text_row(family)
         np.testing.assert_array_equal(found["position_ids"].numpy(), mmrope.hf_position_ids(expected, text_row=has_row))
         assert {key: value for key, value in found.items() if key != "position_ids"} == batch
 

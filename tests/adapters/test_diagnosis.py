@@ -8,17 +8,21 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import mmrope
-from mmrope.adapters import doctor, upstreams
-from mmrope.adapters.diagnosis import _as_they_have_it, _conversations, _example, report
-from mmrope.adapters.transformers import RopeIndex
-from mmrope.adapters.upstreams import KNOWN, codes, digest_of, installed, revision
-from mmrope.positions import FAMILIES
+from mmrope.adapters import doctor, sglang, upstreams
+from mmrope.adapters.diagnosis import _as_they_have_it, _conversations, _example, _mend, report
+from mmrope.adapters.transformers import RopeIndex, with_positions
+from mmrope.adapters.upstreams import KNOWN, codes, digest_of, families_of_code, installed, revision
+from mmrope.adapters.vllm import get_mrope_input_positions
+from mmrope.positions import FAMILIES, Segment
 from mmrope.positions.rules import SAME_CODE
+from tests.adapters.test_serving import sglang_request, vllm_request
+from tests.positions.test_spans import spans_of
 from tests.support import ROOT
-from tests.support.upstream_ids import IN_TRANSFORMERS, TRANSFORMERS
+from tests.support.upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, as_inputs, transformers_ids, with_tokens
 
 CODE = """
 class Model:
@@ -76,7 +80,7 @@ def test_what_is_known_was_run():
         for row in made["code"]:
             if row["families"] and all(total == equal > 0 for total, equal in row["equal"].values()):
                 held.add((made["upstream"], row["code"], row["digest"], row["rule"]))
-    known = {(u, n, d, r) for u, names in KNOWN.items() for n, entry in names.items() for d, r in entry["rules"].items()}
+    known = {(u, n, d, r) for u in KNOWN for n in families_of_code(u) for d, r in KNOWN[u][n]["rules"].items()}
     assert known <= held
     assert {name for name, *_ in known} == {"transformers", "vllm", "sglang"}
 
@@ -91,6 +95,8 @@ def another(tmp_path, monkeypatch):
         target = models / code.path.parent.name / code.path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(code.path, target)
+    here = {name: known for name, known in KNOWN["transformers"].items() if name in IN_TRANSFORMERS}
+    monkeypatch.setitem(upstreams.KNOWN, "transformers", here)  # an older one does not have all that is known
     monkeypatch.setattr(upstreams.metadata, "version", lambda package: "9.99.0")
 
     def found(name):
@@ -141,23 +147,75 @@ def test_doctor_says_what_differs_whom_it_hurts_and_what_mends_it():
     assert "vllm is not installed" in lines
 
 
-@pytest.mark.parametrize("key", sorted(row.key for row in FAMILIES.values() if row.revision))
-def test_the_smallest_conversation_differs_by_the_rules_of_the_table(key):
+REVISIONS = sorted(row.key for row in FAMILIES.values() if row.revision)
+
+
+def smallest(key):
+    """The conversation of a revision's example, and what is said of a token of it; None where the example is in words."""
     row, reference = FAMILIES[key], FAMILIES[FAMILIES[key].name]
-    found = re.fullmatch(r"(.*): token (\d+)(?: of row (\d))? has \w .*", _example(reference, row))
+    found = re.fullmatch(r"(.*): token (\d+)(?: of row (\d))? has \w ([\d.]+), and ([\d.]+) .*", _example(reference, row))
     if found is None:
         assert "is not placed" in _example(reference, row) or "docs/differences.md" in _example(reference, row)
-        return
+        return None
     rows = next(rows for rows in _conversations(reference) if shown(rows) == found[1])
-    split = [[part for segment in each for part in _as_they_have_it(segment, row)] for each in rows]
-    right, given = mmrope.position_ids(rows, reference).ids, mmrope.position_ids(split, row).ids
-    differ = (right != given).any(axis=0)  # [B, S]
-    assert divmod(int(differ.argmax()), differ.shape[1]) == (int(found[3] or 0), int(found[2]))
-    assert differ.any()
+    return rows, (int(found[3] or 0), int(found[2])), (found[4], found[5])
 
 
 def shown(rows):
     return (", ".join(map(str, rows)) if len(rows) > 1 else str(rows[0])).replace("Segment.", "")
+
+
+WITH_EXAMPLE = [key for key in REVISIONS if smallest(key)]
+
+
+@pytest.mark.parametrize("key", WITH_EXAMPLE)
+def test_the_smallest_conversation_differs_by_the_rules_of_the_table(key):
+    rows, place, said = smallest(key)
+    split = [[part for segment in each for part in _as_they_have_it(segment, FAMILIES[key])] for each in rows]
+    right, given = mmrope.position_ids(rows, FAMILIES[key].name).ids, mmrope.position_ids(split, key).ids  # [A, B, S]
+    differ = (right != given).any(axis=0)  # [B, S]
+    assert differ.any()
+    assert divmod(int(differ.argmax()), differ.shape[1]) == place
+    assert said[0] != said[1]
+
+
+@pytest.mark.parametrize("key", WITH_EXAMPLE)
+def test_each_mend_mends_its_example(key):
+    """Run on what the upstream's processor makes of the example: the mend gives the reference's ids, and where the upstream is
+    installed, it gives what is said of it. Where the mend says that there is none, the door refuses."""
+    rows, _, _ = smallest(key)
+    reference, theirs = with_tokens(FAMILIES[key].name), with_tokens(key)
+    upstream = theirs.revision.partition("-")[0]
+    mend = _mend(upstream, theirs.revision.partition("-")[2], reference, theirs)
+    right = mmrope.position_ids(rows, reference).ids  # [A, B, S]
+    if upstream == "transformers":
+        inputs = as_inputs(rows, theirs)
+        if reference.uses_seconds and not theirs.uses_seconds:  # what its processor does not state
+            inputs["second_per_grid_ts"] = as_inputs(rows, reference)["second_per_grid_ts"]
+        ids = np.asarray(with_positions(inputs, reference)["position_ids"])
+        assert "with_positions" in mend or "generate" in mend
+        np.testing.assert_array_equal(ids[-len(right) :], right)
+        if theirs.revision == TRANSFORMERS:
+            given, _ = transformers_ids(theirs, as_inputs(rows, theirs))
+            np.testing.assert_array_equal(given, mmrope.position_ids(rows, theirs).ids)
+    elif upstream == "sglang":
+        function, arguments = sglang_request(rows, reference)
+        assert "mmrope.adapters.sglang" in mend
+        np.testing.assert_array_equal(getattr(sglang, function)(**arguments)[0], right)
+    else:
+        tokens, features = vllm_request(rows[0], reference)
+        if "there is none" in mend:
+            if "no seconds" in mend:
+                for feature in features:
+                    feature.data.pop("second_per_grid_ts")
+            if reference.center:  # ids below 0 are at the start of a prompt, under a large grid
+                count, spans = spans_of([Segment.text(1), Segment.image(h=32, w=32)], reference)
+                tokens, features = [0] * count, spans
+            with pytest.raises(ValueError, match=r"fraction|ids below 0|places videos by time"):
+                get_mrope_input_positions(tokens, features, reference)
+        else:
+            assert "samples/vllm_model.py" in mend
+            np.testing.assert_array_equal(get_mrope_input_positions(tokens, features, reference)[0], right[:, 0])
 
 
 def test_of_a_checkpoint_its_family_alone(tmp_path):

@@ -10,14 +10,13 @@ import torch
 from mmrope import RotaryEmbedding, RotarySpec, Segment, YaRN
 from mmrope.adapters.rotary import RotaryInPlace, spec_of
 from tests.support import tiny_models
-from tests.support.proof import given, logits, put_rotary, real
+from tests.support.proof import UNEQUAL_ROTATION, given, logits, put_rotary, real
 
-NAMES = sorted(set(tiny_models.MODELS) - {"hunyuan_vl"})
+NAMES = sorted(set(tiny_models.MODELS) - UNEQUAL_ROTATION.keys())
 
 
 def own_module(name, **rope):
-    path, _, attribute = tiny_models.MODELS[name].rotary.rpartition(".")
-    return getattr(tiny_models.model(name, rope=rope).get_submodule(path), attribute)
+    return tiny_models.rotary_holder(tiny_models.model(name, rope=rope)).rotary_emb
 
 
 def layers(module):
@@ -90,7 +89,7 @@ def test_two_dimensional_ids_are_text():
 def test_it_has_no_weights_and_survives_casts_and_copies():
     model = tiny_models.model("qwen2_vl")
     before = set(model.state_dict())
-    put_rotary(model, "qwen2_vl")
+    put_rotary(model)
     assert set(model.state_dict()) == before
     rotary = model.model.language_model.rotary_emb
     assert not list(rotary.parameters())
@@ -110,7 +109,7 @@ def test_a_cast_model_gets_right_angles_back():
     inputs, mask = given("qwen2_vl", rows), real(rows)
     expected = logits(whole, inputs)[mask]
     assert (logits(cast, inputs)[mask] - expected).abs().max() > 1e-3
-    put_rotary(cast, "qwen2_vl")
+    put_rotary(cast)
     torch.testing.assert_close(logits(cast, inputs)[mask], expected, rtol=0, atol=1e-5)
 
 

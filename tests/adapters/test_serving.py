@@ -59,6 +59,9 @@ def vllm_request(row, rule):
             features.append(feature("video", *place, types[inside] == 2, **video))
             frames = torch.tensor(_frames(s.audio_tokens, rule))
             features.append(feature("audio", *place, types[inside] == 3, audio_feature_lengths=frames))
+        elif s.kind == "canvas":
+            sizes = torch.tensor([(a * m, b * m) for a, b in (s.grid[1:], *s.slices)])  # [crops, 2]
+            features.append(feature("image", offset, s.length, tgt_sizes=sizes))
         elif s.kind == "frame":
             begin, count = offset - 1, 1  # from the marker before the first
             if before == "frame" and features[-1].data["video_grid_thw"].data[1:].tolist() == [h * m, w * m]:

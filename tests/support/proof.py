@@ -6,6 +6,7 @@ Works with transformers 5.20 to 5.24 and 4.57, whichever is installed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ import mmrope
 from mmrope import Segment
 from mmrope.adapters.rotary import RotaryInPlace
 from mmrope.adapters.transformers import RopeIndex, generate, with_positions
+from mmrope.adapters.upstreams import takes_text_row
 from mmrope.positions import Canvas
 from tests.support import tiny_models
 from tests.support.upstream_ids import TRANSFORMERS, as_inputs, rope_index_arguments, transformers_ids, with_tokens
 
 UNEQUAL_ROTATION = {"hunyuan_vl": "transformers rotates by channel, which is no rotation"}
+if TRANSFORMERS.startswith("transformers-5") and version("transformers").startswith("5.20."):
+    UNEQUAL_ROTATION["cohere_compass"] = "transformers 5.20 turns other channels by h and w than 5.21 and later"
 WRITTEN_BY_ITS_PROCESSOR = {"neomme": "its processor writes the ids"}
 NOT_BY_GENERATE = {"glm_image": "generate overwrites them", "neomme": "an encoder"}
 NOT_PACKED = {
@@ -54,9 +58,7 @@ def agreed(name: str) -> list[list[Any]]:
 def given(name: str, rows: Sequence[Any], family: Any = None) -> dict[str, Any]:
     """A model's inputs with mmrope's ids of the rows."""
     family = family or with_tokens(name)
-    # GLM's models of transformers 4.57 take no row of text positions
-    text_row = len(family.axes) == 3 and (V5 or not name.startswith("glm"))
-    ids = mmrope.hf_position_ids(mmrope.position_ids(rows, family), text_row=text_row)
+    ids = mmrope.hf_position_ids(mmrope.position_ids(rows, family), text_row=takes_text_row(family))
     return {**tiny_models.inputs(name, rows), "position_ids": torch.tensor(ids)}
 
 
@@ -83,21 +85,18 @@ def our_logits(name: str, rows: Sequence[Any], *, rotary: bool = True) -> torch.
     """The same on mmrope's ids, and its rotation in the place of the model's own."""
     model = tiny_models.model(name)
     if rotary:
-        put_rotary(model, name)
+        put_rotary(model)
     rule = (
         with_tokens(f"{name}@{TRANSFORMERS}") if name in UNEQUAL_ROTATION else None
     )  # images are counted over the batch there
     return logits(model, given(name, rows, rule))[real(rows)]
 
 
-def put_rotary(model: Any, name: str, **options: Any) -> tuple[Any, RotaryInPlace]:
+def put_rotary(model: Any, **options: Any) -> tuple[Any, RotaryInPlace]:
     """mmrope's rotary embedding in the place of the model's own; both."""
-    path, _, attribute = tiny_models.MODELS[name].rotary.rpartition(".")
-    holder = model.get_submodule(path)
-    own = getattr(holder, attribute)
-    ours = RotaryInPlace(own, **options)
-    setattr(holder, attribute, ours)
-    return own, ours
+    holder = tiny_models.rotary_holder(model)
+    own, holder.rotary_emb = holder.rotary_emb, RotaryInPlace(holder.rotary_emb, **options)
+    return own, holder.rotary_emb
 
 
 def followed(name: str, rows: Sequence[Any], tokens: torch.Tensor, family: Any) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def followed(name: str, rows: Sequence[Any], tokens: torch.Tensor, family: Any) 
     longer = [mmrope.positions.append(row, [Segment.text(tokens.shape[1])]) for row in rows]
     whole = given(name, rows)
     whole["position_ids"] = torch.tensor(
-        mmrope.hf_position_ids(mmrope.position_ids(longer, family), text_row=len(family.axes) == 3)
+        mmrope.hf_position_ids(mmrope.position_ids(longer, family), text_row=takes_text_row(family))
     )
     whole["input_ids"] = torch.cat([whole["input_ids"], tokens], dim=1)
     for key, value in (("attention_mask", 1), ("mm_token_type_ids", 0), ("moe_mm_token_type_ids", 0)):
@@ -155,7 +154,7 @@ def proven(name: str) -> dict[str, Any]:
     if name in UNEQUAL_ROTATION:
         row["rotary"] = UNEQUAL_ROTATION[name]
     else:
-        own, ours = put_rotary(tiny_models.model(name), name)
+        own, ours = put_rotary(tiny_models.model(name))
         ids = torch.randint(0, 1000, (len(rule.axes), 2, 9), generator=torch.Generator().manual_seed(0))
         layer = [next(iter(tiny_models.MODELS[name].layers))] if tiny_models.MODELS[name].layers else []
         # where the model's own code picks each channel from one of three axes (4.57), text: all three alike
@@ -168,6 +167,7 @@ def proven(name: str) -> dict[str, Any]:
         row["generate"] = "4.57 drops them"
     else:
         row["generate"] = NOT_BY_GENERATE.get(name) or apart(*steps_and_whole(name, long_rows(name)))
-    why = NOT_PACKED.get(name) or ("" if V5 else "not tried")
+    no_row = "" if takes_text_row(with_tokens(name)) else "no text row"
+    why = NOT_PACKED.get(name) or no_row or ("" if V5 else "not tried")
     row["packed"] = why or apart(*padded_and_packed(name, rows))
     return row

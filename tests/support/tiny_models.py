@@ -47,8 +47,6 @@ class Tiny:
     patch: tuple[int, ...] = (3 * 4 * 4,)
     """Shape of a patch in pixel_values."""
     head: str = "ForConditionalGeneration"
-    rotary: str = "model.language_model.rotary_emb"
-    """Where the model has the rotary embedding of its text."""
     layers: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     """Where layers turn differently: their types, and what each changes, or None where it knows no positions. The embedding
     must be told one of those that turn: the first turns as this entry says."""
@@ -134,7 +132,6 @@ _THETA = 100.0  # so that the slowest pairs turn, too
 _FRAMES = (3 * 2 * 4 * 4,)  # a patch of two frames
 _ONE_KIND = (("image",), ("frame",))
 _SOUNDS = (("image", "video", "audio"), ("image", "audio", "audio_in_video"))
-_THINKER = "model.language_model.rotary_emb" if V5 else "model.rotary_emb"
 
 MODELS: dict[str, Tiny] = {
     "qwen2_vl": Tiny(
@@ -283,7 +280,6 @@ MODELS: dict[str, Tiny] = {
         },
         together=_SOUNDS,
         patch=_FRAMES,
-        rotary=_THINKER,
     ),
     "qwen3_omni_moe": Tiny(
         cls="Qwen3OmniMoeThinker",
@@ -300,7 +296,6 @@ MODELS: dict[str, Tiny] = {
         },
         together=_SOUNDS if V5 else (("image", "audio"), ("video", "audio"), ("audio", "audio_in_video")),
         patch=_FRAMES,
-        rotary=_THINKER,
     ),
     "minicpmv4_7": Tiny(
         cls="MiniCPMV4_7",
@@ -331,7 +326,6 @@ MODELS: dict[str, Tiny] = {
             "image_token_id": TOKENS.image,
         },
         head="ForMaskedLM",
-        rotary="model.rotary_emb",
         layers={"full_attention": {}, "sliding_attention": {"partial_rotary_factor": 1.0}},
         generates=False,
     ),
@@ -392,6 +386,11 @@ def _rope(tiny: Tiny, changes: Mapping[str, Any]) -> dict[str, Any]:
         return {"rope_parameters": rope}
     each = {kind: None if change is None else {**rope, **change} for kind, change in tiny.layers.items()}
     return {"rope_parameters": each, "layer_types": list(each)}
+
+
+def rotary_holder(model: Any) -> Any:
+    """What has the rotary embedding of a model's text, `rotary_emb`."""
+    return getattr(model.model, "language_model", model.model)
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------

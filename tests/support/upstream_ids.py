@@ -8,11 +8,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import MethodType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -321,6 +322,24 @@ def function_of(path: Path, name: str, cls: str | None = None, **names: Any) -> 
     scope: dict[str, Any] = {"torch": torch, "np": np, **names}
     exec(compile(ast.fix_missing_locations(ast.Module([node], [])), str(path), "exec"), scope)
     return scope[name]
+
+
+def plain_code(path: Path) -> dict[str, Any]:
+    """The functions (without their defaults), constants and named tuples of a source file, made without what it imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kept: list[ast.stmt] = [ast.ImportFrom("__future__", [ast.alias("annotations")], 0)]
+    for node in tree.body:
+        constant = isinstance(node, ast.Assign) and not any(
+            isinstance(each, (ast.Call, ast.Name)) for each in ast.walk(node.value)
+        )
+        tuples = isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["NamedTuple"]
+        if isinstance(node, ast.FunctionDef):
+            node.decorator_list, node.args.defaults = [], [ast.Constant(None) for _ in node.args.defaults]
+        if isinstance(node, ast.FunctionDef) or constant or tuples:
+            kept.append(node)
+    scope: dict[str, Any] = {"torch": torch, "np": np, "math": math, "NamedTuple": NamedTuple, "Tuple": tuple, "List": list}
+    exec(compile(ast.fix_missing_locations(ast.Module(kept, [])), str(path), "exec"), scope)
+    return scope
 
 
 VLLM = {  # family -> (file, class)
