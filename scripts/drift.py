@@ -328,7 +328,7 @@ def by_sglang(folder: Path, code: Any, rule: Any) -> Callable[[Any], Any]:
 
     def run(row: Any) -> Any:
         function, arguments = sglang_request([row], rule)
-        return getattr(_sglang_module(folder), function)(**arguments)[0][:, 0].numpy()
+        return getattr(sglang_module(folder), function)(**arguments)[0][:, 0].numpy()
 
     return run
 
@@ -344,7 +344,7 @@ def canvas_tokens() -> dict[str, int | None]:
 
 
 @cache
-def _sglang_module(folder: Path) -> Any:
+def sglang_module(folder: Path) -> Any:
     path = folder / "srt" / "layers" / "rotary_embedding" / "mrope_rope_index.py"
     spec = importlib.util.spec_from_file_location("mrope_rope_index", path)
     assert spec is not None
