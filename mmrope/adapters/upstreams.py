@@ -122,7 +122,7 @@ def families_of_code(upstream: str) -> dict[str, list[str]]:
 def takes_text_row(family: Family) -> bool:
     """Whether a family's models in the installed transformers take a row of text positions in front of their ids."""
     there, since = installed("transformers"), KNOWN["transformers"].get(family.name, {}).get("text_row_since")
-    older = bool(there and since) and _release(there[0]) < _release(since)
+    older = there is not None and since is not None and _release(there[0]) < _release(since)
     return len(family.axes) == 3 and not older
 
 

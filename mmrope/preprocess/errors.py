@@ -40,7 +40,7 @@ class Limits:
     max_image_pixels: int = 64_000_000
     """Of an image file or a video frame, before resizing. Pillow's own limit, PIL.Image.MAX_IMAGE_PIXELS, holds as well."""
     max_aspect_ratio: float = 200.0
-    max_side: int = 8192
+    max_side: int = 65_536
     """Of an image or a frame after resizing, in pixels."""
     max_video_seconds: float = 24 * 3600.0
     max_video_frames: int = 6_000_000

@@ -56,6 +56,8 @@ _CHOICES = {
     "pixels": ("float32", "uint8"),
     "animation": ("refuse", "first"),
     "video_backend": ("auto", "pyav", "decord", "torchcodec"),
+    "damaged": ("refuse", "keep"),
+    "aspect": ("stored", "square"),
 }
 _MOST_THREADS = 8  # of which each may use all of torch's
 _STAMPED = ("qwen3_vl", "qwen3_vl_moe")
@@ -109,6 +111,8 @@ class Media:
     """The presentation times of the frames that are seen then, in seconds from the first frame of the file."""
     patches: torch.Tensor | None = None
     """uint8 [P, values], its pixels, if they were asked for."""
+    damage: str = ""
+    """What is missing of a damaged film of which what is left was taken."""
 
 
 class _Marker(str):
@@ -187,6 +191,12 @@ class Processor:
     """pixel_values as models read them, or as bytes, an eighth of the size for images, to be turned into the former on the
     device by `normalize`, or by a model that does it itself, as `mmrope.VLM`."""
     video_backend: VideoBackend = "auto"
+    damaged: Literal["refuse", "keep"] = "refuse"
+    """What becomes of a film that is cut off or has packets that cannot be decoded: it is refused, or what is left is taken;
+    `Media.damage` says what is missing."""
+    aspect: Literal["stored", "square"] = "stored"
+    """Frames as they are stored, as the models' own processors take them, or with pixels that are not square (DVDs, broadcasts)
+    as wide as a screen shows them."""
     tokenizer: Tokenizer = ByteTokenizer()
     threads: int | None = None
     """Media that are prepared at a time; None for as many as torch uses (one in the workers of a DataLoader), 8 at most."""
@@ -552,10 +562,11 @@ class Processor:
         source, config = source_of(item), self._patches
         clock = None if has_own_clock(source) else item.get("fps")
         options = {"background": self.background, "limits": self.limits, "access": self.access}
-        video = open_video(source, fps=clock, **options)
+        video = open_video(source, fps=clock, damaged=self.damaged, **options)
         times = self._looks(item, video, clock)
         indices, patch = video.frames_at(times), config.temporal_patch_size
-        size = frame_size(video.height, video.width, len(times), config, self.limits)
+        width = round(video.width * video.pixel_aspect) if self.aspect == "square" else video.width
+        size = frame_size(video.height, width, len(times), config, self.limits)
         grid = self._checked_grid(len(times), size)
         patches = None
         if pixels:
@@ -566,7 +577,7 @@ class Processor:
         since = tuple(float(time - times[0]) for time in times)
         timing = VideoTiming(frame_indices=tuple(indices.tolist()), timestamps=since) if even is None else None
         filled = [*times, *times[-1:] * (-len(times) % patch)]
-        return Media("video", grid, video.name, filled, even, timing, video.seconds[indices], patches)
+        return Media("video", grid, video.name, filled, even, timing, video.seconds[indices], patches, video.damage)
 
     def _looks(self, item: Mapping[str, Any], video: Any, clock: float | None) -> list[Fraction]:
         """The times at which a video is looked at: as its item says, or as this processor does."""

@@ -8,14 +8,43 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import av.error
 import numpy as np
 from av.video.frame import PictureType
+from PIL import Image
 
+from mmrope.preprocess import hdr
 from mmrope.preprocess.errors import MediaError
-from mmrope.preprocess.probe import UPRIGHT, Probed, Turn, open_container, video_stream
+from mmrope.preprocess.probe import (
+    UPRIGHT,
+    Clock,
+    Turn,
+    decoder_of,
+    frames_in_order,
+    is_transparent,
+    open_container,
+    packets_of,
+    video_stream,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A video whose clock is known."""
+
+    source: Any = field(repr=False)
+    """An absolute path, bytes, an array of frames [T, H, W, 3], or a list of images."""
+    name: str
+    clock: Clock
+    """When each frame is shown, and what else is known before one is decoded."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """What shows through transparent pixels, RGB."""
+    color: Literal["stored", "srgb"] = "stored"
+    """Frames of a high dynamic range as they are stored, or as sRGB."""
+
 
 # --- PyAV -------------------------------------------------------------------------------------------------------------
 
@@ -24,42 +53,78 @@ _WORTH_A_SEEK = 8
 at a jump, up to this many."""
 _SKIPPING_IS_EXACT = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 """Codecs whose frames that no other frame refers to can be left undecoded (found bit-identical); and HEVC with one layer."""
-_READ_IN_ORDER = ("mpeg",)
-"""Containers that store the times of some frames alone; what FFmpeg makes of the others depends on where it began to read."""
 
 
-def pyav_frames(video: Probed, wanted: np.ndarray) -> Iterator[np.ndarray]:
-    """By PyAV: from keyframe to keyframe where that saves decoding, in order where the keyframes cannot be trusted."""
+def pyav_frames(file: Source, wanted: np.ndarray) -> Iterator[np.ndarray]:
+    """By PyAV: from keyframe to keyframe where that saves decoding, in order where the keyframes cannot be trusted, and by
+    counting where packets do not say when frames are shown."""
+    return (_image(file, frame) for frame in decoded(file, wanted))
+
+
+def decoded(file: Source, wanted: np.ndarray) -> Iterator[Any]:
+    """PyAV's frames, as the decoder gives them."""
+    if file.clock.counted:
+        yield from _by_count(file, wanted)
+        return
     done = 0
     try:
-        for image in _frames(video, wanted, by_keyframes=video.container not in _READ_IN_ORDER):
-            yield image
+        for frame in by_time(file, wanted, by_keyframes=True):
+            yield frame
             done += 1
     except _NoKeyframe:
-        yield from _frames(video, wanted[done:], by_keyframes=False)
+        yield from by_time(file, wanted[done:], by_keyframes=False)
+
+
+def _by_count(file: Source, wanted: np.ndarray) -> Iterator[Any]:
+    """From the first frame on, each by the number of those before it."""
+    pending, clock = wanted.tolist()[::-1], file.clock
+    try:
+        with open_container(file.source, clock.width * clock.height) as container:
+            frames = frames_in_order(container, video_stream(container, file.name), [] if clock.tolerant else None)
+            for index, frame in enumerate(frames):
+                while pending and pending[-1] == index:
+                    pending.pop()
+                    yield frame
+                if not pending:
+                    return
+    except av.error.FFmpegError as error:
+        raise MediaError(f"{file.name} is damaged: {error}") from error
+    if pending:
+        raise MediaError(f"{file.name} has changed since it was probed: frame {pending[-1]} is missing")
 
 
 class _NoKeyframe(Exception):
     """Where a keyframe should be, there is another frame."""
 
 
-def _frames(video: Probed, wanted: np.ndarray, *, by_keyframes: bool) -> Iterator[np.ndarray]:
-    pending = [int(pts) for pts in video.pts[wanted]][::-1]
+def by_time(file: Source, wanted: np.ndarray, *, by_keyframes: bool) -> Iterator[Any]:
+    """Each by the time that its packet states; with jumps to keyframes, or in order."""
+    name, clock = file.name, file.clock
+    pending = [int(pts) for pts in clock.pts[wanted]][::-1]
     needed = set(pending)
     position, landing = -1, None  # the last frame that came out, as an index; the keyframe that must come out first
     try:
-        with open_container(video.source, video.width * video.height) as container:
+        with open_container(file.source, clock.width * clock.height) as container:
             # no frame threads: when a damaged file makes one of them log while the decoder is freed, each waits for the
             # other (the log callback for the GIL, the decoder for its threads); seen with PyAV 15.1
-            stream = video_stream(container, video.name)
-            skipping = by_keyframes and _skipping_is_exact(video, stream)
+            stream = video_stream(container, name)
+            decoder = decoder_of(stream)
+            by_keyframes = by_keyframes and decoder is stream.codec_context  # a jump flushes that one alone
+            skipping = by_keyframes and _skipping_is_exact(clock, stream)
             while pending:
-                if by_keyframes and (key := _keyframe_ahead(video, pending[-1], position)) is not None:
+                if by_keyframes and (key := _keyframe_ahead(clock, pending[-1], position)) is not None:
+                    if position < 0:
+                        _prime(container, stream)
                     # MPEG-TS has no index: what is found there lies near the time, and may lie behind it
-                    early = round(1 / video.time_base) if video.container == "mpegts" else 0
+                    early = round(1 / clock.time_base) if clock.container == "mpegts" else 0
                     container.seek(key - early, stream=stream)
                     landing = key
-                for frame in _decoded(container, stream, landing, needed if skipping else None):
+                frames = (
+                    _from_keyframe(container, stream, landing, needed if skipping else None)
+                    if by_keyframes
+                    else frames_in_order(container, stream)
+                )
+                for frame in frames:
                     pts = frame.pts
                     if pts is None:
                         continue
@@ -74,58 +139,66 @@ def _frames(video: Probed, wanted: np.ndarray, *, by_keyframes: bool) -> Iterato
                         if frame.is_corrupt and by_keyframes:
                             raise _NoKeyframe
                         if frame.is_corrupt:
-                            lost = _seconds(video, pts)
+                            lost = _seconds(clock, pts)
                             raise MediaError(
-                                f"{video.name} is damaged: what is left of the frame at {lost:.3f} s is in part a guess"
+                                f"{name} is damaged: what is left of the frame at {lost:.3f} s is in part a guess{_LEFT}"
                             )
-                        image = _image(video, frame)
                         while pending and pending[-1] == pts:
                             pending.pop()
-                            yield image
-                        position = int(np.searchsorted(video.pts, pts))
-                        if not pending or (by_keyframes and _keyframe_ahead(video, pending[-1], position) is not None):
+                            yield frame
+                        position = int(np.searchsorted(clock.pts, pts))
+                        if not pending or (by_keyframes and _keyframe_ahead(clock, pending[-1], position) is not None):
                             break
                 else:
                     break  # of packets there are no more
     except av.error.FFmpegError as error:
         if by_keyframes:
             raise _NoKeyframe from error
-        raise MediaError(f"{video.name} is damaged: {error}") from error
+        raise MediaError(f"{name} is damaged: {error}{_LEFT}") from error
     if pending:
         if by_keyframes:
             raise _NoKeyframe
         raise MediaError(
-            f"{video.name}: the frame at {_seconds(video, pending[-1]):.3f} s cannot be decoded "
-            f"({len(pending)} of {len(wanted)} frames are missing); is the file damaged?"
+            f"{name}: the frame at {_seconds(clock, pending[-1]):.3f} s cannot be decoded "
+            f"({len(pending)} of {len(wanted)} frames are missing); is the file damaged?{_LEFT}"
         )
 
 
-def _seconds(video: Probed, pts: int) -> float:
-    return float((pts - int(video.pts[0])) * video.time_base)
+def _prime(container: Any, stream: Any) -> None:
+    """Shows the decoder the first packet, before a jump over it: some streams say there alone how all must be decoded (x264
+    before build 151, whose 4:4:4 is not as the standard has it, which version it is)."""
+    stream.codec_context.decode(next(packets_of(container, stream)))
 
 
-def _keyframe_ahead(video: Probed, pts: int, position: int) -> int | None:
+_LEFT = "; what is left is taken with damaged='keep'"
+
+
+def _seconds(clock: Clock, pts: int) -> float:
+    return float((pts - int(clock.pts[0])) * clock.time_base)
+
+
+def _keyframe_ahead(clock: Clock, pts: int, position: int) -> int | None:
     """The last keyframe up to the frame at `pts`, if it is worth to jump there from frame `position`."""
-    key = int(np.searchsorted(video.keyframes, pts, side="right")) - 1
+    key = int(np.searchsorted(clock.keyframes, pts, side="right")) - 1
     if key < 1:  # the first keyframe is where decoding starts by itself
         return None
-    ahead = int(np.searchsorted(video.pts, video.keyframes[key])) - position
-    return int(video.keyframes[key]) if ahead > _WORTH_A_SEEK else None
+    ahead = int(np.searchsorted(clock.pts, clock.keyframes[key])) - position
+    return int(clock.keyframes[key]) if ahead > _WORTH_A_SEEK else None
 
 
-def _skipping_is_exact(video: Probed, stream: Any) -> bool:
+def _skipping_is_exact(clock: Clock, stream: Any) -> bool:
     """Whether frames that say that no other refers to them may be left undecoded."""
-    if video.codec == "hevc":  # they mean their own temporal layer, so there must be only one (hvcC, ISO/IEC 14496-15)
+    if clock.codec == "hevc":  # they mean their own temporal layer, so there must be only one (hvcC, ISO/IEC 14496-15)
         extra = stream.codec_context.extradata or b""
         return len(extra) > 21 and extra[0] == 1 and extra[21] >> 3 & 7 == 1
-    return video.codec in _SKIPPING_IS_EXACT
+    return clock.codec in _SKIPPING_IS_EXACT
 
 
-def _decoded(container: Any, stream: Any, landing: int | None, needed: set[int] | None) -> Iterator[Any]:
+def _from_keyframe(container: Any, stream: Any, landing: int | None, needed: set[int] | None) -> Iterator[Any]:
     """Decoded frames from where the container stands, or from the keyframe `landing` on, which comes; with `needed`, frames
     that are neither needed nor referred to by others are left out."""
     context = stream.codec_context
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         if landing is not None:
             if packet.pts != landing:
                 if packet.is_keyframe and packet.pts is not None and packet.pts > landing:
@@ -137,23 +210,41 @@ def _decoded(container: Any, stream: Any, landing: int | None, needed: set[int] 
         yield from packet.decode()
 
 
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def _image(file: Source, frame: Any) -> np.ndarray:
+    """[H, W, 3] uint8, upright, transparent pixels on the background."""
+    clock = file.clock
+    if file.color == "srgb" and frame.color_trc in (hdr.PQ, hdr.HLG):
+        image = hdr.to_srgb(frame.to_ndarray(format="rgb48le", src_colorspace=frame.colorspace), frame.color_trc)
+    elif is_transparent(frame):
+        image = _on_background(frame.to_ndarray(format="rgba"), file.background)
+    else:
+        image = frame.to_ndarray(format="rgb24")
+    if clock.turn != UPRIGHT:
+        image = np.ascontiguousarray(_turned(image, clock.turn))
+    if image.shape != (clock.height, clock.width, 3):
+        raise MediaError(
+            f"{file.name} changes its size from {clock.width} x {clock.height} to {image.shape[1]} x {image.shape[0]} "
+            f"at {frame.time or 0:.3f} s; re-encode it to one size"
+        )
+    return image
+
+
+def _on_background(rgba: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
+    """[H, W, 4] to [H, W, 3], as animations are laid on it."""
+    if rgba[..., 3].min(initial=255) == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    canvas = Image.new("RGBA", rgba.shape[1::-1], (*background, 255))
+    return np.array(Image.alpha_composite(canvas, Image.fromarray(rgba)).convert("RGB"))
+
+
 def _turned(image: np.ndarray, turn: Turn) -> np.ndarray:
     a, b, c, d = turn
     if not a:
         image = image.swapaxes(0, 1)  # [W, H, 3]
     return image[:: b + d, :: a + c]
-
-
-def _image(video: Probed, frame: Any) -> np.ndarray:
-    image = frame.to_ndarray(format="rgb24")
-    if video.turn != UPRIGHT:
-        image = np.ascontiguousarray(_turned(image, video.turn))
-    if image.shape != (video.height, video.width, 3):
-        raise MediaError(
-            f"{video.name} changes its size from {video.width} x {video.height} to {image.shape[1]} x {image.shape[0]} "
-            f"at {frame.time:.3f} s; re-encode it to one size"
-        )
-    return image
 
 
 # --- decord and torchcodec --------------------------------------------------------------------------------------------
@@ -166,40 +257,41 @@ _MAX_DISAGREEMENT = 1e-3  # seconds between a reader's time of a frame and the p
 _CHUNK = 16  # frames that are held at once
 
 
-def decord_frames(video: Probed, wanted: np.ndarray) -> Iterator[np.ndarray]:
+def decord_frames(file: Source, wanted: np.ndarray) -> Iterator[np.ndarray]:
     """By decord, if what it says about the video agrees with the packets; raises MediaError with the reason if not."""
-    reader = _open_decord(video)
+    reader = _open_decord(file)
 
     def chunks() -> Iterator[np.ndarray]:
         for begin in range(0, len(wanted), _CHUNK):
             try:
                 yield from reader.get_batch(wanted[begin : begin + _CHUNK]).asnumpy()
             except _decord_errors() as error:
-                raise MediaError(f"{video.name} is damaged: decord says {str(error).splitlines()[0][:200]}") from error
+                raise MediaError(f"{file.name} is damaged: decord says {str(error).splitlines()[0][:200]}") from error
 
     return chunks()
 
 
-def _open_decord(video: Probed) -> Any:
+def _open_decord(file: Source) -> Any:
     try:
         import decord
     except ImportError as error:
-        raise _distrust(video, "decord", f"it is not installed ({error})") from error
-    if video.container not in _DECORD_CONTAINERS or video.codec not in _DECORD_CODECS:
-        raise _distrust(video, "decord", f"it is not known to decode {video.codec} in {video.container} rightly")
-    if video.irregular:
-        raise _distrust(video, "decord", f"{video.irregular}, where it returns other frames")
+        raise _distrust(file, "decord", f"it is not installed ({error})") from error
+    if file.clock.container not in _DECORD_CONTAINERS or file.clock.codec not in _DECORD_CODECS:
+        raise _distrust(file, "decord", f"it is not known to decode {file.clock.codec} in {file.clock.container} rightly")
+    _check_kind(file, "decord")
+    if file.clock.irregular:
+        raise _distrust(file, "decord", f"{file.clock.irregular}, where it returns other frames")
     try:
         # fault_tol: decord otherwise repeats stale frames in place of those it cannot decode, without a word
-        source = io.BytesIO(video.source) if isinstance(video.source, bytes) else str(video.source)
+        source = io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
         reader = decord.VideoReader(source, ctx=decord.cpu(0), num_threads=1, fault_tol=1)
         stamps = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
         height, width = reader[0].shape[:2]
     except _decord_errors() as error:
-        raise _distrust(video, "decord", f"it cannot open the file: {str(error).splitlines()[0][:120]}") from error
-    if len(stamps) != len(video.pts):
-        raise _distrust(video, "decord", f"it counts {len(stamps)} frames, the packets {len(video.pts)}")
-    _check_frame(video, "decord", float(np.abs(stamps - stamps[0] - video.seconds).max()), (height, width))
+        raise _distrust(file, "decord", f"it cannot open the file: {str(error).splitlines()[0][:120]}") from error
+    if len(stamps) != len(file.clock.pts):
+        raise _distrust(file, "decord", f"it counts {len(stamps)} frames, the packets {len(file.clock.pts)}")
+    _check_frame(file, "decord", float(np.abs(stamps - stamps[0] - file.clock.seconds).max()), (height, width))
     return reader
 
 
@@ -210,38 +302,46 @@ def _decord_errors() -> tuple[type[Exception], ...]:
     return RuntimeError, decord.DECORDError, decord.DECORDLimitReachedError
 
 
-def torchcodec_frames(video: Probed, wanted: np.ndarray) -> Iterator[np.ndarray]:
+def torchcodec_frames(file: Source, wanted: np.ndarray) -> Iterator[np.ndarray]:
     """By torchcodec, if it works here and agrees with the packets; raises MediaError with the reason if not."""
     try:
         # importing passes without FFmpeg's shared libraries; only making a decoder tells
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
-        decoder = VideoDecoder(video.source, dimension_order="NHWC", seek_mode="exact", num_ffmpeg_threads=1)
+        decoder = VideoDecoder(file.source, dimension_order="NHWC", seek_mode="exact", num_ffmpeg_threads=1)
         start = decoder.get_frame_at(0).pts_seconds
     except (ImportError, RuntimeError, OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
-        raise _distrust(video, "torchcodec", f"it does not work here: {reason}") from error
-    if len(decoder) != len(video.pts):
-        raise _distrust(video, "torchcodec", f"it counts {len(decoder)} frames, the packets {len(video.pts)}")
+        raise _distrust(file, "torchcodec", f"it does not work here: {reason}") from error
+    _check_kind(file, "torchcodec")
+    if len(decoder) != len(file.clock.pts):
+        raise _distrust(file, "torchcodec", f"it counts {len(decoder)} frames, the packets {len(file.clock.pts)}")
 
     def one_by_one() -> Iterator[np.ndarray]:
         for index in wanted:
             try:
                 frame = decoder.get_frame_at(int(index))
             except (RuntimeError, IndexError) as error:
-                raise MediaError(f"{video.name} is damaged: torchcodec says {str(error).splitlines()[0][:200]}") from error
-            _check_frame(video, "torchcodec", frame.pts_seconds - start - video.seconds[index], frame.data.shape[:2])
+                raise MediaError(f"{file.name} is damaged: torchcodec says {str(error).splitlines()[0][:200]}") from error
+            _check_frame(file, "torchcodec", frame.pts_seconds - start - file.clock.seconds[index], frame.data.shape[:2])
             yield frame.data.numpy()
 
     return one_by_one()
 
 
-def _check_frame(video: Probed, reader: str, apart: float, size: tuple[int, ...]) -> None:
+def _check_kind(file: Source, reader: str) -> None:
+    if file.clock.counted:
+        raise _distrust(file, reader, f"{file.clock.counted}, where it returns other frames")
+    if file.clock.transparent or file.color != "stored":
+        raise _distrust(file, reader, "it knows neither transparency nor color='srgb'")
+
+
+def _check_frame(file: Source, reader: str, apart: float, size: tuple[int, ...]) -> None:
     if abs(apart) > _MAX_DISAGREEMENT:
-        raise _distrust(video, reader, f"its frame times are up to {abs(apart):.3f} s off")
-    if tuple(size) != (video.height, video.width):
-        raise _distrust(video, reader, f"it sees frames of {size[1]} x {size[0]}, not {video.width} x {video.height}")
+        raise _distrust(file, reader, f"its frame times are up to {abs(apart):.3f} s off")
+    if tuple(size) != (file.clock.height, file.clock.width):
+        raise _distrust(file, reader, f"it sees frames of {size[1]} x {size[0]}, not {file.clock.width} x {file.clock.height}")
 
 
-def _distrust(video: Probed, reader: str, reason: str) -> MediaError:
-    return MediaError(f"{video.name}: {reader} cannot be trusted with it: {reason}; use backend='auto' or 'pyav'")
+def _distrust(file: Source, reader: str, reason: str) -> MediaError:
+    return MediaError(f"{file.name}: {reader} cannot be trusted with it: {reason}; use backend='auto' or 'pyav'")

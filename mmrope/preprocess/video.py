@@ -29,7 +29,7 @@ from mmrope.preprocess.image import (
     source_name,
     to_uint8,
 )
-from mmrope.preprocess.probe import Probed, check_duration, check_frame_count, check_frame_size, read_clock
+from mmrope.preprocess.probe import Clock, Damaged, check_duration, check_frame_count, check_frame_size, read_clock
 
 VideoBackend = Literal["auto", "pyav", "decord", "torchcodec"]
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
@@ -39,7 +39,7 @@ _MILLISECOND = Fraction(1, 1000)
 _SHORTEST, _INSTEAD = 11, 100  # milliseconds: browsers show a frame that states less than the first for the second
 
 
-class Video(Probed):
+class Video(readers.Source):
     """A video that has been probed: its clock and its size. Frames are decoded when asked for.
 
     Example:
@@ -49,6 +49,51 @@ class Video(Probed):
         >>> len(video.pts), float(video.duration), video.width
         (12, 3.0, 28)
     """
+
+    @property
+    def width(self) -> int:
+        """As shown, after rotation, in pixels."""
+        return self.clock.width
+
+    @property
+    def height(self) -> int:
+        """As shown, after rotation, in pixels."""
+        return self.clock.height
+
+    @property
+    def pts(self) -> np.ndarray:
+        """[n] int64, the presentation time of every frame in ticks, increasing."""
+        return self.clock.pts
+
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds per tick."""
+        return self.clock.time_base
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """[n] float64, the presentation time of every frame, from the first frame on."""
+        return self.clock.seconds
+
+    @property
+    def start(self) -> Fraction:
+        """The first frame's presentation time in the file, in seconds; every other time counts from there."""
+        return self.clock.start
+
+    @property
+    def duration(self) -> Fraction:
+        """Seconds from the first frame to the end of the last."""
+        return self.clock.duration
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        """Width of a pixel by its height: what a film of 1 by 1 shows on a screen is as many times as wide."""
+        return self.clock.pixel_aspect
+
+    @property
+    def damage(self) -> str:
+        """What is missing of a damaged film of which what is left was taken; empty of a whole one."""
+        return self.clock.damage
 
     def frames_at(self, times: Sequence[Fraction | float]) -> np.ndarray:
         """[len(times)] int64, the index of the frame that is on show at each time (seconds from the first frame).
@@ -88,6 +133,11 @@ class Video(Probed):
         if num_frames is not None:
             if not isinstance(num_frames, (int, np.integer)) or num_frames < 1:
                 raise ValueError(f"num_frames must be a whole number, at least 1, got {num_frames!r}")
+            if num_frames > len(self.pts) > 1:
+                raise ValueError(
+                    f"{self.name} has {len(self.pts)} frames, fewer than num_frames={num_frames}: some would be taken twice; "
+                    f"ask for {len(self.pts)} at most, or for times=[...]"
+                )
             count = wanted = num_frames
             rate = num_frames / self.duration if self.duration else Fraction(1)
         else:
@@ -143,11 +193,12 @@ class Video(Probed):
         inside = not len(wanted) or (given.dtype.kind in "iu" and wanted[0] >= 0 and wanted[-1] < len(self.pts))
         if wanted.ndim != 1 or not inside or (np.diff(wanted) < 0).any():
             raise ValueError(f"indices must be of the {len(self.pts)} frames of {self.name} and not decrease, got {indices}")
-        if self.container == "array":
+        container = self.clock.container
+        if container == "array":
             return Frames("array", "given as an array", (to_uint8(self.source[i]) for i in wanted))
-        if self.container == "images":
+        if container == "images":
             return Frames("images", "given as images", (_still(self, int(i)) for i in wanted))
-        if not self.codec:
+        if not self.clock.codec:
             if backend != "auto":
                 raise MediaError(f"{self.name}: {backend} cannot be trusted with it: it is an animation; use backend='auto'")
             return Frames("pillow", "an animation", _animated(self, wanted))
@@ -183,6 +234,8 @@ def open_video(
     *,
     fps: float | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
+    damaged: Damaged = "refuse",
+    color: Literal["stored", "srgb"] = "stored",
     limits: Limits | None = None,
     access: Access | None = None,
 ) -> Video:
@@ -191,8 +244,13 @@ def open_video(
     Args:
         source: path, bytes or binary file object of a video or of an animation (GIF, WebP, PNG, AVIF); an array of frames
             [T, H, W, 3] or a torch tensor [T, 3, H, W] (uint8, uint16, or float from 0 to 1); or a list of images of one size.
-        fps: frames a second, for arrays and lists; a file has its own clock.
-        background: what shows through transparent pixels of an animation, RGB.
+        fps: frames a second, for arrays, lists, and streams without a container (raw H.264); other files have their own clock.
+        background: what shows through transparent pixels, RGB.
+        damaged: "refuse" a film that ends before its container says or has packets that cannot be decoded, or "keep" what is
+            left of it: the film is then decoded once to know, and `damage` says what is missing. By "refuse", a frame in its
+            middle that cannot be decoded is noticed when it, or one that refers to it, is asked for.
+        color: of films with a high dynamic range (PQ, HLG) the pixels as they are "stored", which models' own processors take,
+            or as "srgb", as a display shows them.
         limits: the largest video to open.
         access: which paths and URLs may be opened.
 
@@ -209,6 +267,8 @@ def open_video(
         >>> [round(second, 3) for second in video.seconds.tolist()], float(video.duration)
         ([0.0, 0.1, 0.3], 0.6)
     """
+    if damaged not in ("refuse", "keep") or color not in ("stored", "srgb"):
+        raise ValueError(f"damaged must be 'refuse' or 'keep', color 'stored' or 'srgb', got {damaged!r} and {color!r}")
     limits = limits or Limits()
     if is_tensor(source):
         source = _tensor_frames(source)
@@ -216,18 +276,16 @@ def open_video(
         video = _of_array(source, fps)
     elif isinstance(source, (list, tuple)):
         video = _of_images(source, fps, background, limits, access)
-    elif fps is not None:
-        raise ValueError(f"fps={fps} is for arrays of frames; a file has its own clock (sample it with Processor(fps=...))")
     else:
         name, source = source_name(source), resolve(source, access)
         source = whole_file(source) if hasattr(source, "read") else source
         if (form := animation_format(source)) is not None:
+            if fps is not None:
+                raise ValueError(
+                    f"fps={fps} is for arrays of frames; {name} has its own clock (sample it with Processor(fps=...))"
+                )
             return _of_animation(source, name, form, background, limits)
-        clock = read_clock(source, name, limits)
-        video = Video(
-            source, name, clock.container, clock.codec, clock.width, clock.height, clock.pts, clock.time_base, clock.duration,
-            clock.turn, clock.keyframes, clock.irregular,
-        )  # fmt: skip
+        video = Video(source, name, read_clock(source, name, limits, damaged=damaged, fps=fps), background, color)
     check_frame_size(video.name, video.width, video.height, limits)
     check_duration(video.name, video.duration, limits)
     return video
@@ -269,7 +327,8 @@ def _of_animation(source: Any, name: str, form: str, background: tuple[int, int,
     duration = ends[-1] * _MILLISECOND / 1000
     check_duration(name, duration, limits)
     pts = np.array(ends[:-1], dtype=np.int64)
-    return Video(source, name, form.lower(), "", width, height, pts, _MILLISECOND / 1000, duration, background=background)
+    clock = Clock(container=form.lower(), width=width, height=height, pts=pts, time_base=_MILLISECOND / 1000, duration=duration)
+    return Video(source, name, clock, background)
 
 
 def _animated(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
@@ -310,9 +369,7 @@ def _of_array(frames: np.ndarray, fps: float | None) -> Video:
     if frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         raise MediaError(f"an array of frames must be [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
     to_uint8(frames[:1])  # refuses types without a range now, not halfway
-    count, height, width, _ = frames.shape
-    tick = _tick(fps, "an array of frames")
-    return Video(frames, "array of frames", "array", "raw", width, height, np.arange(count), tick, count * tick)
+    return _ticking(frames, "array of frames", "array", frames.shape[:3], _tick(fps, "an array of frames"))
 
 
 def _of_images(images: Sequence[Any], fps: float | None, background: Any, limits: Limits, access: Access | None) -> Video:
@@ -322,9 +379,22 @@ def _of_images(images: Sequence[Any], fps: float | None, background: Any, limits
     check_frame_count("a list of images", len(images), limits)
     first = load_image(images[0], background=background, limits=limits, access=access)
     source = [(image, background, limits, access) for image in images]
-    height, width, _ = first.shape
-    count = len(images)
-    return Video(source, f"{count} images", "images", "raw", width, height, np.arange(count), tick, count * tick)
+    return _ticking(source, f"{len(images)} images", "images", (len(images), *first.shape[:2]), tick)
+
+
+def _ticking(source: Any, name: str, container: str, shape: tuple[int, int, int], tick: Fraction) -> Video:
+    """A video of frames (count, height, width) that are shown one after the other for as long as each other."""
+    count, height, width = shape
+    clock = Clock(
+        container=container,
+        codec="raw",
+        width=width,
+        height=height,
+        pts=np.arange(count),
+        time_base=tick,
+        duration=count * tick,
+    )
+    return Video(source, name, clock)
 
 
 def _still(video: Video, index: int) -> np.ndarray:

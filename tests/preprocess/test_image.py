@@ -287,9 +287,14 @@ def test_sizes_keep_to_the_bounds_and_near_the_shape(height, width):
 
 
 def test_long_sides_are_refused():
-    with pytest.raises(MediaError, match=r"resize to 56 x 9996, a side over 8192; raise Limits\(max_side"):
-        smart_resize(10_000, 60, factor=28, min_pixels=1, max_pixels=10**9)
-    assert smart_resize(10_000, 60, factor=28, min_pixels=1, max_pixels=10**9, limits=Limits(max_side=10_000))[0] == 9996
+    with pytest.raises(MediaError, match=r"resize to 56 x 9996, a side over 9000; raise Limits\(max_side"):
+        smart_resize(10_000, 60, factor=28, min_pixels=1, max_pixels=10**9, limits=Limits(max_side=9000))
+    assert smart_resize(10_000, 60, factor=28, min_pixels=1, max_pixels=10**9)[0] == 9996
+
+
+def test_no_side_is_refused_that_transformers_takes():
+    """A long page of 690 x 15420 as Qwen3-VL's processor takes it."""
+    assert image_size(15420, 690, FAMILY_PATCHES["qwen3_vl"]) == (15424, 704)
 
 
 # --- patches ----------------------------------------------------------------------------------------------------------

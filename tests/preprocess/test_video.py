@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmrope import MediaError
-from mmrope.preprocess import Limits, readers
+from mmrope import MediaError, Processor
+from mmrope.preprocess import Limits, load_image, readers
 from mmrope.preprocess.video import open_video
 from tests.support.films import film, grey_of, numbers, sound, trimmed, with_matrix
 
@@ -94,7 +94,7 @@ def test_frames_from_keyframe_to_keyframe_are_the_frames_in_order(tmp_path, endi
     options = {"keyframes": keyframes, **options}
     path = film(tmp_path / f"film.{ending}", [40 * n for n in range(100)], codec=codec, moving=True, **options)
     video = open_video(path)
-    everything = list(readers._frames(video, np.arange(100), by_keyframes=False))
+    everything = [readers._image(video, frame) for frame in readers.by_time(video, np.arange(100), by_keyframes=False)]
     assert len(everything) == 100
     for wanted in ([0, 13, 14, 40, 41, 77, 99], [99], [50], [3, 3, 98], range(0, 100, 17), range(100)):
         for one, index in zip(video.decode(wanted).frames, wanted, strict=True):
@@ -154,8 +154,8 @@ def test_sparse_frames_are_not_paid_for_with_all_the_others(tmp_path, monkeypatc
     path = film(tmp_path / f"long.{ending}", [40 * n for n in range(1500)], size=(96, 64), keyframes=50, moving=True)
     video, wanted = open_video(path), np.arange(0, 1500, 94)
     decoded = []
-    real = readers._decoded
-    monkeypatch.setattr(readers, "_decoded", lambda *given: (decoded.append(f) or f for f in real(*given)))
+    real = readers._from_keyframe
+    monkeypatch.setattr(readers, "_from_keyframe", lambda *given: (decoded.append(f) or f for f in real(*given)))
     assert len(list(video.decode(wanted).frames)) == 16
     on_the_way = sum(n % 50 for n in wanted) + 16
     assert len(decoded) < 0.8 * on_the_way, (len(decoded), on_the_way)
@@ -224,7 +224,7 @@ def test_animations_are_films_with_the_durations_of_their_frames(tmp_path, forma
         video = open_video(source)
         assert video.seconds.tolist() == pytest.approx([0, 0.04, 0.24, 0.33])
         assert float(video.duration) == pytest.approx(0.83)
-        assert (video.container, video.width, video.height) == (format.lower(), 12, 8)
+        assert (video.clock.container, video.width, video.height) == (format.lower(), 12, 8)
         decoded = video.decode([0, 2, 2, 3])
         assert decoded.backend == "pillow"
         with pytest.raises(MediaError, match=r"decord cannot be trusted with it: it is an animation; use backend='auto'"):
@@ -315,14 +315,14 @@ def test_what_may_be_left_out_is_only_left_out_where_that_is_exact(tmp_path, mon
     path = film(tmp_path / "film.mp4", [40 * n for n in range(100)], keyframes=20, moving=True)
     video = open_video(path)
     expected = list(video.decode([5, 50]).frames)
-    real = readers._decoded
+    real = readers._from_keyframe
 
     def greedy(container, stream, landing, needed):
         if needed is not None:
             raise readers._NoKeyframe
         return real(container, stream, landing, needed)
 
-    monkeypatch.setattr(readers, "_decoded", greedy)
+    monkeypatch.setattr(readers, "_from_keyframe", greedy)
     for one, other in zip(video.decode([5, 50]).frames, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -338,6 +338,147 @@ def test_bytes_files_and_arrays(tmp_path):
     assert video.seconds.tolist() == pytest.approx([n / 5 for n in range(10)])
     assert video.duration == 2
     assert numbers(list(video.decode([1, 9]).frames)) == [1, 9]
+
+
+# --- what nobody mentions ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec", "pix_fmt", "exact"),
+    [
+        ("mov", "png", "rgba", True),
+        ("mov", "qtrle", "argb", True),
+        ("mov", "prores_ks", "yuva444p10le", False),
+        ("webm", "libvpx-vp9", "yuva420p", False),
+    ],
+)
+def test_transparent_pixels_of_films_show_the_background(tmp_path, ending, codec, pix_fmt, exact):
+    """The same as in a GIF or a PNG. FFmpeg's own decoder of VP9 would show the red that is hidden there."""
+    path = tmp_path / f"film.{ending}"
+    rgba = np.zeros((64, 96, 4), np.uint8)
+    rgba[:, :32], rgba[:, 32:64], rgba[:, 64:] = (255, 0, 0, 0), (255, 0, 0, 128), (255, 0, 0, 255)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"lossless": "1"} if codec == "libvpx-vp9" else {})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, pix_fmt
+        if codec == "libvpx-vp9":
+            stream.metadata["alpha_mode"] = "1"
+        for n in range(3):
+            frame = av.VideoFrame.from_ndarray(rgba, format="rgba")
+            frame.pts = n
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    for background in ((255, 255, 255), (0, 0, 90)):
+        video = open_video(path, background=background)
+        assert video.clock.transparent
+        still = load_image(Image.fromarray(rgba), background=background)
+        for frame in video.decode([0, 2]).frames:
+            apart = np.abs(frame.astype(int) - still)[:, [8, 48, 88]].max()
+            assert apart <= (0 if exact else 6)
+    with pytest.raises(MediaError, match=r"torchcodec cannot be trusted with it|decord cannot be trusted with it"):
+        video.decode([0], backend="decord")
+
+
+def test_pixels_that_are_not_square(tmp_path):
+    """As stored, which is what the models' own processors take; by name as wide as a screen shows them."""
+    path = film(tmp_path / "wide.mp4", EVEN, size=(96, 64), pixel_aspect=Fraction(2))
+    assert open_video(path).pixel_aspect == 2
+    content = [{"type": "video", "video": path}]
+    grids = {}
+    for aspect in ("stored", "square"):
+        [media] = [part.media for part in Processor(aspect=aspect, video_pixels=(1, 10**7)).parts(content) if part.media]
+        grids[aspect] = media.patch_grid[1:]
+    assert grids["stored"] == (4, 6)
+    assert grids["square"] == (4, 14)
+    turned = with_matrix(film(tmp_path / "turned.mp4", EVEN, size=(96, 64), pixel_aspect=Fraction(2)), (0, 1, -1, 0))
+    assert open_video(turned).pixel_aspect == Fraction(1, 2)
+
+
+@pytest.mark.parametrize("transfer", ["pq", "hlg"])
+def test_a_high_dynamic_range_as_a_display_shows_it(tmp_path, transfer):
+    """Greys of known light, by the formulas of BT.2100 written down anew: reference white, black, and what is between."""
+    path = tmp_path / "film.mp4"
+    levels = {"pq": [0.0, 0.3, 0.5, 0.5807, 0.75], "hlg": [0.0, 0.3, 0.5, 0.75, 1.0]}[transfer]
+    code = np.repeat(np.rint(64 + 876 * np.array(levels)), 16).astype(np.uint16)  # [80] luma of 10 bits, of limited range
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            "libx265", rate=25, options={"x265-params": "log-level=none:lossless=1:colormatrix=bt2020nc"}
+        )
+        stream.width, stream.height, stream.pix_fmt = 80, 64, "yuv420p10le"
+        context = stream.codec_context
+        context.color_trc, context.color_primaries, context.colorspace = {"pq": 16, "hlg": 18}[transfer], 9, 9
+        planes = np.concatenate([np.tile(code, 64), np.full(80 * 64 // 2, 512, np.uint16)]).reshape(96, 80)
+        for n in range(3):
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p10le")
+            frame.pts = n
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    [stored] = open_video(path).decode([1]).frames
+    [shown] = open_video(path, color="srgb").decode([1]).frames
+    assert (stored != shown).any()
+
+    def light(level):
+        if transfer == "pq":
+            power = level ** (1 / 78.84375)
+            return 10000 / 203 * (max(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** (1 / 0.1593017578125)
+        scene = level**2 / 3 if level <= 0.5 else (math.exp((level - 0.55991073) / 0.17883277) + 0.28466892) / 12
+        return 1000 / 203 * scene**1.2
+
+    for n, level in enumerate(levels):
+        bright = light(level)
+        above = max(bright - 0.8, 0) / 0.2
+        bright = 0.8 + 0.2 * above / (1 + above) if above else bright
+        grey = 255 * (12.92 * bright if bright <= 0.0031308 else 1.055 * bright ** (1 / 2.4) - 0.055)
+        assert np.abs(shown[:, 16 * n + 4 : 16 * n + 12].astype(int) - round(grey)).max() <= 2, (level, grey)
+    with pytest.raises(MediaError, match=r"it knows neither transparency nor color='srgb'"):
+        open_video(path, color="srgb").decode([0], backend="decord")
+
+
+def test_the_decoder_sees_the_first_packet_before_a_jump_over_it(tmp_path, monkeypatch):
+    """What it alone says (x264 which version wrote the film) must hold behind the jump, too."""
+    done, opened, prime = [], readers.open_container, readers._prime
+
+    class Watched:
+        def __init__(self, container):
+            self.container = container
+
+        def __getattr__(self, name):
+            done.append(name)
+            return getattr(self.container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.container.close()
+
+    monkeypatch.setattr(readers, "open_container", lambda *given: Watched(opened(*given)))
+    monkeypatch.setattr(readers, "_prime", lambda *given: (done.append("prime"), prime(*given)))
+    video = open_video(film(tmp_path / "film.mp4", [40 * n for n in range(100)], keyframes=20, moving=True))
+    assert len(list(video.decode([45, 99]).frames)) == 2
+    order = [name for name in done if name in ("prime", "seek")]
+    assert order == ["prime", "seek", "seek"]
+
+
+def test_metadata_that_is_no_text(tmp_path):
+    """Bytes that nobody needs: a title in Latin-1."""
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "cafe du monde"
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b"cafe du monde", b"caf\xe9 du monde"))
+    assert len(open_video(path).pts) == 1
+
+
+def test_no_frame_is_taken_twice_without_a_word(tmp_path):
+    video = open_video(film(tmp_path / "film.mp4", EVEN))
+    assert len(video.sample(num_frames=25)) == 25
+    with pytest.raises(
+        ValueError, match=r"film.mp4 has 25 frames, fewer than num_frames=26: some would be taken twice; ask for 25"
+    ):
+        video.sample(num_frames=26)
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -419,7 +560,9 @@ def test_limits(samples):
 
 def test_options_are_checked(samples):
     video = open_video(samples / "clip.mp4")
-    with pytest.raises(ValueError, match=r"fps=25 is for arrays of frames; a file has its own clock"):
+    with pytest.raises(
+        ValueError, match=r"fps=25 is for arrays of frames and streams without a container; .*clip.mp4 has its own clock"
+    ):
         open_video(samples / "clip.mp4", fps=25)
     with pytest.raises(ValueError, match=r"backend must be one of auto, pyav, decord, torchcodec, got 'opencv'"):
         video.decode([0], backend="opencv")

@@ -32,17 +32,21 @@ def film(
     moving: bool = False,
     options: dict[str, str] | None = None,
     tick: Fraction = MILLISECONDS,
+    container: dict[str, str] | None = None,
+    pixel_aspect: Fraction | None = None,
 ) -> Path:
     """A video whose frame n has brightness grey_of(n) and is shown at times_ms[n]; its top left corner is white. With `moving`
     it is a texture that wanders instead, so that every frame is coded from others."""
     texture = np.random.default_rng(0).integers(0, 255, (size[1] // 8, size[0] // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options or {})
+    with av.open(str(path), "w", options=container or {}) as file:
+        stream = file.add_stream(codec, rate=25, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = tick
         stream.gop_size = keyframes
         if max_b_frames is not None:
             stream.max_b_frames = max_b_frames
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         for n, time in enumerate(times_ms):
             pixels = np.full((size[1], size[0], 3), grey_of(n), np.uint8)
             if moving:
@@ -50,8 +54,8 @@ def film(
             pixels[: size[1] // 4, : size[0] // 4] = 255
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = round(time * MILLISECONDS / tick), tick
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
     return path if rotation is None else rotated(path, rotation)
 
 

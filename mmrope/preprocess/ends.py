@@ -1,0 +1,188 @@
+"""Whether a file ends where its container says: a few bytes of its head and its tail are read, and nothing is decoded.
+
+Containers say it in different ways: a size in the head (AVI, Matroska, ASF, FLV), sizes of pieces one after the other (MP4),
+a mark on the last page (Ogg, MXF), or pieces of one size (MPEG-TS). Where nothing is said (a live recording), nothing is known.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+from collections.abc import Callable
+from typing import Any
+
+_HEAD, _TAIL = 1 << 16, 1 << 17  # bytes in which what is looked for stands
+
+
+def missing_bytes(source: str | bytes, container: str) -> int:
+    """How many bytes a file lacks at its end, at least; 0 where it is whole, or its container does not say.
+
+    Args:
+        source: an absolute path, or bytes.
+        container: FFmpeg's name of its format.
+
+    Example:
+        >>> from mmrope.preprocess.ends import missing_bytes
+        >>> avi = b"RIFF" + (20).to_bytes(4, "little") + b"AVI " + bytes(16)
+        >>> missing_bytes(avi, "avi"), missing_bytes(avi[:-5], "avi")
+        (0, 5)
+    """
+    ends = _ENDS.get(container)
+    if ends is None:
+        return 0
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        return max(ends(file, size) - size, 0)
+
+
+def _piece(file: Any, begin: int, size: int) -> bytes:
+    file.seek(max(begin, 0))
+    return file.read(size)
+
+
+def _riff(file: Any, size: int) -> int:
+    """RIFF chunks one after the other (OpenDML); a recorder that was stopped leaves 0 or -1 for the size."""
+    end = 0
+    while (head := _piece(file, end, 8))[:4] == b"RIFF" and len(head) == 8:
+        length = int.from_bytes(head[4:], "little")
+        if length in (0, 0xFFFFFFFF):
+            return 0
+        end += 8 + length
+    return end
+
+
+def _boxes(file: Any, size: int) -> int:
+    """The boxes of an MP4 (ISO/IEC 14496-12); the last may go to the end of the file, whatever its size."""
+    end = 0
+    while len(head := _piece(file, end, 16)) >= 8:
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length == 0 or not head[4:8].isascii():  # to the end; or what is no box: rubbish behind the last
+            return size
+        if length < 8:
+            return size
+        end += length
+    return end + 8 if 0 < len(head) < 8 else end
+
+
+def _ebml(file: Any, size: int) -> int:
+    """The elements of a Matroska file at its top: a header and a segment, whose size a live recording does not know."""
+    end = 0
+    while len(head := _piece(file, end, 16)) >= 2:
+        id_length = 9 - head[0].bit_length()
+        first = head[id_length] if id_length < min(len(head), 5) else 0
+        width = 9 - first.bit_length()
+        if not first or id_length + width > len(head):
+            return size  # no element
+        value = int.from_bytes(head[id_length : id_length + width], "big") & ((1 << 7 * width) - 1)
+        if value == (1 << 7 * width) - 1:
+            return size  # not known
+        end += id_length + width + value
+    return end
+
+
+def _asf(file: Any, size: int) -> int:
+    """The file size of the file properties object; a broadcast has none."""
+    head = _piece(file, 0, _HEAD)
+    at = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
+    if at < 0 or len(head) < at + 92:
+        return 0
+    stated, flags = int.from_bytes(head[at + 40 : at + 48], "little"), int.from_bytes(head[at + 88 : at + 92], "little")
+    return 0 if flags & 1 else stated
+
+
+def _flv(file: Any, size: int) -> int:
+    """The size that its metadata states, and tags one after the other to the end of the file."""
+    head = _piece(file, 0, _HEAD)
+    at = head.find(b"filesize\x00")
+    if at >= 0 and len(head) >= at + 17:
+        stated = struct.unpack(">d", head[at + 9 : at + 17])[0]
+        if 0 < stated < 1 << 62:
+            return int(stated)
+    tail = _piece(file, size - 4, 4)  # the size of the last tag, of which the file has that many bytes before it
+    length = int.from_bytes(tail, "big") if len(tail) == 4 else 0
+    tag = _piece(file, size - 4 - length, 4) if 11 <= length < size else b""
+    whole = tag[:1] in (b"\x08", b"\x09", b"\x12") and int.from_bytes(tag[1:4], "big") + 11 == length
+    return size if whole else size + 1
+
+
+def _ogg(file: Any, size: int) -> int:
+    """Pages to the end of the file, the last of each stream marked as such: the last page of all must be."""
+    tail = _piece(file, size - _TAIL, _TAIL)
+    at = tail.rfind(b"OggS\x00")
+    if at < 0 or len(tail) < at + 27 or len(tail) < at + 27 + tail[at + 26]:
+        return size + 1
+    last = tail[at + 5] & 4
+    end = at + 27 + tail[at + 26] + sum(tail[at + 27 : at + 27 + tail[at + 26]])
+    return size + max(end - len(tail), int(not last))
+
+
+def _transport(file: Any, size: int) -> int:
+    """Packets of one size: 188 bytes, with a time stamp 192, with a checksum 204."""
+    head = _piece(file, 0, _HEAD)
+    for length, first in ((188, 0), (192, 4), (204, 0)):
+        marks = range(first, min(len(head), 5 * length), length)
+        if len(marks) > 1 and all(head[mark] == 0x47 for mark in marks):
+            return size + -size % length
+    return 0
+
+
+def _program(file: Any, size: int) -> int:
+    """Packets of an MPEG program stream with their lengths: the last must be whole."""
+    tail = _piece(file, size - _TAIL, _TAIL)
+    begin = len(tail)
+    while (begin := tail.rfind(b"\x00\x00\x01", 0, begin)) >= 0:
+        kind = tail[begin + 3] if begin + 3 < len(tail) else 0
+        if kind in (0xB9, 0xBA):  # the end, or a pack that nothing follows
+            return size
+        if kind >= 0xBC and len(tail) >= begin + 6:
+            end = begin + 6 + int.from_bytes(tail[begin + 4 : begin + 6], "big")
+            if end == len(tail) or kind in (0xE0, 0xC0, 0xBD, 0xBE):
+                return size + end - len(tail)
+    return 0
+
+
+def _mxf(file: Any, size: int) -> int:
+    """The footer that the first partition of a finished file points at, and the index behind it (SMPTE ST 377-1)."""
+    head = _piece(file, 0, _HEAD)
+    at = head.find(bytes.fromhex("060e2b34020501010d010201010204"))
+    begin = at + 17 + (head[at + 16] & 0x7F if at >= 0 and len(head) > at + 16 and head[at + 16] & 0x80 else 0)
+    stated = head[begin + 24 : begin + 32]
+    footer = int.from_bytes(stated, "big") if at >= 0 and len(stated) == 8 else 0
+    if not footer:
+        return 0
+    length = int.from_bytes(_piece(file, size - 4, 4), "big")
+    whole = (
+        footer < size and length < size and _piece(file, size - length, 16)[:13] == bytes.fromhex("060e2b34020501010d01020101")
+    )
+    return size if whole else max(footer, size) + 1
+
+
+def _y4m(file: Any, size: int) -> int:
+    """A line of text, then frames of one size, each behind a line of its own."""
+    line = _piece(file, 0, _HEAD).partition(b"\n")[0]
+    said = {word[:1]: word[1:].decode("latin1") for word in line.split(b" ")[1:]}
+    form, sides = said.get(b"C", "420"), (said.get(b"W", ""), said.get(b"H", ""))
+    if not all(side.isdigit() for side in sides) or form[:3] not in ("420", "422", "444", "mon"):
+        return 0
+    width, height = map(int, sides)
+    chroma = {"420": 2 * (-(-width // 2) * -(-height // 2)), "422": 2 * -(-width // 2) * height, "444": 2 * width * height}
+    frame = (width * height + chroma.get(form[:3], 0)) * (2 if re.search(r"p1\d|mono1\d", form) else 1)
+    return size + -(size - len(line) - 1) % (frame + len(b"FRAME\n"))
+
+
+_ENDS: dict[str, Callable[[Any, int], int]] = {
+    "avi": _riff,
+    "mov,mp4,m4a,3gp,3g2,mj2": _boxes,
+    "matroska,webm": _ebml,
+    "asf": _asf,
+    "flv": _flv,
+    "ogg": _ogg,
+    "mpegts": _transport,
+    "mpeg": _program,
+    "mxf": _mxf,
+    "yuv4mpegpipe": _y4m,
+}

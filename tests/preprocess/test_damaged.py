@@ -1,0 +1,125 @@
+"""Films that are cut off or damaged: refused, or taken with a record of what is missing; never shortened in silence."""
+
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from mmrope import MediaError, Processor
+from mmrope.preprocess.ends import missing_bytes
+from mmrope.preprocess.video import open_video
+from tests.support import cases
+from tests.support.films import film
+
+TIMES = [40 * n for n in range(50)]
+FILMS = {  # name -> how it is made; the mp4 has its index in front, as films on the web have
+    "fast start.mp4": {"container": {"movflags": "faststart"}},
+    "fragments.mp4": {"container": {"movflags": "frag_keyframe+empty_moov"}},
+    "film.mov": {"codec": "prores_ks", "pix_fmt": "yuv422p10le", "container": {"movflags": "faststart"}},
+    "film.mkv": {},
+    "film.webm": {"codec": "libvpx-vp9"},
+    "film.avi": {"codec": "mpeg4", "max_b_frames": 2, "tick": Fraction(1, 25)},
+    "film.flv": {"codec": "flv"},
+    "film.wmv": {"codec": "wmv2"},
+    "film.ogv": {"codec": "libvpx", "tick": Fraction(1, 25)},
+    "film.ts": {},
+    "film.mpg": {"codec": "mpeg2video", "tick": Fraction(1, 25)},
+    "film.mxf": {"codec": "mpeg2video", "tick": Fraction(1, 25)},
+    "film.y4m": {"codec": "wrapped_avframe", "tick": Fraction(1, 25)},
+}
+UNKNOWABLE = {"film.ts": 188, "film.y4m": 96 * 64 * 3 // 2 + 6}
+"""Containers that say nothing of their end: a cut between two of their pieces leaves a whole, shorter film."""
+
+
+@pytest.fixture(scope="module", params=FILMS)
+def whole(request, tmp_path_factory):
+    return film(tmp_path_factory.mktemp("whole") / request.param, TIMES, moving=True, **FILMS[request.param])
+
+
+def test_a_film_that_is_cut_is_refused_or_kept_with_a_record(whole):
+    content, rng = whole.read_bytes(), random.Random(whole.name)
+    frames = list(open_video(content).decode(range(50)).frames)
+    kept = 0
+    for size in (rng.randrange(len(content) // 5, len(content)) for _ in range(cases(4))):
+        piece = UNKNOWABLE.get(whole.name)
+        if piece and (size - content.index(b"\n") - 1 if whole.suffix == ".y4m" else size) % piece == 0:
+            continue
+        with pytest.raises(
+            MediaError, match=r"is cut off: it lacks at least [\d,]+ bytes at its end; \d+ frames|cannot be read"
+        ):
+            open_video(content[:size])
+        try:
+            video = open_video(content[:size], damaged="keep")
+        except MediaError:
+            continue  # nothing can be decoded
+        assert "lacks at least" in video.damage
+        assert len(video.pts) <= 50
+        kept += 1
+        for index, frame in enumerate(video.decode(range(len(video.pts))).frames):
+            if index < len(video.pts) - 3:  # the last may have been guessed by the decoder in part
+                np.testing.assert_array_equal(frame, frames[index])
+    assert kept
+
+
+def test_a_whole_film_lacks_nothing(whole):
+    content = whole.read_bytes()
+    assert open_video(content).damage == ""
+    video = open_video(content, damaged="keep")
+    assert (video.damage, len(video.pts)) == ("", 50)
+    np.testing.assert_allclose(video.seconds, np.arange(50) / 25, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "container",
+    ["avi", "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "flv", "ogg", "mpegts", "mpeg", "mxf", "yuv4mpegpipe"],
+)
+def test_the_end_of_any_bytes_is_a_number(container):
+    rng = random.Random(container)
+    starts = (
+        b"",
+        b"RIFF",
+        b"\x1aE\xdf\xa3",
+        b"OggS\x00",
+        b"\x00\x00\x00\x18ftyp",
+        b"\x47",
+        b"\x00\x00\x01\xba",
+        b"YUV4MPEG2 W2 H2\n",
+    )
+    for _ in range(cases(200)):
+        content = rng.choice(starts) + rng.randbytes(rng.randrange(0, 400))
+        assert missing_bytes(content, container) >= 0
+
+
+def test_a_packet_that_cannot_be_decoded(tmp_path):
+    path = film(tmp_path / "film.mov", TIMES, codec="png", pix_fmt="rgb24", moving=True)
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    second = content.index(b"IDAT", content.index(b"\x89PNG", content.index(b"\x89PNG") + 4))
+    content[second + 4 : second + 60] = bytes(56)
+    video = open_video(bytes(content))
+    with pytest.raises(MediaError, match=r"what is left is taken with damaged='keep'"):
+        list(video.decode([1]).frames)
+    kept = open_video(bytes(content), damaged="keep")
+    assert len(kept.pts) == 49
+    assert kept.damage.startswith("1 of 50 packets give no whole frame")
+    expected = list(open_video(whole).decode([0, 2, 49]).frames)
+    for one, other in zip(kept.decode([0, 1, 48]).frames, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert kept.seconds[1] == pytest.approx(0.08)
+
+
+def test_the_processor_takes_what_is_left_and_says_so(tmp_path):
+    path = film(tmp_path / "film.mkv", TIMES, codec="mjpeg", pix_fmt="yuvj420p", moving=True)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    messages = [{"role": "user", "content": [{"type": "video", "video": path}]}]
+    with pytest.raises(MediaError, match=r"is cut off"):
+        Processor()(messages)
+    [media] = [part.media for part in Processor(damaged="keep").parts(messages[0]["content"]) if part.media]
+    assert "lacks at least" in media.damage
+    with pytest.raises(ValueError, match=r"damaged must be 'refuse' or 'keep', got 'ignore'"):
+        Processor(damaged="ignore")
+    with pytest.raises(ValueError, match=r"damaged must be 'refuse' or 'keep'"):
+        open_video(path, damaged="ignore")
