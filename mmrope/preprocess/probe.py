@@ -273,30 +273,23 @@ def _stated(container: Any, stream: Any, name: str, limits: Limits, packets: _Pa
 def _counted(
     container: Any, stream: Any, name: str, limits: Limits, packets: _Packets, damaged: Damaged, lacks: int, fps: float | None
 ) -> Clock:
-    """The clock of a film that is decoded once: the frames that come out, in their order. A frame that does not come
-    after the one before it is shown a tick later; where times go back further, as in files that were joined, they go on one
-    frame after the last."""
+    """The clock of a film that is decoded once: the frames that come out, in their order."""
     lost: list[str] | None = [] if damaged == "keep" else None
-    form, step, shift = container.format.name, _frame_ticks(stream) or 1, 0
-    back = round(_JOINED.get(form, Fraction(10)) / stream.time_base)
-    times, first, last, believed = array("q"), None, 0, _Believed()
+    form, tick, first = container.format.name, stream.time_base, None
+    times = _Times(_frame_ticks(stream) or 1, round(_JOINED.get(form, Fraction(10)) / tick))
     for frame in frames_in_order(container, stream, lost):
         if frame.is_corrupt:
-            raise MediaError(f"{name} is damaged: frame {len(times)} came out in part; take the others with damaged='keep'")
+            raise MediaError(
+                f"{name} is damaged: frame {len(times.shown)} came out in part; take the others with damaged='keep'"
+            )
         first = first or frame
-        stated = believed.time(None if form in _STATES_DECODING_ORDER else frame.pts, frame.dts)
-        time = times[-1] + last if stated is None and times else (stated or 0) + shift
-        if times and time <= times[-1]:
-            later = times[-1] + (last if times[-1] - time >= back else 1)
-            shift, time = shift + (later - time if times[-1] - time >= back else 0), later
-        last = frame.duration or step
-        times.append(time)
-        check_frame_count(name, len(times), limits)
+        times.add(None if form in _STATES_DECODING_ORDER else frame.pts, frame.dts, frame.duration)
+        check_frame_count(name, len(times.shown), limits)
     if first is None:
         raise MediaError(f"{name}: no frame of its {packets.count} packets can be decoded; is the file damaged?")
-    pts, tick = np.array(times, dtype=np.int64), stream.time_base
+    pts, last = np.array(times.shown, dtype=np.int64), times.last
     if fps is not None:
-        pts, tick, last = np.arange(len(times)), 1 / Fraction(str(fps)), 1
+        pts, tick, last = np.arange(len(pts)), 1 / Fraction(str(fps)), 1
     duration = (int(pts[-1]) - int(pts[0]) + last) * tick
     check_duration(name, duration, limits)
     damage = [f"it lacks at least {lacks:,} bytes at its end"] * bool(lacks)
@@ -315,19 +308,39 @@ def _counted(
     )
 
 
-class _Believed:
-    """Which of a frame's two times to believe, as FFmpeg's decoders choose: its presentation time, unless these went back more
-    often than the times of decoding (libavcodec/decode.c, guess_correct_pts)."""
+class _Times:
+    """When frames that come one after the other are shown, as the ffmpeg program has it: which of a frame's two times is to be
+    believed (libavcodec/decode.c, guess_correct_pts: the presentation time, unless these went back more often than the times of
+    decoding); a frame that states none follows the one before it; one that does not come after it is shown a tick later; and
+    where times go back far, as in files that were joined, they go on one frame after the last."""
 
-    def __init__(self) -> None:
-        self.last: list[int | None] = [None, None]
+    def __init__(self, step: int, back: int) -> None:
+        self.step, self.back, self.shift, self.last = step, back, 0, 0
+        self.shown, self.known = array("q"), False
+        self.stated: list[int | None] = [None, None]
         self.wrong = [0, 0]
 
-    def time(self, pts: int | None, dts: int | None) -> int | None:
+    def add(self, pts: int | None, dts: int | None, duration: int | None) -> None:
+        """The next frame, in ticks."""
+        stated, shown = self._believed(pts, dts), self.shown
+        time = shown[-1] + self.last if stated is None and shown else (stated or 0) + self.shift
+        if stated is not None and not self.known:  # those before it state none: they lead up to it
+            lead = time - shown[-1] - self.last if shown else 0
+            shown = array("q", (earlier + lead for earlier in shown))
+            self.known, self.shown = True, shown
+        if shown and time <= shown[-1]:
+            joined = shown[-1] - time >= self.back
+            later = shown[-1] + (self.last if joined else 1)
+            self.shift += later - time if joined else 0
+            time = later
+        self.last = duration or self.step
+        shown.append(time)
+
+    def _believed(self, pts: int | None, dts: int | None) -> int | None:
         for k, (stated, other) in enumerate(((pts, dts), (dts, pts))):
-            last = self.last[k]
-            self.wrong[k] += stated is not None and last is not None and stated <= last
-            self.last[k] = stated if stated is not None else other if other is not None else last
+            before = self.stated[k]
+            self.wrong[k] += stated is not None and before is not None and stated <= before
+            self.stated[k] = stated if stated is not None else other if other is not None else before
         return pts if pts is not None and (dts is None or self.wrong[0] <= self.wrong[1]) else dts
 
 

@@ -13,7 +13,7 @@ from mmrope import MediaError
 from mmrope.preprocess import readers
 from mmrope.preprocess.video import open_video
 from tests.support import cases
-from tests.support.ffmpeg import Recipe, ffmpeg, md5, needs_ffmpeg, recipes, shown
+from tests.support.ffmpeg import Recipe, ffmpeg, md5, needs_ffmpeg, plainly, recipes, shown
 
 DRAWS = 10
 FILMS = list(itertools.islice(recipes(0), cases(23)))
@@ -22,42 +22,40 @@ FILMS = list(itertools.islice(recipes(0), cases(23)))
 @needs_ffmpeg
 @pytest.mark.parametrize("recipe", FILMS, ids=lambda recipe: recipe.name)
 def test_index_k_is_the_kth_frame_that_ffmpeg_shows(recipe: Recipe, tmp_path):
-    assert_shown(recipe.make(tmp_path), random.Random(recipe.name))
+    # where two recordings are joined, the program goes on by the times of decoding, and here the frames do: two frames apart
+    assert_shown(recipe.make(tmp_path), random.Random(recipe.name), apart=0.17 if recipe.twice else 1.001e-3)
 
 
-def assert_shown(path, rng, stream="0:v:0"):
-    """However it is asked for: alone, in any order, after a jump, at the end."""
+def assert_shown(path, rng, stream="0:v:0", *, apart=1.001e-3):
+    """However it is asked for: alone, in any order, after a jump, at the end. Where the program and the FFmpeg in PyAV's wheel
+    differ from each other (versions 5 and 8 do in what an edit list hides of AV1, in HEVC before its first keyframe, and in
+    single times of program streams), index k is the kth of the latter."""
     truth = shown(path, stream)
     if truth is None:  # cut off before its only keyframe, for instance
         with pytest.raises(MediaError):
             open_video(path)
         return
+    plain_times, plain, corrupt = plainly(path) if stream == "0:v:0" else ([], [], False)
+    if corrupt:
+        with pytest.raises(MediaError, match="in part"):
+            list(open_video(path).decode(range(len(plain))).frames)
+        return
     times, sums = truth
     video = open_video(path)
-    assert len(video.pts) == len(sums)
-    there = [float(time - times[0]) for time in times]
-    np.testing.assert_allclose(video.seconds, there, rtol=0, atol=1.001e-3)  # containers round to milliseconds
-    n = len(sums)
+    n = len(video.pts)
+    if n != len(sums):
+        assert n == len(plain)
+        [first] = {k for k in range(len(sums) - n + 1) if all(a in b for a, b in zip(plain, sums[k : k + n], strict=True))}
+        times, sums = times[first : first + n], sums[first : first + n]
+    for index, second in enumerate(video.seconds):
+        off = abs(float(times[index] - times[0]) - second)
+        if off > apart:  # containers round to milliseconds
+            assert abs(float(plain_times[index] - plain_times[0]) - second) <= apart, (index, off)
     draws = [[n - 1], [rng.randrange(n)], *(sorted(rng.choices(range(n), k=rng.randint(1, 6))) for _ in range(DRAWS - 3))]
     for wanted in (*draws, list(range(n))):
         found = [md5(frame) for frame in readers.decoded(video, np.array(wanted))]
         assert [sum in sums[index] for sum, index in zip(found, wanted, strict=True)] == [True] * len(wanted), wanted
     assert all(frame.shape == (video.height, video.width, 3) for frame in video.decode([0, n - 1]).frames)
-
-
-@needs_ffmpeg
-def test_an_edit_list_of_av1(tmp_path):
-    """What it hides is not shown: FFmpeg 5 shows it, from FFmpeg 6 on it does not. The frames that are shown are its last."""
-    encode = ("testsrc2=size=128x96:rate=24", "-t", "2.5", "-pix_fmt", "yuv420p", "-c:v", "libaom-av1", "-cpu-used", "8")
-    path = Recipe("av1.mp4", encode, (("-ss", "0.963", "-i"),)).make(tmp_path)
-    times, sums = shown(path) or ([], [])
-    video = open_video(path)
-    n = len(video.pts)
-    assert n == 36
-    assert len(sums) in (36, 60)
-    np.testing.assert_allclose(video.seconds, [float(time - times[-n]) for time in times[-n:]], rtol=0, atol=1e-3)
-    found = [md5(frame) for frame in readers.decoded(video, np.arange(n))]
-    assert all(sum in known for sum, known in zip(found, sums[-n:], strict=True))
 
 
 @needs_ffmpeg

@@ -598,7 +598,7 @@ FILMS = (
     Crafted("early start.mkv", lambda p: reel(p, [t - 200 for t in EVEN], max_b_frames=0), EVENLY),
     Crafted("before zero is hidden.mp4", lambda p: reel(p, [t - 200 for t in EVEN], max_b_frames=0), Film(EVEN[:20], N[5:])),
     Crafted("before zero is shown.mp4", lambda p: reel(p, [t - 200 for t in EVEN], max_b_frames=0, muxer={"use_editlist": "0"}), EVENLY),
-    Crafted("times below zero.mkv", lambda p: reel(p, [t - 200 for t in EVEN], max_b_frames=0, muxer={"avoid_negative_ts": "disabled"}), EVENLY),
+    Crafted("times below zero.mkv", lambda p: reel(p, [t - 200 for t in EVEN], max_b_frames=0, muxer={"avoid_negative_ts": "disabled"}), Film(EVEN, start_ms=-200)),
     Crafted("29.97.mp4", lambda p: reel(p, [1001 * n for n in N], base=Fraction(1, 30000)), Film([1001 * n / 30 for n in N])),
     Crafted("59.94.ts", lambda p: reel(p, [1001 * n for n in N], base=Fraction(1, 60000), max_b_frames=0), Film([1001 * n / 60 for n in N])),
     Crafted("59.94.mkv", lambda p: reel(p, [1001 * n for n in N], base=Fraction(1, 60000)), Film([1001 * n / 60 for n in N])),
@@ -677,7 +677,7 @@ FILMS = (
         for b in (0, 2)
     ),
     Crafted("small frames.mpg", lambda p: reel(p, N, base=AT_25, codec="mpeg2video", max_b_frames=0, noise=False), Film(EVEN, start_ms=540)),
-    Crafted("tiny frames.mpg", lambda p: reel(p, N, base=AT_25, codec="mpeg2video", max_b_frames=2, noise=False, options={"b": "0"}), Film([*EVEN[:21], 800, 800, 840, 880], start_ms=540)),  # as ffmpeg has it: the last state times of others
+    Crafted("tiny frames.mpg", lambda p: reel(p, N, base=AT_25, codec="mpeg2video", max_b_frames=2, noise=False, options={"b": "0"}), Film([*EVEN[:21], 800, 800, 840, 880], start_ms=540, corner=None)),  # as ffmpeg has it: the last state times of others
     Crafted("h264.mpg", lambda p: reel(p, N, base=AT_25), Film(EVEN, start_ms=580)),
     Crafted("h264.flv", lambda p: reel(p, max_b_frames=0), EVENLY),
     Crafted("flv1.flv", lambda p: reel(p, codec="flv"), EVENLY),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import re
@@ -13,6 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
+import av.error
 import numpy as np
 import pytest
 
@@ -61,6 +64,18 @@ def md5(frame: Any) -> str:
         pixels = np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size].reshape(plane.height, plane.line_size)
         digest.update(np.ascontiguousarray(pixels[:, :row]))
     return digest.hexdigest()
+
+
+def plainly(path: Path) -> tuple[list[Fraction | None], list[str], bool]:
+    """The same by the FFmpeg in PyAV's wheel, in order and without anything of mmrope's: times, MD5s, and whether a frame came
+    out in part. Two versions of FFmpeg may differ; this shows where they do."""
+    frames = []
+    with av.open(str(path), metadata_errors="ignore") as container:
+        for packet in container.demux(video=0):
+            with contextlib.suppress(av.error.FFmpegError):  # of what was cut off before the first keyframe
+                frames += [(frame.pts, frame.time_base, md5(frame), frame.is_corrupt) for frame in packet.decode()]
+    times = [None if pts is None else pts * tick for pts, tick, _, _ in frames]
+    return times, [digest for _, _, digest, _ in frames], any(corrupt for *_, corrupt in frames)
 
 
 # --- films of the world -----------------------------------------------------------------------------------------------
@@ -124,7 +139,7 @@ def _codecs(rng: random.Random) -> list[tuple[str, tuple[str, ...], tuple[str, .
     group = ("-g", gop, "-bf", b)
     alt = ("-auto-alt-ref", "1", "-lag-in-frames", pick(("8", "16", "25")), "-b:v", "200k", "-g", gop)
     return [
-        ("h264", (*_H264, *group, "-x264-params", x264), ("mp4", "mkv", "mov", "ts", "flv", "avi", "mxf", "asf"), 1),
+        ("h264", (*_H264, *group, "-x264-params", x264), ("mp4", "mkv", "mov", "ts", "flv", "avi", "asf"), 1),
         ("h264 444", (*_H264, *group, "-pix_fmt", "yuv444p"), ("mp4", "mkv"), 1),
         ("h264 10 bit", (*_H264, *group, "-pix_fmt", "yuv420p10le"), ("mp4", "mkv", "ts"), 1),
         ("hevc", (*_HEVC, x265), ("mp4", "mkv", "ts"), 1),
@@ -133,7 +148,7 @@ def _codecs(rng: random.Random) -> list[tuple[str, tuple[str, ...], tuple[str, .
         ("vp8", ("-c:v", "libvpx", *alt), ("webm", "mkv", "ogv"), 2),
         ("vp9", ("-c:v", "libvpx-vp9", *alt), ("webm", "mp4"), 2),
         ("av1", ("-c:v", "libaom-av1", "-cpu-used", "8", "-b:v", "200k", "-g", gop), ("mkv", "mp4"), 1),
-        ("mpeg2", ("-c:v", "mpeg2video", *group, "-q:v", "5"), ("mpg", "vob", "ts", "mkv", "avi"), 1),
+        ("mpeg2", ("-c:v", "mpeg2video", *group, "-q:v", "5"), ("mpg", "vob", "ts", "mkv", "avi", "mxf"), 1),
         ("mpeg2 interlaced", ("-c:v", "mpeg2video", *group, "-flags", "+ilme+ildct", "-q:v", "5"), ("mpg", "ts"), 1),
         ("mpeg1", ("-c:v", "mpeg1video", *group, "-q:v", "5"), ("mpg",), 1),
         ("wmv1", ("-c:v", "wmv1", "-g", gop, "-q:v", "5"), ("wmv", "avi"), 1),
@@ -158,8 +173,6 @@ def recipes(seed: int) -> Iterator[Recipe]:
         kinds = _codecs(rng)
         what, codec, containers, passes = kinds[n % len(kinds)]
         form = rng.choice(containers)
-        if form == "mxf" and "intra-refresh=1" in codec:
-            form = "mkv"  # of which ffmpeg says that two frames have one time
         source = _source(rng)
         if form in ("avi", "mpg", "vob", "ts", "mxf") and "rate=12" in source:
             source = source.replace("rate=12", "rate=25")  # of MPEG-1 and 2, which know some rates alone
@@ -170,8 +183,7 @@ def recipes(seed: int) -> Iterator[Recipe]:
         uneven = ("-vf", "select='not(mod(n,3))+not(mod(n,7))'", "-fps_mode", "vfr")
         varied = uneven if form in ("mp4", "mkv", "webm", "mov") and rng.random() < 0.3 and passes == 1 else ()
         copies: tuple[tuple[str, ...], ...] = ()
-        # FFmpeg 5 shows what an edit list hides of AV1, and later versions do not: test_an_edit_list_of_av1
-        if rng.random() < 0.5 and what != "av1" and form in ("mp4", "mov", "mkv", "webm", "ts", "flv"):
+        if rng.random() < 0.5 and form in ("mp4", "mov", "mkv", "webm", "ts", "flv"):
             copies = rng.choice(
                 (
                     (("-ss", f"{rng.uniform(0.2, 1.5):.3f}", "-i"),),
