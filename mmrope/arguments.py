@@ -92,9 +92,9 @@ def _is(path: Path, what: str) -> bool:
 
 def _is_animation(path: Path) -> bool:
     with needed_for("an image"):
-        from mmrope.preprocess.image import is_animation  # Pillow is loaded once there is a file
+        from mmrope.preprocess.animation import is_animation  # Pillow is loaded once there is a file
 
-    return is_animation(path)
+    return is_animation(str(path))
 
 
 def _nearest(path: Path, endings: set[str]) -> str:

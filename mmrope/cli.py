@@ -1,4 +1,4 @@
-"""The command line: `mmrope ids`, `ask`, `families`, `doctor`, `show`, `check`, `diff`, `lab`.
+"""The command line: `mmrope ids`, `ask`, `families`, `formats`, `doctor`, `show`, `check`, `diff`, `lab`.
 
 What a command needs is imported inside it: help, --version and shell completion load neither numpy nor torch.
 """
@@ -319,6 +319,20 @@ def families() -> None:
             typer.echo(f"{key:<22}{facts}\n{'':<22}{row.source}")
         else:
             typer.echo(f"  @{row.revision:<19}{'; '.join(departures(row)) or 'the same ids'}\n{'':<22}{row.source}")
+
+
+@app.command()
+def formats() -> None:
+    """List the image and video formats that are opened, and what is refused and why."""
+    with needed_for("the list of formats"):
+        from mmrope.preprocess.formats import REFUSED
+        from mmrope.preprocess.formats import formats as opened
+
+    for kind, names in opened():
+        typer.echo(f"{kind}: {names}")
+    typer.echo("\nnot opened:")
+    for what, why in REFUSED.items():
+        typer.echo(f"  {what}: {why}")
 
 
 @app.command()

@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import os
 import re
-import struct
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import (  # noqa: F401  (registered)
     AvifImagePlugin,
+    IcoImagePlugin,
     Image,
+    ImageCms,
+    Jpeg2KImagePlugin,
     PngImagePlugin,
+    PpmImagePlugin,
+    TgaImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
@@ -27,8 +32,9 @@ if TYPE_CHECKING:
     import torch
 
 Animation = Literal["refuse", "first"]
+Color = Literal["stored", "srgb"]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "ICO", "PPM")
 """The formats that are opened; everything else is refused before a decoder runs."""
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 """Those that can be films."""
@@ -38,23 +44,8 @@ _LIBTIFF = features.version("libtiff") or ""
 FAX_IS_SOUND = [int(part) for part in re.findall(r"\d+", _LIBTIFF)] >= [4, 7, 2]
 """Whether a damaged TIFF of fax compression is decoded from its own bytes alone: an older libtiff, in the wheels of Pillow
 before 13, fills what it misses with whatever the memory held before (found on mutated files)."""
-_HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1")
-
-# what Pillow's decoders raise on damaged files (tried on mutated files); anything else is a bug and passes through
-DECODER_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    IndexError,  # of a GIF that ends in a frame's header
-    TypeError,  # of a TIFF whose offsets are no integers
-    ZeroDivisionError,  # of an AVIF whose clock stands still
-    MemoryError,  # of a PNG that says it has a piece of 4 GB: it is asked for at once where memory is limited
-    Image.DecompressionBombError,  # of a GIF frame that is larger than its canvas
-    AttributeError,  # of EXIF values that are not of their tag's type
-)
+_HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+_TGA_FOOTER = b"TRUEVISION-XFILE.\0"
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -69,11 +60,24 @@ _TURNS = {
 """What makes an EXIF orientation upright."""
 
 
+@contextmanager
+def decoding(name: str, what: str = "") -> Iterator[None]:
+    """Whatever Pillow raises on a file is the file's fault, whichever of its decoders raises what: a MediaError."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise MediaError(f"{name} is damaged and cannot be decoded{what and ' as ' + what}: {reason}") from error
+
+
 def load_image(
     source: Any,
     *,
     background: tuple[int, int, int] = (255, 255, 255),
     animation: Animation = "refuse",
+    color: Color = "stored",
     limits: Limits | None = None,
     access: Access | None = None,
 ) -> np.ndarray:
@@ -84,8 +88,10 @@ def load_image(
             [H, W, 4]) or torch tensor (channels first: [H, W], [1, H, W], [3, H, W] or [4, H, W]). Arrays are uint8,
             uint16 (65535 is white), bool, or float from 0 (black) to 1 (white).
         background: what shows through transparent pixels, RGB.
-        animation: what becomes of a file with several frames: "refuse" it, or take its "first" frame. As a film it is
-            opened by `mmrope.preprocess.video.open_video`, with the durations of its frames.
+        animation: what becomes of a file with several frames or pages: "refuse" it, or take its "first". An animation is
+            opened as a film by `mmrope.preprocess.video.open_video`, with the durations of its frames.
+        color: the values that are "stored", as models' own processors take them, or "srgb": converted from the ICC profile of
+            the file, if it has one, by relative colorimetry with black point compensation.
         limits: the largest image to open.
         access: which paths and URLs may be opened.
 
@@ -104,6 +110,8 @@ def load_image(
     """
     if animation not in ("refuse", "first"):
         raise ValueError(f"animation must be 'refuse' or 'first', got {animation!r}")
+    if color not in ("stored", "srgb"):
+        raise ValueError(f"color must be 'stored' or 'srgb', got {color!r}")
     limits, name = limits or Limits(), source_name(source)
     if is_tensor(source):
         source = _channels_last(source)
@@ -112,17 +120,21 @@ def load_image(
         return _of_array(source, background)
     if isinstance(source, Image.Image):
         _check_size(name, source.size, limits)
-        return _of_image(source, background, animation, name)
+        return _of_image(source, background, animation, color, name)
     with open_image(source, name, limits, access) as image:
-        return _of_image(image, background, animation, name)
+        return _of_image(image, background, animation, color, name)
 
 
-def _of_image(image: Image.Image, background: tuple[int, int, int], animation: Animation, name: str) -> np.ndarray:
-    if animation == "refuse" and image.format not in _SEVERAL_VIEWS and getattr(image, "is_animated", False):
-        raise MediaError(
-            f"{name} has {getattr(image, 'n_frames', 0)} frames: give it as a video, or take its first with animation='first'"
-        )
-    return upright_rgb(image, background, name)
+def _of_image(
+    image: Image.Image, background: tuple[int, int, int], animation: Animation, color: Color, name: str
+) -> np.ndarray:
+    if animation == "refuse" and image.format not in _SEVERAL_VIEWS:
+        with decoding(name, image.format or ""):
+            several = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
+        if several > 1:
+            what = "frames: give it as a video, or" if image.format in ANIMATED else "pages:"
+            raise MediaError(f"{name} has {several} {what} take its first with animation='first'")
+    return upright_rgb(image, background, color, name)
 
 
 def open_image(
@@ -132,11 +144,13 @@ def open_image(
     source = resolve(source, access)
     if formats is FORMATS and head_of(source)[4:12] in _HEIC:
         formats = (*formats, _heif_plugin(name))
+    if formats is FORMATS and _has_tga_footer(source):
+        formats = (*formats, "TGA")
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(f"{name} is too large: {error} (PIL.Image.MAX_IMAGE_PIXELS)") from error
-    except DECODER_ERRORS as error:
+    except Exception as error:  # see decoding
         reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"  # which says the object's address
         raise MediaError(f"{name} is not an image that can be opened (known formats: {', '.join(formats)}){reason}") from error
     # what is read from a path would be mapped into memory, by other rules: a damaged file then looks otherwise than its bytes
@@ -174,6 +188,20 @@ def head_of(source: Any) -> bytes:
     return head
 
 
+def _has_tga_footer(source: Any) -> bool:
+    """Whether a file ends as TGA of version 2 does: of the others nothing tells what they are."""
+    if isinstance(source, bytes):
+        return source.endswith(_TGA_FOOTER)
+    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
+        if not (hasattr(file, "seekable") and file.seekable()):
+            return False
+        place, size = file.tell(), file.seek(0, os.SEEK_END)
+        file.seek(max(size - len(_TGA_FOOTER), 0))
+        tail = file.read()
+        file.seek(place)
+        return tail == _TGA_FOOTER
+
+
 def _heif_plugin(name: str) -> str:
     try:
         import pillow_heif
@@ -185,27 +213,48 @@ def _heif_plugin(name: str) -> str:
     return "HEIF"
 
 
-def upright_rgb(image: Image.Image, background: tuple[int, int, int], name: str) -> np.ndarray:
+def upright_rgb(image: Image.Image, background: tuple[int, int, int], color: Color, name: str) -> np.ndarray:
     """The pixels of an opened image, or of the frame that it stands at: [H, W, 3] uint8."""
-    try:
+    with decoding(name, image.format or ""):
         image.load()
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        turn = _TURNS.get(_orientation(image))
         image = image if turn is None else image.transpose(turn)
+        if color == "srgb":
+            image = _in_srgb(image, name)
         return _pixels(_rgb(image, background, name))
-    except MediaError:
-        raise
-    except DECODER_ERRORS as error:
-        reason = str(error) or type(error).__name__
-        raise MediaError(f"{name} is damaged and cannot be decoded as {image.format}: {reason}") from error
 
 
-def is_animation(source: Any) -> bool:
-    """Whether a file is an animated image, from its header; False for what is no image at all."""
+def _orientation(image: Image.Image) -> int:
+    """By the EXIF of a file; 1, upright, where it has none, or one that cannot be read: nobody needs it to see the pixels."""
     try:
-        with open_image(source, "", Limits(), None, ANIMATED) as image:
-            return image.format not in _SEVERAL_VIEWS and bool(getattr(image, "is_animated", False))
-    except MediaError:
-        return False
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
+
+
+def _in_srgb(image: Image.Image, name: str) -> Image.Image:
+    """An image with an ICC profile, converted to sRGB; its transparency stays."""
+    stored = image.info.get("icc_profile")
+    if not stored or image.mode in ("I", "F", "1") or image.mode.startswith("I;16"):
+        return image
+    if image.mode in ("P", "PA", "LA", "La", "RGBa"):
+        image = image.convert("RGBA" if "A" in image.mode.upper() or "transparency" in image.info else "RGB")
+    flat, alpha = (image.convert("RGB"), image.getchannel("A")) if image.mode == "RGBA" else (image, None)
+    try:
+        made = ImageCms.profileToProfile(
+            flat,
+            ImageCms.ImageCmsProfile(io.BytesIO(stored)),
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError) as error:
+        raise MediaError(f"{name} has an ICC profile that cannot be used: {error}; color='stored' leaves it alone") from error
+    assert made is not None
+    if alpha is not None:
+        made.putalpha(alpha)
+    return made
 
 
 _LARGE, _BAND = 1 << 23, 1 << 18
@@ -223,24 +272,6 @@ def _pixels(image: Image.Image) -> np.ndarray:
     for y in range(0, height, rows):
         out[y : y + rows] = np.asarray(image.crop((0, y, width, min(y + rows, height))))
     return out
-
-
-def animation_frames(image: Image.Image, background: tuple[int, int, int], name: str) -> Iterator[tuple[float, np.ndarray]]:
-    """Every frame of an opened animation with its duration in milliseconds, as its file states it; a frame's pixels are
-    those that a viewer shows, after disposal and blending."""
-    frame, size = 0, image.size
-    while True:
-        try:
-            image.seek(frame)
-        except EOFError:
-            return
-        except DECODER_ERRORS as error:
-            raise MediaError(f"{name} is damaged at frame {frame}: {error}") from error
-        if image.size != size:  # Pillow makes the canvas of a GIF larger for a frame that does not fit
-            raise MediaError(f"{name} is damaged: frame {frame} is {image.width} x {image.height}, larger than the film")
-        pixels = upright_rgb(image, background, f"frame {frame} of {name}")
-        yield float(image.info.get("duration") or 0), pixels  # known once the frame is loaded
-        frame += 1
 
 
 def is_tensor(source: Any) -> bool:

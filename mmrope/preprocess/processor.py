@@ -56,6 +56,7 @@ _CHOICES = {
     "pixels": ("float32", "uint8"),
     "animation": ("refuse", "first"),
     "video_backend": ("auto", "pyav", "decord", "torchcodec"),
+    "color": ("stored", "srgb"),
     "damaged": ("refuse", "keep"),
     "aspect": ("stored", "square"),
 }
@@ -187,6 +188,9 @@ class Processor:
     animation: Animation = "refuse"
     """What becomes of an animated file that is given as an image: "refuse" it, or take its "first" frame. Given as a video it
     is a film."""
+    color: Literal["stored", "srgb"] = "stored"
+    """Values as they are stored, as the models' own processors take them, or converted to sRGB: from the ICC profile of an
+    image, and of films with a high dynamic range."""
     pixels: Literal["float32", "uint8"] = "float32"
     """pixel_values as models read them, or as bytes, an eighth of the size for images, to be turned into the former on the
     device by `normalize`, or by a model that does it itself, as `mmrope.VLM`."""
@@ -548,8 +552,8 @@ class Processor:
             from mmrope.preprocess.image import load_image, source_name  # Pillow is loaded once there is a file
 
         source, config = source_of(item), self._patches
-        options = {"background": self.background, "animation": self.animation, "limits": self.limits, "access": self.access}
-        image = load_image(source, **options)
+        options = {"background": self.background, "color": self.color, "limits": self.limits, "access": self.access}
+        image = load_image(source, animation=self.animation, **options)
         size = image_size(image.shape[0], image.shape[1], config, self.limits)
         grid = self._checked_grid(1, size)
         patches = image_patches(image, size, config) if pixels else None
@@ -561,7 +565,7 @@ class Processor:
 
         source, config = source_of(item), self._patches
         clock = None if has_own_clock(source) else item.get("fps")
-        options = {"background": self.background, "limits": self.limits, "access": self.access}
+        options = {"background": self.background, "color": self.color, "limits": self.limits, "access": self.access}
         video = open_video(source, fps=clock, damaged=self.damaged, **options)
         times = self._looks(item, video, clock)
         indices, patch = video.frames_at(times), config.temporal_patch_size

@@ -18,25 +18,15 @@ import numpy as np
 from mmrope.positions.timing import VideoTiming
 from mmrope.preprocess import readers
 from mmrope.preprocess.access import Access, resolve
+from mmrope.preprocess.animation import animation_format, animation_frames, read_animation
 from mmrope.preprocess.errors import Limits, MediaError
-from mmrope.preprocess.image import (
-    ANIMATED,
-    animation_frames,
-    head_of,
-    is_tensor,
-    load_image,
-    open_image,
-    source_name,
-    to_uint8,
-)
+from mmrope.preprocess.image import Color, is_tensor, load_image, source_name, to_uint8
 from mmrope.preprocess.probe import Clock, Damaged, check_duration, check_frame_count, check_frame_size, read_clock
 
 VideoBackend = Literal["auto", "pyav", "decord", "torchcodec"]
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
 
 _ROUNDING = Fraction(1, 2000)  # seconds; Matroska rounds stamps to milliseconds, so a frame may be stamped late by half of one
-_MILLISECOND = Fraction(1, 1000)
-_SHORTEST, _INSTEAD = 11, 100  # milliseconds: browsers show a frame that states less than the first for the second
 
 
 class Video(readers.Source):
@@ -201,7 +191,8 @@ class Video(readers.Source):
         if not self.clock.codec:
             if backend != "auto":
                 raise MediaError(f"{self.name}: {backend} cannot be trusted with it: it is an animation; use backend='auto'")
-            return Frames("pillow", "an animation", _animated(self, wanted))
+            frames = animation_frames(self.source, self.name, wanted, self.background, self.color)
+            return Frames("pillow", "an animation", frames)
         if backend == "decord":
             return Frames("decord", "asked for, and agrees with the packets", readers.decord_frames(self, wanted))
         if backend == "torchcodec":
@@ -235,7 +226,7 @@ def open_video(
     fps: float | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
     damaged: Damaged = "refuse",
-    color: Literal["stored", "srgb"] = "stored",
+    color: Color = "stored",
     limits: Limits | None = None,
     access: Access | None = None,
 ) -> Video:
@@ -284,63 +275,13 @@ def open_video(
                 raise ValueError(
                     f"fps={fps} is for arrays of frames; {name} has its own clock (sample it with Processor(fps=...))"
                 )
-            return _of_animation(source, name, form, background, limits)
-        video = Video(source, name, read_clock(source, name, limits, damaged=damaged, fps=fps), background, color)
+            clock = read_animation(source, name, form, limits)
+        else:
+            clock = read_clock(source, name, limits, damaged=damaged, fps=fps)
+        video = Video(source, name, clock, background, color)
     check_frame_size(video.name, video.width, video.height, limits)
     check_duration(video.name, video.duration, limits)
     return video
-
-
-# --- animations -------------------------------------------------------------------------------------------------------
-
-
-def animation_format(source: str | bytes) -> str | None:
-    """Which of the image formats that can be animated a file begins as, if any."""
-    head = head_of(source)
-    if head[:4] == b"GIF8":
-        return "GIF"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head[:8] == b"\x89PNG\r\n\x1a\n":
-        return "PNG"
-    return "AVIF" if head[4:12] in (b"ftypavis", b"ftypavif") else None
-
-
-def _of_animation(source: Any, name: str, form: str, background: tuple[int, int, int], limits: Limits) -> Video:
-    """An animation, whose frames say how long they are shown: all are decoded once to know."""
-    ends, tick = [0], Fraction(0)
-    with open_image(source, name, limits, None, ANIMATED) as image:
-        width, height = image.size
-        for milliseconds, pixels in animation_frames(image, background, name):
-            height, width = pixels.shape[:2]
-            shown = milliseconds if milliseconds >= _SHORTEST else _INSTEAD
-            tick += Fraction(shown).limit_denominator(1000)
-            ends.append(round(tick * 1000))  # microseconds
-            check_frame_count(name, len(ends) - 1, limits)
-            if (len(ends) - 1) * width * height > limits.max_animation_pixels:
-                raise MediaError(
-                    f"{name} has over {limits.max_animation_pixels / 1e9:g} thousand million pixels in its frames together; "
-                    "make a video file of it, or raise Limits(max_animation_pixels=...)"
-                )
-    if len(ends) == 2 and form != "GIF":
-        raise MediaError(f"{name} is a still image ({form}), not a film: give it as an image")
-    duration = ends[-1] * _MILLISECOND / 1000
-    check_duration(name, duration, limits)
-    pts = np.array(ends[:-1], dtype=np.int64)
-    clock = Clock(container=form.lower(), width=width, height=height, pts=pts, time_base=_MILLISECOND / 1000, duration=duration)
-    return Video(source, name, clock, background)
-
-
-def _animated(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
-    pending = wanted.tolist()[::-1]
-    with open_image(video.source, video.name, Limits(max_image_pixels=2**62), None, ANIMATED) as image:
-        for index, (_, pixels) in enumerate(animation_frames(image, video.background, video.name)):
-            while pending and pending[-1] == index:
-                pending.pop()
-                yield pixels
-            if not pending:
-                return
-    raise MediaError(f"{video.name} has changed since it was probed: frame {pending[-1]} is missing")
 
 
 def whole_file(file: Any) -> bytes:
