@@ -34,7 +34,12 @@ from transformers import Glm4vImageProcessor, Qwen2VLImageProcessor
 from mmrope import Processor
 from mmrope.preprocess import load_image, open_video
 from mmrope.preprocess.patches import FAMILY_PATCHES, image_patches, image_size, normalize
-from mmrope.preprocess.readers import _frames
+from mmrope.preprocess.readers import _image, by_time
+
+try:  # its wheel has no FFmpeg: it works where the system has one
+    from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
+except (ImportError, RuntimeError, OSError):
+    VideoDecoder = None
 
 ROOT = Path(__file__).parents[1]
 HALF: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -43,6 +48,7 @@ UPSTREAM = {
     "qwen3_vl": Qwen2VLImageProcessor(patch_size=16, size={"shortest_edge": 65536, "longest_edge": 16777216}, **HALF),
     "glm4v": Glm4vImageProcessor(),
 }
+PACKAGES = ("torch", "torchvision", "transformers", "pillow", "simplejpeg", "av", "decord")
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -87,6 +93,65 @@ def batch(threads: int) -> Calls:
     return {"transformers": lambda: UPSTREAM["qwen2_vl"](opened(), return_tensors="pt"), **calls}
 
 
+def jpeg(size: str) -> bytes:
+    file = io.BytesIO()
+    photographs()[size].save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def files(size: str) -> Calls:
+    """From the bytes of a JPEG file to pixel_values, decoding included."""
+    content, config, upstream = jpeg(size), FAMILY_PATCHES["qwen2_vl"], UPSTREAM["qwen2_vl"]
+
+    def packed() -> torch.Tensor:
+        pixels = load_image(content)
+        return image_patches(pixels, image_size(pixels.shape[0], pixels.shape[1], config), config)
+
+    return {
+        "transformers": lambda: upstream(Image.open(io.BytesIO(content)).convert("RGB"), return_tensors="pt"),
+        "mmrope": lambda: normalize(packed(), config),
+        "mmrope, uint8": packed,
+    }
+
+
+class Rows(torch.utils.data.Dataset):
+    """JPEG files, prepared one by one in a data loader's worker."""
+
+    def __init__(self, size: str, prepare: Callable[[bytes], torch.Tensor]) -> None:
+        self.content, self.prepare = jpeg(size), prepare
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.prepare(self.content)
+
+
+def by_transformers(content: bytes) -> torch.Tensor:
+    return UPSTREAM["qwen2_vl"](Image.open(io.BytesIO(content)).convert("RGB"), return_tensors="pt")["pixel_values"]
+
+
+def by_mmrope(content: bytes, pixels: str = "float32") -> torch.Tensor:
+    item = {"type": "image", "image": content}
+    return Processor(family="qwen2_vl", pixels=pixels)([{"role": "user", "content": [item]}])["pixel_values"]  # pyright: ignore
+
+
+def loader(size: str) -> Calls:
+    """64 files through a data loader with one worker and its hand-over: batches of 8, joined."""
+
+    def epoch(prepare: Callable[[bytes], torch.Tensor]) -> Callable[[], Any]:
+        loader = torch.utils.data.DataLoader(
+            Rows(size, prepare), batch_size=8, num_workers=1, collate_fn=torch.cat, persistent_workers=True
+        )
+        return lambda: sum(len(batch) for batch in loader)
+
+    return {
+        "transformers": epoch(by_transformers),
+        "mmrope": epoch(by_mmrope),
+        "mmrope, uint8": epoch(functools.partial(by_mmrope, pixels="uint8")),
+    }
+
+
 def film(path: Path, frames: int, keyframes: int) -> Path:
     """640 x 360, 25 frames a second, h264 with B-frames."""
     photo = np.tile(data.astronaut(), (2, 4, 1))
@@ -110,14 +175,25 @@ def videos(path: Path, frames: int, wanted: int) -> Calls:
         return decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1).get_batch(indices).asnumpy()
 
     def in_order() -> list[np.ndarray]:
-        return list(_frames(open_video(path), np.array(indices), by_keyframes=False))
+        video = open_video(path)
+        return [_image(video, frame) for frame in by_time(video, np.array(indices), by_keyframes=False)]
 
     def by_keyframes() -> list[np.ndarray]:
         return list(open_video(path).decode(indices).frames)
 
     for other in (in_order(), by_keyframes()):
         np.testing.assert_array_equal(np.stack(other), by_decord())
-    return {"decord": by_decord, "PyAV, every frame in order": lambda: every(path, indices), "mmrope": by_keyframes}
+
+    def by_torchcodec() -> torch.Tensor:
+        assert VideoDecoder is not None
+        decoder = VideoDecoder(str(path), dimension_order="NHWC", seek_mode="exact", num_ffmpeg_threads=1)
+        return decoder.get_frames_at(indices).data
+
+    calls: Calls = {"decord": by_decord, "PyAV, every frame in order": lambda: every(path, indices), "mmrope": by_keyframes}
+    if VideoDecoder is not None:  # another FFmpeg's pixels may differ by one
+        assert np.abs(by_torchcodec().numpy().astype(int) - np.stack(by_keyframes())).max() <= 3
+        calls["torchcodec"] = by_torchcodec
+    return calls
 
 
 def every(path: Path, indices: list[int]) -> list[np.ndarray]:
@@ -151,7 +227,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     cpus = os.sched_getaffinity(0)
-    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "torchvision", "transformers", "pillow", "av", "decord"))
+    packages = ", ".join(f"{p} {version(p)}" for p in PACKAGES)
     lines = [f"{cpu()}, one thread; Python {sys.version.split()[0]}, {packages}; {time.strftime('%Y-%m-%d')}", ""]
     lines += [f"Milliseconds, least / median of {rounds} turns; times as fast as the first of a case by the least.", ""]
     lines += [row("case", "what", "ms", "times as fast"), row(*["---"] * 4)]
@@ -160,6 +236,10 @@ def main() -> None:
     for shown, image in photographs().items():
         names = UPSTREAM if "1344" in shown else ("qwen2_vl",)
         cases += [(f"{name}, {shown}", functools.partial(images, name, image), one) for name in names]
+    for size in ("astronaut, 512 x 512", "coffee, 1344 x 1008", "coffee, 4032 x 3024"):
+        cases.append((f"qwen2_vl, a JPEG file, {size}", functools.partial(files, size), one))
+    for size in ("astronaut, 512 x 512", "coffee, 1344 x 1008"):
+        cases.append((f"qwen2_vl, 64 JPEG files by a loader's worker, {size}", functools.partial(loader, size), cpus))
     cases.append((f"qwen2_vl, 16 JPEG files of 1344 x 1008, {len(cpus)} CPUs", lambda: batch(len(cpus)), cpus))
     with tempfile.TemporaryDirectory() as folder:
         for frames, keyframes, ending in ((250, 250, "mp4"), (1500, 50, "mp4"), (1500, 50, "mkv"), (1500, 250, "mp4")):

@@ -40,7 +40,7 @@ from tests.positions import (  # noqa: E402
     test_workers,
 )
 from tests.support.authors import AUTHORS, authors_ids  # noqa: E402
-from tests.support.strategies import STRIDES, crowded_rows, upstream_rows  # noqa: E402
+from tests.support.strategies import AUTHORS_ROWS, STRIDES, upstream_rows  # noqa: E402
 from tests.support.upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, VLLM, vllm_ids  # noqa: E402
 
 LAWS = (
@@ -142,7 +142,7 @@ def differentials(asked: argparse.Namespace) -> dict[tuple[str, str], tuple[st.S
     for name in AUTHORS if asked.authors else ():
         rule = family(name, **({"stride": STRIDES[name]} if name in STRIDES else {}))
         found["authors", name] = (
-            crowded_rows() if name == "v2pe" else upstream_rows(rule),
+            AUTHORS_ROWS.get(name, lambda rule=rule: upstream_rows(rule))(),
             lambda row, rule=rule: same(authors_ids(asked.authors, rule, row), rule, row),
         )
     return found

@@ -27,6 +27,7 @@ HEAVY = {
     "torchvision",
     "PIL",
     "pillow_heif",
+    "simplejpeg",
     "av",
     "decord",
     "einops",

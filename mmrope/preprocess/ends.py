@@ -37,6 +37,12 @@ def missing_bytes(source: str | bytes, container: str) -> int:
         return max(ends(file, size) - size, 0)
 
 
+def begins_as_mp4(source: str | bytes) -> bool:
+    """Whether a file begins as MP4 and QuickTime do, also where FFmpeg cannot open it."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        return file.read(8)[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+
+
 def _piece(file: Any, begin: int, size: int) -> bytes:
     file.seek(max(begin, 0))
     return file.read(size)

@@ -27,6 +27,7 @@ from PIL import (  # noqa: F401  (registered)
 
 from mmrope.preprocess.access import Access, resolve
 from mmrope.preprocess.errors import Limits, MediaError
+from mmrope.preprocess.jpeg import jpeg_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +123,8 @@ def load_image(
         _check_size(name, source.size, limits)
         return _of_image(source, background, animation, color, name)
     with open_image(source, name, limits, access) as image:
-        return _of_image(image, background, animation, color, name)
+        pixels = jpeg_pixels(image, _orientation(image)) if color == "stored" else None
+        return _of_image(image, background, animation, color, name) if pixels is None else pixels
 
 
 def _of_image(

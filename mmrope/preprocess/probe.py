@@ -20,7 +20,7 @@ import av.stream
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 
-from mmrope.preprocess.ends import missing_bytes
+from mmrope.preprocess.ends import begins_as_mp4, missing_bytes
 from mmrope.preprocess.errors import Limits, MediaError
 
 Damaged = Literal["refuse", "keep"]
@@ -46,6 +46,7 @@ _IN_ORDER = (
 """Codecs whose frames are stored in the order in which they are shown, one a packet."""
 _ONE_FRAME_A_PACKET = (*_IN_ORDER, "h264", "hevc", "av1", "vp8", "vp9", "mpeg2video", "mpeg1video", "theora")
 """The others may have two frames in a packet, or none (MPEG-4 part 2 as DivX and XviD write it, VC-1)."""
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 _STATES_DECODING_ORDER = ("avi", "asf")
 """Containers that state no presentation times: those of decoding, in their order, are those of the frames in theirs."""
 _STATES_SOME = ("mpeg", "mxf")
@@ -238,9 +239,11 @@ def read_clock(source: Any, name: str, limits: Limits, *, damaged: Damaged = "re
                 return _counted(container, stream, name, limits, packets, damaged, lacks, fps)
             return _stated(container, stream, name, limits, packets)
     except (av.error.FFmpegError, UnicodeError, OverflowError) as error:
+        lacks = missing_bytes(source, _MP4) if isinstance(error, av.error.InvalidDataError) and begins_as_mp4(source) else 0
+        cut = f"; it is cut off: it lacks at least {lacks:,} bytes, and its index may be among them" if lacks else ""
         raise MediaError(
             f"{name} cannot be read as a video (known formats: mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogv, mxf, y4m): "
-            f"{error}"
+            f"{error}{cut}"
         ) from error
 
 

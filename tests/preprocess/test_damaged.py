@@ -64,6 +64,14 @@ def test_a_film_that_is_cut_is_refused_or_kept_with_a_record(whole):
     assert kept
 
 
+def test_an_mp4_without_its_index_is_said_to_be_cut(samples):
+    content = (samples / "clip.mp4").read_bytes()
+    with pytest.raises(
+        MediaError, match=r"cannot be read as a video .*; it is cut off: it lacks at least [\d,]+ bytes, and its index"
+    ):
+        open_video(content[:9000])
+
+
 def test_a_whole_film_lacks_nothing(whole):
     content = whole.read_bytes()
     assert open_video(content).damage == ""

@@ -155,6 +155,16 @@ def crowded_rows() -> st.SearchStrategy[list[Segment]]:
     )
 
 
+def generated_rows() -> st.SearchStrategy[list[Segment]]:
+    """Rows of a text and then images, the last of which is to be made, all that OmniGen2's own code places."""
+    images = st.lists(_MEDIA["image"], min_size=1, max_size=4)
+    return st.tuples(st.integers(1, 9).map(Segment.text), images).map(lambda drawn: [drawn[0], *drawn[1]])
+
+
+AUTHORS_ROWS = {"v2pe": crowded_rows, "omnirope": generated_rows}
+"""Families whose authors' code takes only such rows."""
+
+
 @st.composite
 def upstream_batches(draw: st.DrawFn, family: Family) -> list[list[Segment]]:
     """Batches of such rows, padded on one side. Of videos with and without their sound, upstreams take one kind in a batch."""
