@@ -29,7 +29,7 @@ from drift import sglang_module  # noqa: E402
 
 from mmrope import FAMILIES, Family, Segment  # noqa: E402
 from tests.adapters.test_serving import sglang_request  # noqa: E402
-from tests.support.authors import AUTHORS, authors_ids  # noqa: E402
+from tests.support.authors import AUTHORS, TOUCHING, authors_ids  # noqa: E402
 from tests.support.reference_format import segment  # noqa: E402
 from tests.support.upstream_ids import IN_TRANSFORMERS, TRANSFORMERS, VLLM, as_inputs, transformers_ids, vllm_ids, with_tokens  # noqa: E402
 
@@ -96,8 +96,9 @@ def main() -> None:
             upstreams[""] = (f"by hand, and by scripts/make_references.py, {INSTALLED}", reference_by_transformers)
         if given.authors and name in AUTHORS:
             source = FAMILIES[name].source
+            by_hand = any(case["expected"].get("", {}).get("by_hand") for case in reference["cases"])
             upstreams[""] = (
-                f"by hand, and by scripts/make_references.py from the authors' code: {source}",
+                f"{'by hand, and ' * by_hand}by scripts/make_references.py from the authors' code: {source}",
                 lambda family, rows: by_authors(given.authors, family, rows),
             )
         if given.vllm and name in VLLM:
@@ -122,7 +123,10 @@ def main() -> None:
 def fill(case: dict[str, Any], revision: str, family: Family, make: Any) -> None:
     """Fills a case's table of a revision; one that was made by hand (it says where text goes on) must be the same."""
     rows = [[segment(*item) for item in row] for row in case["rows"]]
-    if any(a.kind not in ("text", "pad") and b.kind not in ("text", "pad") for row in rows for a, b in itertools.pairwise(row)):
+    touch = any(
+        a.kind not in ("text", "pad") and b.kind not in ("text", "pad") for row in rows for a, b in itertools.pairwise(row)
+    )
+    if touch and (revision or family.name not in TOUCHING):
         return  # upstreams need text between media: they raise, or place all like text
     kinds = {s.kind for row in rows for s in row}
     if not kinds <= {"text", "pad", *family.media}:

@@ -72,14 +72,14 @@ def doctor(model: Any = None) -> list[Finding]:
             names = [name for name in code.families if name in FAMILIES and wanted in (None, name)]
             found += [_finding(code, version, name) for name in names]
         stated = f"{upstream}-{version.rpartition('.')[0]}"
-        there = {code.name for code in mine}
+        present = {code.name for code in mine}
         gone = (
             {}
             if stated in SAME_CODE or any(row.revision == stated for row in FAMILIES.values())
             else families_of_code(upstream)
         )
         for name, families in gone.items():
-            if name not in there and wanted in (None, *families):
+            if name not in present and wanted in (None, *families):
                 found.append(Finding(upstream, version, name, "has no position code where it was known to be", right=False))
     return found
 

@@ -48,6 +48,8 @@ AUTHORS = {  # family -> (file, function, class)
         "Qwen2_5_VLForConditionalGeneration_CircleRoPE",
     ),
 }
+TOUCHING = ("isaac", "hunyuan_image_3", "omnirope")
+"""Families whose authors' code needs no text between media."""
 
 
 def authors_ids(folder: Path, family: Family, row: Sequence[Segment]) -> np.ndarray:
