@@ -46,7 +46,7 @@ from mmrope.preprocess.text import ByteTokenizer, FileTokenizer, Tokenizer, Word
 if TYPE_CHECKING:
     import torch
 
-    from mmrope.preprocess.image import Animation
+    from mmrope.preprocess.image import Animation, Color
     from mmrope.preprocess.video import VideoBackend
 
 _PROCESS = os.getpid()
@@ -55,6 +55,7 @@ _CHOICES = {
     "padding_side": ("left", "right"),
     "pixels": ("float32", "uint8"),
     "animation": ("refuse", "first"),
+    "color": ("stored", "srgb"),
     "video_backend": ("auto", "pyav", "decord", "torchcodec"),
 }
 _MOST_THREADS = 8  # of which each may use all of torch's
@@ -183,6 +184,9 @@ class Processor:
     animation: Animation = "refuse"
     """What becomes of an animated file that is given as an image: "refuse" it, or take its "first" frame. Given as a video it
     is a film."""
+    color: Color = "stored"
+    """"stored": the values of images and animations as their files hold them, as the models' own processors read them; "srgb":
+    converted by the ICC profile of a file that has one. Video files have none."""
     pixels: Literal["float32", "uint8"] = "float32"
     """pixel_values as models read them, or as bytes, an eighth of the size for images, to be turned into the former on the
     device by `normalize`, or by a model that does it itself, as `mmrope.VLM`."""
@@ -533,13 +537,17 @@ class Processor:
             return media
         return self._measure_image(item, pixels) if item["type"] == "image" else self._measure_video(item, pixels)
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What images and videos are opened with."""
+        return {"background": self.background, "color": self.color, "limits": self.limits, "access": self.access}
+
     def _measure_image(self, item: Mapping[str, Any], pixels: bool) -> Media:
         with needed_for("an image"):
             from mmrope.preprocess.image import load_image, source_name  # Pillow is loaded once there is a file
 
         source, config = source_of(item), self._patches
-        options = {"background": self.background, "animation": self.animation, "limits": self.limits, "access": self.access}
-        image = load_image(source, **options)
+        image = load_image(source, animation=self.animation, **self._options)
         size = image_size(image.shape[0], image.shape[1], config, self.limits)
         grid = self._checked_grid(1, size)
         patches = image_patches(image, size, config) if pixels else None
@@ -551,8 +559,7 @@ class Processor:
 
         source, config = source_of(item), self._patches
         clock = None if has_own_clock(source) else item.get("fps")
-        options = {"background": self.background, "limits": self.limits, "access": self.access}
-        video = open_video(source, fps=clock, **options)
+        video = open_video(source, fps=clock, **self._options)
         times = self._looks(item, video, clock)
         indices, patch = video.frames_at(times), config.temporal_patch_size
         size = frame_size(video.height, video.width, len(times), config, self.limits)

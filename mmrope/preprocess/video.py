@@ -18,25 +18,15 @@ import numpy as np
 from mmrope.positions.timing import VideoTiming
 from mmrope.preprocess import readers
 from mmrope.preprocess.access import Access, resolve
+from mmrope.preprocess.animation import TICK, animation_format, animation_frames, read_animation
 from mmrope.preprocess.errors import Limits, MediaError
-from mmrope.preprocess.image import (
-    ANIMATED,
-    animation_frames,
-    head_of,
-    is_tensor,
-    load_image,
-    open_image,
-    source_name,
-    to_uint8,
-)
+from mmrope.preprocess.image import Color, check_color, is_tensor, load_image, source_name, to_uint8
 from mmrope.preprocess.probe import Probed, check_duration, check_frame_count, check_frame_size, read_clock
 
 VideoBackend = Literal["auto", "pyav", "decord", "torchcodec"]
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
 
 _ROUNDING = Fraction(1, 2000)  # seconds; Matroska rounds stamps to milliseconds, so a frame may be stamped late by half of one
-_MILLISECOND = Fraction(1, 1000)
-_SHORTEST, _INSTEAD = 11, 100  # milliseconds: browsers show a frame that states less than the first for the second
 
 
 class Video(Probed):
@@ -150,7 +140,7 @@ class Video(Probed):
         if not self.codec:
             if backend != "auto":
                 raise MediaError(f"{self.name}: {backend} cannot be trusted with it: it is an animation; use backend='auto'")
-            return Frames("pillow", "an animation", _animated(self, wanted))
+            return Frames("pillow", "an animation", animation_frames(self.source, wanted))
         if backend == "decord":
             return Frames("decord", "asked for, and agrees with the packets", readers.decord_frames(self, wanted))
         if backend == "torchcodec":
@@ -183,6 +173,7 @@ def open_video(
     *,
     fps: float | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
+    color: Color = "stored",
     limits: Limits | None = None,
     access: Access | None = None,
 ) -> Video:
@@ -193,6 +184,7 @@ def open_video(
             [T, H, W, 3] or a torch tensor [T, 3, H, W] (uint8, uint16, or float from 0 to 1); or a list of images of one size.
         fps: frames a second, for arrays and lists; a file has its own clock.
         background: what shows through transparent pixels of an animation, RGB.
+        color: of animations and of lists of images: "stored" or "srgb", as in `load_image`. Video files have no ICC profile.
         limits: the largest video to open.
         access: which paths and URLs may be opened.
 
@@ -209,20 +201,22 @@ def open_video(
         >>> [round(second, 3) for second in video.seconds.tolist()], float(video.duration)
         ([0.0, 0.1, 0.3], 0.6)
     """
+    check_color(color)
     limits = limits or Limits()
     if is_tensor(source):
         source = _tensor_frames(source)
     if isinstance(source, np.ndarray):
         video = _of_array(source, fps)
     elif isinstance(source, (list, tuple)):
-        video = _of_images(source, fps, background, limits, access)
+        video = _of_images(source, fps, background, color, limits, access)
     elif fps is not None:
         raise ValueError(f"fps={fps} is for arrays of frames; a file has its own clock (sample it with Processor(fps=...))")
     else:
         name, source = source_name(source), resolve(source, access)
         source = whole_file(source) if hasattr(source, "read") else source
         if (form := animation_format(source)) is not None:
-            return _of_animation(source, name, form, background, limits)
+            found = read_animation(source, name, form, background, color, limits)
+            return Video(found, name, form.lower(), "", found.width, found.height, found.pts, TICK, found.duration)
         clock = read_clock(source, name, limits)
         video = Video(
             source, name, clock.container, clock.codec, clock.width, clock.height, clock.pts, clock.time_base, clock.duration,
@@ -233,55 +227,7 @@ def open_video(
     return video
 
 
-# --- animations -------------------------------------------------------------------------------------------------------
-
-
-def animation_format(source: str | bytes) -> str | None:
-    """Which of the image formats that can be animated a file begins as, if any."""
-    head = head_of(source)
-    if head[:4] == b"GIF8":
-        return "GIF"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head[:8] == b"\x89PNG\r\n\x1a\n":
-        return "PNG"
-    return "AVIF" if head[4:12] in (b"ftypavis", b"ftypavif") else None
-
-
-def _of_animation(source: Any, name: str, form: str, background: tuple[int, int, int], limits: Limits) -> Video:
-    """An animation, whose frames say how long they are shown: all are decoded once to know."""
-    ends, tick = [0], Fraction(0)
-    with open_image(source, name, limits, None, ANIMATED) as image:
-        width, height = image.size
-        for milliseconds, pixels in animation_frames(image, background, name):
-            height, width = pixels.shape[:2]
-            shown = milliseconds if milliseconds >= _SHORTEST else _INSTEAD
-            tick += Fraction(shown).limit_denominator(1000)
-            ends.append(round(tick * 1000))  # microseconds
-            check_frame_count(name, len(ends) - 1, limits)
-            if (len(ends) - 1) * width * height > limits.max_animation_pixels:
-                raise MediaError(
-                    f"{name} has over {limits.max_animation_pixels / 1e9:g} thousand million pixels in its frames together; "
-                    "make a video file of it, or raise Limits(max_animation_pixels=...)"
-                )
-    if len(ends) == 2 and form != "GIF":
-        raise MediaError(f"{name} is a still image ({form}), not a film: give it as an image")
-    duration = ends[-1] * _MILLISECOND / 1000
-    check_duration(name, duration, limits)
-    pts = np.array(ends[:-1], dtype=np.int64)
-    return Video(source, name, form.lower(), "", width, height, pts, _MILLISECOND / 1000, duration, background=background)
-
-
-def _animated(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
-    pending = wanted.tolist()[::-1]
-    with open_image(video.source, video.name, Limits(max_image_pixels=2**62), None, ANIMATED) as image:
-        for index, (_, pixels) in enumerate(animation_frames(image, video.background, video.name)):
-            while pending and pending[-1] == index:
-                pending.pop()
-                yield pixels
-            if not pending:
-                return
-    raise MediaError(f"{video.name} has changed since it was probed: frame {pending[-1]} is missing")
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def whole_file(file: Any) -> bytes:
@@ -315,21 +261,23 @@ def _of_array(frames: np.ndarray, fps: float | None) -> Video:
     return Video(frames, "array of frames", "array", "raw", width, height, np.arange(count), tick, count * tick)
 
 
-def _of_images(images: Sequence[Any], fps: float | None, background: Any, limits: Limits, access: Access | None) -> Video:
+def _of_images(
+    images: Sequence[Any], fps: float | None, background: Any, color: Color, limits: Limits, access: Access | None
+) -> Video:
     tick = _tick(fps, "a list of images")
     if not images:
         raise MediaError("a list of images is empty; give at least one frame")
     check_frame_count("a list of images", len(images), limits)
-    first = load_image(images[0], background=background, limits=limits, access=access)
-    source = [(image, background, limits, access) for image in images]
+    first = load_image(images[0], background=background, color=color, limits=limits, access=access)
+    source = [(image, background, color, limits, access) for image in images]
     height, width, _ = first.shape
     count = len(images)
     return Video(source, f"{count} images", "images", "raw", width, height, np.arange(count), tick, count * tick)
 
 
 def _still(video: Video, index: int) -> np.ndarray:
-    source, background, limits, access = video.source[index]
-    image = load_image(source, background=background, limits=limits, access=access)
+    source, background, color, limits, access = video.source[index]
+    image = load_image(source, background=background, color=color, limits=limits, access=access)
     if image.shape[:2] != (video.height, video.width):
         raise MediaError(
             f"{source_name(source)}, frame {index} of a list of images, has {image.shape[1]} x {image.shape[0]} pixels, "

@@ -1,0 +1,257 @@
+"""Animations: when their frames are shown, read from their headers without decoding a pixel; and the frames, when asked for.
+
+Opening takes as long as the file is large, whatever its header claims. GIF, PNG, WebP and AVIF state how long each frame lasts.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import accumulate, repeat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mmrope.preprocess.errors import Limits, MediaError
+from mmrope.preprocess.image import ANIMATED, Color, decoding, head_of, open_image, orientation_of, upright_rgb
+from mmrope.preprocess.probe import check_duration, check_frame_count
+
+_SECOND = 10**12
+"""Durations are whole picoseconds: sums of them are exact, and quick."""
+_MILLISECOND, _MICROSECOND = _SECOND // 10**3, _SECOND // 10**6
+_SHORTEST, _INSTEAD = 11 * _MILLISECOND, 100 * _MILLISECOND
+"""Browsers show a frame that states less than the first for the second."""
+TICK = Fraction(1, 10**6)
+"""Seconds, of the times of frames."""
+
+
+@dataclass(frozen=True, eq=False)
+class Animated:
+    """What the header of an animation says, and how its frames are to be decoded."""
+
+    source: str | bytes = field(repr=False)
+    """An absolute path, or bytes."""
+    name: str
+    width: int
+    """As shown, upright, in pixels."""
+    height: int
+    pts: np.ndarray = field(repr=False)
+    """[n] int64, when each frame is shown, in ticks, increasing."""
+    duration: Fraction
+    """Seconds from the first frame to the end of the last."""
+    before: int
+    """Pictures before the first frame: an animated PNG may begin with one for viewers that show no animation."""
+    background: tuple[int, int, int]
+    color: Color
+    limits: Limits
+
+
+def animation_format(source: str | bytes) -> str | None:
+    """Which of the image formats that can be animated a file begins as, if any."""
+    head = head_of(source)
+    if head[:4] == b"GIF8":
+        return "GIF"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    return "AVIF" if head[4:12] in (b"ftypavis", b"ftypavif") else None
+
+
+def read_animation(
+    source: str | bytes, name: str, form: str, background: tuple[int, int, int], color: Color, limits: Limits
+) -> Animated:
+    """The clock of an animation.
+
+    Args:
+        source: an absolute path, or bytes.
+        form: what `animation_format` says of it.
+
+    Raises:
+        MediaError: a still image, damaged, or over a limit.
+    """
+    with open_image(source, name, limits, None, ANIMATED) as image, decoding(name, "is damaged"):
+        if form != "GIF" and not getattr(image, "is_animated", False):
+            raise _still(name, form)
+        durations = _DURATIONS[form](_content(source), image, name)
+        width, height = image.size if orientation_of(image) < 5 else image.size[::-1]
+        before = _before(image)
+    if len(durations) == 1 and form != "GIF":
+        raise _still(name, form)
+    if not durations:
+        raise MediaError(f"{name} is damaged: it has no frame")
+    check_frame_count(name, len(durations), limits)
+    ends = [0, *accumulate(shown if shown >= _SHORTEST else _INSTEAD for shown in durations)]
+    duration = Fraction(ends[-1], _SECOND)
+    check_duration(name, duration, limits)
+    pts = np.array([(end + _MICROSECOND // 2) // _MICROSECOND for end in ends[:-1]], dtype=np.int64)
+    return Animated(source, name, width, height, pts, duration, before, background, color, limits)
+
+
+def _still(name: str, form: str) -> MediaError:
+    return MediaError(f"{name} is a still image ({form}), not a film: give it as an image")
+
+
+def animation_frames(animation: Animated, wanted: np.ndarray) -> Iterator[np.ndarray]:
+    """The frames at these indices, which do not decrease, as a viewer shows them: after disposal and blending.
+
+    Raises:
+        MediaError: damaged, or more pixels to decode than the limit.
+    """
+    count = int(wanted[-1]) + 1 if len(wanted) else 0
+    pixels, limit = count * animation.width * animation.height, animation.limits.max_animation_pixels
+    if pixels > limit:
+        raise MediaError(
+            f"{animation.name}: its first {count:,} frames of {animation.width} x {animation.height} have to be decoded, "
+            f"{pixels / 1e6:,.6g} million pixels, the limit is {limit / 1e6:,.6g} million; ask for earlier frames, make a "
+            "video file of it, or raise Limits(max_animation_pixels=...)"
+        )
+    return _frames_of(animation, wanted.tolist())
+
+
+def _frames_of(animation: Animated, wanted: list[int]) -> Iterator[np.ndarray]:
+    name, shape, shown, pixels = animation.name, (animation.height, animation.width, 3), -1, np.zeros(0)
+    with open_image(animation.source, name, animation.limits, None, ANIMATED) as image:
+        for index in wanted:
+            if index != shown:
+                with decoding(name, f"is damaged at frame {index}"):
+                    image.seek(animation.before + index)
+                pixels = upright_rgb(image, animation.background, f"frame {index} of {name}", animation.color)
+                if pixels.shape != shape:
+                    size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+                    raise MediaError(f"{name} is damaged: frame {index} is {size}, the film {shape[1]} x {shape[0]}")
+                shown = index
+            yield pixels
+
+
+def _before(image: Image.Image) -> int:
+    return int(getattr(image, "default_image", False))
+
+
+def _content(source: str | bytes) -> bytes:
+    return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
+# --- durations, in picoseconds ----------------------------------------------------------------------------------------
+
+
+def _of_gif(content: bytes, image: Image.Image, name: str) -> list[int]:
+    """From the graphic control before each frame."""
+    durations, shown, at = [], 0, 13 + _palette(content[10])
+    try:
+        while at < len(content) and content[at] != ord(";"):
+            if content[at] == ord("!"):
+                if content[at + 1] == 0xF9 and content[at + 2]:
+                    shown = struct.unpack_from("<xHx", content, at + 3)[0] * 10 * _MILLISECOND
+                at = _behind_blocks(content, at + 2)
+            elif content[at] == ord(","):
+                left, top, width, height, flags = struct.unpack_from("<4HB", content, at + 1)
+                if durations and (left + width > image.width or top + height > image.height):
+                    size = f"{max(left + width, image.width)} x {max(top + height, image.height)}"
+                    raise MediaError(f"{name} is damaged: frame {len(durations)} is {size}, larger than the film")
+                at = _behind_blocks(content, at + 11 + _palette(flags))  # a byte of LZW stands before the blocks
+                durations.append(shown)
+                shown = 0
+            else:
+                at += 1  # bytes that mean nothing are passed over, by Pillow and browsers
+    except (IndexError, struct.error) as error:
+        raise MediaError(f"{name} is damaged at frame {len(durations)}: the file ends in it") from error
+    return durations
+
+
+def _palette(flags: int) -> int:
+    """Bytes of the palette that flags of a GIF announce."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _behind_blocks(content: bytes, at: int) -> int:
+    """Where the blocks of a GIF end that begin here: each has its size before it, and behind the last stands a zero, which may
+    be missing at the end of a file."""
+    if at > len(content):
+        raise IndexError
+    while at < len(content) and (size := content[at]):
+        at += 1 + size
+        if at > len(content):
+            raise IndexError
+    return at + 1
+
+
+def _of_png(content: bytes, image: Image.Image, name: str) -> list[int]:
+    """From the frame controls, as many as frames are announced."""
+    durations, at, announced = [], 8, getattr(image, "n_frames", 1) - _before(image)
+    try:
+        while len(durations) < announced:
+            size, kind = struct.unpack_from(">I4s", content, at)
+            if kind == b"fcTL":
+                shown, of = struct.unpack_from(">HH", content, at + 28)
+                durations.append(shown * _SECOND // (of or 100))
+            if kind == b"IEND":
+                break
+            at += 12 + size
+    except struct.error as error:
+        raise MediaError(f"{name} is damaged at frame {len(durations)}: the file ends before it") from error
+    return durations
+
+
+def _of_webp(content: bytes, image: Image.Image, name: str) -> list[int]:
+    """From the header of each frame."""
+    durations = []
+    for kind, begin, end in _chunks(content, 12, min(len(content), 8 + int.from_bytes(content[4:8], "little"))):
+        if kind == b"ANMF" and end - begin >= 16:
+            durations.append(int.from_bytes(content[begin + 12 : begin + 15], "little") * _MILLISECOND)
+    if len(durations) != (count := getattr(image, "n_frames", 1)):
+        raise MediaError(f"{name} is damaged: it has {count} frames, and durations of {len(durations)}")
+    return durations
+
+
+def _chunks(content: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """The chunks of a RIFF file: their name, and where their content begins and ends."""
+    while at + 8 <= end:
+        kind, size = struct.unpack_from("<4sI", content, at)
+        yield kind, at + 8, min(at + 8 + size, end)
+        at += 8 + size + size % 2
+
+
+def _of_avif(content: bytes, image: Image.Image, name: str) -> list[int]:
+    """From the times of samples in the track of pictures (ISO/IEC 14496-12)."""
+    count, (begin, end) = getattr(image, "n_frames", 1), _picture_track(content, name)
+    header, _ = next(_boxes(content, begin, end, b"mdia", b"mdhd"))
+    (ticks,) = struct.unpack_from(">I", content, header + (20 if content[header] else 12))
+    if not ticks:
+        raise MediaError(f"{name} is damaged: there are no ticks in a second")
+    table, end = next(_boxes(content, begin, end, b"mdia", b"minf", b"stbl", b"stts"))
+    (entries,) = struct.unpack_from(">I", content, table + 4)
+    durations, shown = [], 0
+    for times, delta in struct.iter_unpack(">II", content[table + 8 : min(end, table + 8 + 8 * entries)]):
+        shown = delta * _SECOND // ticks
+        durations += repeat(shown, min(times, count - len(durations)))
+    return durations + [shown] * (count - len(durations))  # the last holds on, as in libavif
+
+
+def _picture_track(content: bytes, name: str) -> tuple[int, int]:
+    """Where the track of pictures begins and ends; transparency has one of its own."""
+    for begin, end in _boxes(content, 0, len(content), b"moov", b"trak"):
+        handler, _ = next(_boxes(content, begin, end, b"mdia", b"hdlr"))
+        if content[handler + 8 : handler + 12] == b"pict":
+            return begin, end
+    raise MediaError(f"{name} is damaged: it has several frames, and no track of pictures")
+
+
+def _boxes(content: bytes, begin: int, end: int, kind: bytes, *inside: bytes) -> Iterator[tuple[int, int]]:
+    """Where the content of boxes begins and ends: of those of a kind, those of the next kind in them, and so on."""
+    while begin + 8 <= end:
+        size, name = struct.unpack_from(">I4s", content, begin)
+        header, size = (16, struct.unpack_from(">Q", content, begin + 8)[0]) if size == 1 else (8, size or end - begin)
+        if not header <= size <= end - begin:
+            raise ValueError(f"it has a box of {size} bytes")
+        if name == kind and inside:
+            yield from _boxes(content, begin + header, begin + size, *inside)
+        elif name == kind:
+            yield begin + header, begin + size
+        begin += size
+
+
+_DURATIONS = {"GIF": _of_gif, "PNG": _of_png, "WEBP": _of_webp, "AVIF": _of_avif}
