@@ -20,10 +20,12 @@ from mmrope.preprocess.image import ANIMATED, Color, decoding, head_of, open_ima
 from mmrope.preprocess.probe import check_duration, check_frame_count
 
 _SECOND = 10**12
-"""Durations are whole picoseconds: sums of them are exact, and quick."""
+"""Durations are whole picoseconds: their sums are quick, and right to far below a microsecond."""
 _MILLISECOND, _MICROSECOND = _SECOND // 10**3, _SECOND // 10**6
 _SHORTEST, _INSTEAD = 11 * _MILLISECOND, 100 * _MILLISECOND
 """Browsers show a frame that states less than the first for the second."""
+_METADATA = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+"""What Pillow calls what may hold an orientation."""
 TICK = Fraction(1, 10**6)
 """Seconds, of the times of frames."""
 
@@ -77,17 +79,19 @@ def read_animation(
         if form != "GIF" and not getattr(image, "is_animated", False):
             raise _still(name, form)
         durations = _DURATIONS[form](_content(source), image, name)
-        width, height = image.size if orientation_of(image) < 5 else image.size[::-1]
+        orientation = orientation_of(image) if _METADATA & set(image.info) else 1  # without any, Pillow decodes a PNG to see
+        width, height = image.size if orientation < 5 else image.size[::-1]
         before = _before(image)
     if len(durations) == 1 and form != "GIF":
         raise _still(name, form)
     if not durations:
         raise MediaError(f"{name} is damaged: it has no frame")
     check_frame_count(name, len(durations), limits)
-    ends = [0, *accumulate(shown if shown >= _SHORTEST else _INSTEAD for shown in durations)]
-    duration = Fraction(ends[-1], _SECOND)
+    exact = accumulate((shown if shown >= _SHORTEST else _INSTEAD for shown in durations), initial=0)
+    ends = [(end + _MICROSECOND // 2) // _MICROSECOND for end in exact]
+    duration = ends[-1] * TICK
     check_duration(name, duration, limits)
-    pts = np.array([(end + _MICROSECOND // 2) // _MICROSECOND for end in ends[:-1]], dtype=np.int64)
+    pts = np.array(ends[:-1], dtype=np.int64)
     return Animated(source, name, width, height, pts, duration, before, background, color, limits)
 
 
@@ -181,19 +185,16 @@ def _behind_blocks(content: bytes, at: int) -> int:
 
 def _of_png(content: bytes, image: Image.Image, name: str) -> list[int]:
     """From the frame controls, as many as frames are announced."""
-    durations, at, announced = [], 8, getattr(image, "n_frames", 1) - _before(image)
-    try:
-        while len(durations) < announced:
-            size, kind = struct.unpack_from(">I4s", content, at)
-            if kind == b"fcTL":
-                shown, of = struct.unpack_from(">HH", content, at + 28)
-                durations.append(shown * _SECOND // (of or 100))
-            if kind == b"IEND":
-                break
-            at += 12 + size
-    except struct.error as error:
-        raise MediaError(f"{name} is damaged at frame {len(durations)}: the file ends before it") from error
-    return durations
+    durations, at, kind = [], 8, b""
+    while at < len(content) - 8 and kind != b"IEND":
+        size, kind = struct.unpack_from(">I4s", content, at)
+        if kind == b"fcTL" and size >= 24 and at + 32 <= len(content):
+            shown, of = struct.unpack_from(">HH", content, at + 28)
+            durations.append(shown * _SECOND // (of or 100))
+        at += 12 + size
+    if kind != b"IEND" and at != len(content):
+        raise MediaError(f"{name} is damaged at frame {max(0, len(durations) - 1)}: the file ends in it")
+    return durations[: getattr(image, "n_frames", 1) - _before(image)]
 
 
 def _of_webp(content: bytes, image: Image.Image, name: str) -> list[int]:
