@@ -15,8 +15,9 @@ import typer
 from typer.core import TyperCommand
 
 from mmrope.extras import needed_for
+from mmrope.preprocess.formats import IMAGE_FORMATS
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif"}
+IMAGES = {ending for row in IMAGE_FORMATS for ending in row.endings}
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"}
 DUMPS = {".json", ".npz", ".safetensors"}
 FIGURES = (".png", ".svg", ".pdf", ".jpg")

@@ -1,4 +1,4 @@
-"""The command line: `mmrope ids`, `ask`, `families`, `doctor`, `show`, `check`, `diff`, `lab`.
+"""The command line: `mmrope ids`, `ask`, `families`, `formats`, `doctor`, `show`, `check`, `diff`, `lab`.
 
 What a command needs is imported inside it: help, --version and shell completion load neither numpy nor torch.
 """
@@ -319,6 +319,17 @@ def families() -> None:
             typer.echo(f"{key:<22}{facts}\n{'':<22}{row.source}")
         else:
             typer.echo(f"  @{row.revision:<19}{'; '.join(departures(row)) or 'the same ids'}\n{'':<22}{row.source}")
+
+
+@app.command()
+def formats() -> None:
+    """List the images, animations and videos that are opened, what needs another extra, and what is refused and why."""
+    from mmrope.preprocess.formats import listed
+
+    with needed_for("the list of codecs"):
+        from mmrope.preprocess.probe import CODECS, CONTAINERS
+
+    typer.echo(listed(CONTAINERS, CODECS))
 
 
 @app.command()

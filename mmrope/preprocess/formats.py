@@ -40,9 +40,7 @@ class RefusedFormat:
 
 IMAGE_FORMATS = (
     ImageFormat("JPEG", "JPEG", (".jpg", ".jpeg", ".jfif", ".mpo"), "libjpeg-turbo; of the views in a phone's MPO, the first"),
-    ImageFormat(
-        "PNG", "PNG", (".png", ".apng"), "zlib; comments that unpack to more than 64 MB together are refused", moves=True
-    ),
+    ImageFormat("PNG", "PNG", (".png", ".apng"), "zlib; a comment that unpacks to more than 1 MB is refused", moves=True),
     ImageFormat("WebP", "WEBP", (".webp",), "libwebp", moves=True),
     ImageFormat("AVIF", "AVIF", (".avif", ".avifs"), "libavif and dav1d", moves=True),
     ImageFormat("GIF", "GIF", (".gif",), "a small decoder; frames that do not fit their canvas are refused", moves=True),
@@ -106,20 +104,20 @@ def listed(containers: Iterable[str], codecs: Iterable[str]) -> str:
     """
     lines = ["images"]
     for row in IMAGE_FORMATS:
-        needs = f" (needs {row.needs})" if row.needs != _MEDIA else ""
-        lines += _entry(row.name, f"{' '.join(row.endings)}{needs}: {row.why}")
-    lines += ["", "animations", *_entry("", ", ".join(row.name for row in IMAGE_FORMATS if row.moves))]
+        needs = "" if row.needs == _MEDIA else f" (pip install '{row.needs}')"
+        lines += _entry(row.name, f"{' '.join(row.endings)}{needs}", row.why)
+    lines += ["", "animations: " + ", ".join(row.name for row in IMAGE_FORMATS if row.moves)]
     lines += ["", "videos, by FFmpeg's names"]
     lines += [*_entry("containers", " ".join(containers)), *_entry("codecs", " ".join(codecs))]
     lines += ["", "refused"]
     for refused in REFUSED_FORMATS:
         lines += _entry(refused.name, refused.why)
-    return "\n".join([*lines, "", f"each needs {_MEDIA} if nothing else is said"])
+    return "\n".join([*lines, "", f"pip install '{_MEDIA}' brings all, if nothing else is said"])
 
 
-def _entry(name: str, text: str) -> list[str]:
-    """A name on the left, and a text of several lines."""
-    first, *rest = wrap(text, 72, break_long_words=False) or [""]
+def _entry(name: str, *texts: str) -> list[str]:
+    """A name on the left, and texts of several lines."""
+    first, *rest = [line for text in texts for line in wrap(text, 72, break_long_words=False)]
     return [f"  {name:<24}{first}", *(f"{'':26}{line}" for line in rest)]
 
 
