@@ -216,7 +216,8 @@ def open_video(
         source = whole_file(source) if hasattr(source, "read") else source
         if (form := animation_format(source)) is not None:
             found = read_animation(source, name, form, background, color, limits)
-            return Video(found, name, form.lower(), "", found.width, found.height, found.pts, TICK, found.duration)
+            size = found.width, found.height
+            return Video(found, name, form.lower(), "", *size, found.pts, TICK, found.duration, background=background)
         clock = read_clock(source, name, limits)
         video = Video(
             source, name, clock.container, clock.codec, clock.width, clock.height, clock.pts, clock.time_base, clock.duration,

@@ -5,12 +5,14 @@ A fixed sample of the places; all of them in `make proof`. scripts/fuzz_media.py
 
 from __future__ import annotations
 
+import io
 import random
 import struct
 import zlib
 from collections import Counter
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -139,6 +141,13 @@ def test_broken_exif_data_count_as_none(form, exif):
         content = image(SCENE, form, exif=b"Exif\0\0" + exif, **({"lossless": True} if form == "WEBP" else {}))
     pixels = load_image(content)
     np.testing.assert_array_equal(pixels, load_image(image(SCENE, "JPEG")) if form == "JPEG" else SCENE)
+
+
+@pytest.mark.parametrize("exif", NOT_EXIF)
+def test_broken_exif_data_of_a_heic(exif):
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(SCENE)).save(buffer, quality=-1, chroma=444, exif=b"Exif\0\0" + exif)
+    assert np.abs(load_image(buffer.getvalue()).astype(int) - SCENE).max() <= 6
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before the pixels", "behind them"])
