@@ -316,10 +316,30 @@ def _codestream(file: BinaryIO, name: str) -> int:
 def upright_rgb(image: Image.Image, background: Any, name: str, color: Color = "stored") -> np.ndarray:
     """The pixels of an opened image, or of the frame that it stands at: [H, W, 3] uint8."""
     with decoding(name, f"is damaged and cannot be decoded as {image.format}"):
+        image = _scaled_pnm(image) if image.format == "PPM" else image
         image.load()
         turn = _TURNS.get(orientation_of(image))
         image = image if turn is None else image.transpose(turn)
         return _pixels(_rgb(image, background, name, color))
+
+
+def _scaled_pnm(image: Any) -> Image.Image:
+    """A PNM image whose white is another number than 255 or 65535. Pillow takes its values one by one in Python, which is 20 s
+    for 12 million of them."""
+    if [tile[0] for tile in image.tile] != ["ppm"]:
+        return image
+    _, _, offset, (mode, white) = image.tile[0]
+    stored = np.dtype(np.uint8 if white < 256 else ">u2")
+    table = ((510 * np.arange(white + 1) + white) // (2 * white)).astype(np.uint8)  # rounded
+    values = np.empty(image.width * image.height * Image.getmodebands(mode), np.uint8)
+    image.fp.seek(offset)
+    for begin in range(0, len(values), _BAND):
+        band = values[begin : begin + _BAND]
+        content = image.fp.read(band.size * stored.itemsize)
+        if len(content) < band.size * stored.itemsize:
+            raise EOFError("the file ends in its pixels")
+        band[:] = table.take(np.frombuffer(content, stored), mode="clip")
+    return Image.frombytes(mode, image.size, values.tobytes())
 
 
 def orientation_of(image: Image.Image) -> int:

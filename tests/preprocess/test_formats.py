@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 
 import numpy as np
 import pillow_heif
@@ -145,6 +146,22 @@ def test_tiles_of_jpeg_2000_are_counted():
     whole = image(SCENE, "JPEG2000")
     with pytest.raises(MediaError, match=r"is damaged: a JPEG 2000 box of 3 bytes"):
         load_image(whole[:12] + b"\0\0\0\3" + whole[16:])
+
+
+@pytest.mark.parametrize("white", [1, 100, 254, 4095, 65534])
+def test_pnm_of_any_white(white):
+    """Rounded to the nearest; values above white are white. Pillow's own reading takes a microsecond a value."""
+    stored = np.random.default_rng(white).integers(0, min(white + 2, 65536), (16, 24, 3))
+    written = stored.astype(np.uint8 if white < 256 else ">u2").tobytes()
+    expected = np.floor(stored.clip(0, white) * 255 / white + 0.5).astype(np.uint8)
+    np.testing.assert_array_equal(load_image(b"P6 24 16 %d\n" % white + written), expected)
+    with pytest.raises(MediaError, match=r"is damaged and cannot be decoded as PPM: the file ends in its pixels"):
+        load_image(b"P6 24 16 %d\n" % white + written[:-1])
+    with pytest.raises(MediaError, match=r"is damaged and cannot be decoded as PPM: the file ends in its pixels"):
+        load_image(b"P6 24 16 %d\n" % white + written[:-3])
+    began = time.process_time()
+    assert load_image(b"P5 1000 1000 %d\n" % white + bytes(2_000_000)).shape == (1000, 1000, 3)
+    assert time.process_time() - began < 0.5
 
 
 def test_pages_are_no_film():
