@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import accumulate, repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from mmrope.preprocess.errors import Limits, MediaError
 from mmrope.preprocess.image import ANIMATED, Color, decoding, head_of, open_image, orientation_of, upright_rgb
@@ -25,7 +26,7 @@ _MILLISECOND, _MICROSECOND = _SECOND // 10**3, _SECOND // 10**6
 _SHORTEST, _INSTEAD = 11 * _MILLISECOND, 100 * _MILLISECOND
 """Browsers show a frame that states less than the first for the second."""
 _METADATA = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
-"""What Pillow calls what may hold an orientation."""
+"""What Pillow calls what may hold an orientation. Without any of it Pillow would decode a PNG to look for more."""
 TICK = Fraction(1, 10**6)
 """Seconds, of the times of frames."""
 
@@ -79,8 +80,8 @@ def read_animation(
         if form != "GIF" and not getattr(image, "is_animated", False):
             raise _still(name, form)
         durations = _DURATIONS[form](_content(source), image, name)
-        orientation = orientation_of(image) if _METADATA & set(image.info) else 1  # without any, Pillow decodes a PNG to see
-        width, height = image.size if orientation < 5 else image.size[::-1]
+        turned = bool(_METADATA & set(image.info)) and orientation_of(image) in (5, 6, 7, 8)
+        width, height = image.size[::-1] if turned else image.size
         before = _before(image)
     if len(durations) == 1 and form != "GIF":
         raise _still(name, form)
@@ -119,6 +120,8 @@ def animation_frames(animation: Animated, wanted: np.ndarray) -> Iterator[np.nda
 def _frames_of(animation: Animated, wanted: list[int]) -> Iterator[np.ndarray]:
     name, shape, shown, pixels = animation.name, (animation.height, animation.width, 3), -1, np.zeros(0)
     with open_image(animation.source, name, animation.limits, None, ANIMATED) as image:
+        if animation.before:
+            _begin_on_nothing(image)
         for index in wanted:
             if index != shown:
                 with decoding(name, f"is damaged at frame {index}"):
@@ -129,6 +132,11 @@ def _frames_of(animation: Animated, wanted: list[int]) -> Iterator[np.ndarray]:
                     raise MediaError(f"{name} is damaged: frame {index} is {size}, the film {shape[1]} x {shape[0]}")
                 shown = index
             yield pixels
+
+
+def _begin_on_nothing(image: Any) -> None:
+    """Has Pillow take away the picture before an animated PNG, on which it would lay the first frame."""
+    image.dispose_op, image.dispose_extent = PngImagePlugin.Disposal.OP_BACKGROUND, (0, 0, *image.size)
 
 
 def _before(image: Image.Image) -> int:

@@ -123,6 +123,20 @@ def test_a_picture_before_an_animated_png_is_not_of_it():
     assert int(load_image(content, animation="first").mean()) == grey_of(9)
 
 
+def test_an_animated_png_begins_on_nothing():
+    """Where its first frame is transparent, the background shows, and not the picture before it."""
+    red, blue = Image.new("RGBA", (24, 16), (255, 0, 0, 255)), Image.new("RGBA", (24, 16), (0, 0, 0, 0))
+    blue.paste((0, 0, 255, 255), (4, 4, 8, 8))
+    green = blue.copy()
+    green.paste((0, 255, 0, 255), (12, 4, 16, 8))
+    video = open_video(encoded([red, blue, green], "PNG", default_image=True, duration=100, blend=1), background=(9, 9, 9))
+    for wanted in ([0, 1], [1]):
+        *_, frame = video.decode(wanted).frames
+        assert [frame[y, x].tolist() for y, x in ((0, 0), (5, 5), (5, 13))] == [[9, 9, 9], [0, 0, 255], [0, 255, 0]]
+    [frame] = video.decode([0]).frames
+    assert [frame[y, x].tolist() for y, x in ((0, 0), (5, 5), (5, 13))] == [[9, 9, 9], [0, 0, 255], [9, 9, 9]]
+
+
 def test_an_orientation_holds_for_the_film():
     exif = Image.Exif()
     exif[0x112] = 6
