@@ -15,8 +15,9 @@ import typer
 from typer.core import TyperCommand
 
 from mmrope.extras import needed_for
+from mmrope.preprocess.formats import IMAGE_FORMATS
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif"}
+IMAGES = {ending for row in IMAGE_FORMATS for ending in row.endings}
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"}
 DUMPS = {".json", ".npz", ".safetensors"}
 FIGURES = (".png", ".svg", ".pdf", ".jpg")
@@ -92,9 +93,9 @@ def _is(path: Path, what: str) -> bool:
 
 def _is_animation(path: Path) -> bool:
     with needed_for("an image"):
-        from mmrope.preprocess.animation import is_animation  # Pillow is loaded once there is a file
+        from mmrope.preprocess.image import is_animation  # Pillow is loaded once there is a file
 
-    return is_animation(str(path))
+    return is_animation(path)
 
 
 def _nearest(path: Path, endings: set[str]) -> str:

@@ -323,16 +323,13 @@ def families() -> None:
 
 @app.command()
 def formats() -> None:
-    """List the image and video formats that are opened, and what is refused and why."""
-    with needed_for("the list of formats"):
-        from mmrope.preprocess.formats import REFUSED
-        from mmrope.preprocess.formats import formats as opened
+    """List the images, animations and videos that are opened, what needs another extra, and what is refused and why."""
+    from mmrope.preprocess.formats import listed
 
-    for kind, names in opened():
-        typer.echo(f"{kind}: {names}")
-    typer.echo("\nnot opened:")
-    for what, why in REFUSED.items():
-        typer.echo(f"  {what}: {why}")
+    with needed_for("the list of codecs"):
+        from mmrope.preprocess.probe import CODECS, CONTAINERS
+
+    typer.echo(listed(CONTAINERS, CODECS))
 
 
 @app.command()

@@ -115,6 +115,7 @@ def without(modules, code):
     [
         (["typer"], ["--version"], "mmrope: the command line needs typer: pip install 'mmrope[cli]'"),
         (["PIL"], ["ids", "samples/cat.jpg"], "mmrope ids: an image needs PIL: pip install 'mmrope[media]'"),
+        (["av"], ["formats"], "mmrope formats: the list of codecs needs av: pip install 'mmrope[media]'"),
         (["av"], ["ids", "samples/clip.mp4"], "mmrope ids: a video needs av: pip install 'mmrope[media]'"),
         (["matplotlib"], ["ids", "a", "--figure", "a.png"], "mmrope ids: a figure needs matplotlib: pip install 'mmrope[viz]'"),
         (["matplotlib"], ["show", "decay", "--figure", "a.png"], "mmrope show: a figure needs matplotlib: pip install 'mmrope[viz]'"),
@@ -129,6 +130,20 @@ def test_missing_extras_are_named(modules, arguments, message, tmp_path):
     (tmp_path / "a.safetensors").write_text("a")
     arguments = [str(tmp_path / part) if part == "a.safetensors" else part for part in arguments]
     refused(without(modules, f"sys.argv = ['mmrope', *{arguments}]; from mmrope.__main__ import main; main()"), message + "\n")
+
+
+def test_formats_are_listed():
+    """With the reason of what is refused; tests/preprocess/test_formats.py holds the list against what is opened."""
+    done = mmrope("formats")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["images", "  JPEG                    .jpg .jpeg .jfif .mpo"]
+    assert "  HEIC                    .heic .heics .heif .heifs .hif (pip install 'mmrope[heic]')" in lines
+    assert "animations: PNG, WebP, AVIF, GIF" in lines
+    assert any(line.startswith("  containers              mov matroska ") for line in lines)
+    assert any(line.startswith("  codecs                  h264 hevc ") for line in lines)
+    assert "  JPEG XL                 Pillow has no decoder for it" in lines[lines.index("refused") :]
+    assert max(map(len, lines)) <= 100
 
 
 def test_completion_knows_the_families():

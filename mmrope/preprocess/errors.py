@@ -46,6 +46,7 @@ class Limits:
     max_video_frames: int = 6_000_000
     """Of a file, sampled or not: a day at 60 frames a second."""
     max_animation_pixels: int = 2_000_000_000
-    """Of all frames of a GIF, WebP, PNG or AVIF animation together: each is decoded to know how long it lasts."""
+    """Of the frames of a GIF, WebP, PNG or AVIF animation that are decoded, together: to show one, all before it are decoded.
+    It is checked when frames are decoded; to open an animation, none is."""
     max_visual_tokens: int = 128_000
     """Of one image or video, after the spatial merge."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import (  # noqa: F401  (registered)
@@ -17,7 +18,6 @@ from PIL import (  # noqa: F401  (registered)
     ImageCms,
     Jpeg2KImagePlugin,
     PngImagePlugin,
-    PpmImagePlugin,
     TgaImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
@@ -27,6 +27,7 @@ from PIL import (  # noqa: F401  (registered)
 
 from mmrope.preprocess.access import Access, resolve
 from mmrope.preprocess.errors import Limits, MediaError
+from mmrope.preprocess.formats import IMAGE_FORMATS
 from mmrope.preprocess.jpeg import jpeg_pixels
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
 Animation = Literal["refuse", "first"]
 Color = Literal["stored", "srgb"]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "ICO", "PPM")
-"""The formats that are opened; everything else is refused before a decoder runs."""
-ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+_ON_A_CONDITION = ("HEIF", "TGA")
+FORMATS = tuple(row.plugin for row in IMAGE_FORMATS if row.plugin not in _ON_A_CONDITION)
+"""Pillow's names of the formats that are tried on every file; everything else is refused before a decoder runs."""
+ANIMATED = tuple(row.plugin for row in IMAGE_FORMATS if row.moves)
 """Those that can be films."""
 _SEVERAL_VIEWS = ("MPO", "HEIF")
 """Formats of phones whose further images are views of the same photograph."""
@@ -45,8 +47,16 @@ _LIBTIFF = features.version("libtiff") or ""
 FAX_IS_SOUND = [int(part) for part in re.findall(r"\d+", _LIBTIFF)] >= [4, 7, 2]
 """Whether a damaged TIFF of fax compression is decoded from its own bytes alone: an older libtiff, in the wheels of Pillow
 before 13, fills what it misses with whatever the memory held before (found on mutated files)."""
-_HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+_HEIC = {
+    *(b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftyphevx", b"ftyphevm", b"ftyphevs"),
+    *(b"ftypmif1", b"ftypmsf1"),  # of a picture, and of a burst, whatever their codec
+}
 _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
+_ICON = b"\0\0\1\0"
+_CODESTREAM = b"\xff\x4f\xff\x51"
+_MOST_TILES = 20_000
+"""Tiles times channels of a JPEG 2000 file: OpenJPEG takes 4 kB for each before it decodes any. In tiles of 128 x 128, which
+are small ones, the largest image of `Limits()` has 12,000."""
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -59,18 +69,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an EXIF orientation upright."""
-
-
-@contextmanager
-def decoding(name: str, what: str = "") -> Iterator[None]:
-    """Whatever Pillow raises on a file is the file's fault, whichever of its decoders raises what: a MediaError."""
-    try:
-        yield
-    except MediaError:
-        raise
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise MediaError(f"{name} is damaged and cannot be decoded{what and ' as ' + what}: {reason}") from error
 
 
 def load_image(
@@ -89,10 +87,10 @@ def load_image(
             [H, W, 4]) or torch tensor (channels first: [H, W], [1, H, W], [3, H, W] or [4, H, W]). Arrays are uint8,
             uint16 (65535 is white), bool, or float from 0 (black) to 1 (white).
         background: what shows through transparent pixels, RGB.
-        animation: what becomes of a file with several frames or pages: "refuse" it, or take its "first". An animation is
-            opened as a film by `mmrope.preprocess.video.open_video`, with the durations of its frames.
-        color: the values that are "stored", as models' own processors take them, or "srgb": converted from the ICC profile of
-            the file, if it has one, by relative colorimetry with black point compensation.
+        animation: what becomes of a file with several frames or pages: "refuse" it, or take the "first". An animation is opened
+            as a video by `mmrope.preprocess.open_video`, with the durations of its frames.
+        color: "stored", the values that the file holds, as the models' own processors read them, which ignore ICC profiles; or
+            "srgb", converted by the ICC profile in the file, if it has one, as browsers show it.
         limits: the largest image to open.
         access: which paths and URLs may be opened.
 
@@ -100,7 +98,8 @@ def load_image(
         [H, W, 3] uint8, which is writable and may be the array that was given.
 
     Raises:
-        MediaError: missing, damaged, of an unknown format or without a stated range of values, or over a limit.
+        MediaError: missing, damaged, of an unknown format or without a stated range of values, or over a limit; with "srgb"
+            also an ICC profile that is damaged or of other channels than the pixels.
 
     Example:
         >>> from PIL import Image
@@ -111,8 +110,7 @@ def load_image(
     """
     if animation not in ("refuse", "first"):
         raise ValueError(f"animation must be 'refuse' or 'first', got {animation!r}")
-    if color not in ("stored", "srgb"):
-        raise ValueError(f"color must be 'stored' or 'srgb', got {color!r}")
+    check_color(color)
     limits, name = limits or Limits(), source_name(source)
     if is_tensor(source):
         source = _channels_last(source)
@@ -123,38 +121,80 @@ def load_image(
         _check_size(name, source.size, limits)
         return _of_image(source, background, animation, color, name)
     with open_image(source, name, limits, access) as image:
-        pixels = jpeg_pixels(image, _orientation(image)) if color == "stored" else None
+        pixels = jpeg_pixels(image, orientation_of(image)) if color == "stored" else None
         return _of_image(image, background, animation, color, name) if pixels is None else pixels
 
 
-def _of_image(
-    image: Image.Image, background: tuple[int, int, int], animation: Animation, color: Color, name: str
-) -> np.ndarray:
-    if animation == "refuse" and image.format not in _SEVERAL_VIEWS:
-        with decoding(name, image.format or ""):
-            several = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
-        if several > 1:
-            what = "frames: give it as a video, or" if image.format in ANIMATED else "pages:"
-            raise MediaError(f"{name} has {several} {what} take its first with animation='first'")
-    return upright_rgb(image, background, color, name)
+def check_color(color: str) -> None:
+    """Refuses what is no choice of colours."""
+    if color not in ("stored", "srgb"):
+        raise ValueError(f"color must be 'stored' or 'srgb', got {color!r}")
+
+
+def _of_image(image: Image.Image, background: Any, animation: Animation, color: Color, name: str) -> np.ndarray:
+    if animation == "refuse":
+        _refuse_several(image, name)
+    return upright_rgb(image, background, name, color)
+
+
+def _refuse_several(image: Image.Image, name: str) -> None:
+    with decoding(name, f"is damaged and cannot be decoded as {image.format}"):
+        if not has_several(image):
+            return
+        if image.format == "TIFF":  # pages are not counted: that reads every one's tags, and a small file can have many
+            raise MediaError(f"{name} has more than one page: take the first with animation='first'")
+        count = getattr(image, "n_frames", 0)
+    raise MediaError(f"{name} has {count} frames: give it as a video, or take its first with animation='first'")
+
+
+def has_several(image: Image.Image) -> bool:
+    """Whether there are frames or pages behind the first; to be asked inside `decoding`."""
+    return image.format not in _SEVERAL_VIEWS and bool(getattr(image, "is_animated", False))
+
+
+@contextmanager
+def decoding(name: str, what: str) -> Iterator[None]:
+    """Around everything that Pillow does with a file: whatever it raises becomes a MediaError.
+
+    Its decoders have no list of errors: damaged bytes make them trip over anything, from AssertionError to ZeroDivisionError,
+    and a list of the types that were seen was never complete.
+
+    Args:
+        name: the file's.
+        what: what is wrong with it, as its name continues.
+    """
+    try:
+        yield
+    except (MediaError, ImportError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(f"{name} is too large: {error} (PIL.Image.MAX_IMAGE_PIXELS)") from error
+    except UnidentifiedImageError as error:  # which says an object's address
+        raise MediaError(f"{name} {what}") from error
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise MediaError(f"{name} {what}: {reason}") from error
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
 
 
 def open_image(
-    source: Any, name: str, limits: Limits, access: Access | None, formats: tuple[str, ...] = FORMATS
+    source: Any, name: str, limits: Limits, access: Access | None, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
     """The image of a file, of which only the header has been read; sizes over the limits are refused."""
     source = resolve(source, access)
-    if formats is FORMATS and head_of(source)[4:12] in _HEIC:
-        formats = (*formats, _heif_plugin(name))
-    if formats is FORMATS and _has_tga_footer(source):
-        formats = (*formats, "TGA")
-    try:
+    if hasattr(source, "read"):
+        source = _seekable(source, name)
+    with decoding(name, "cannot be read"), _reading(source) as file:
+        head, tail = file.read(64), _tail_of(file)
+    formats = formats or _formats_of(head, tail, name)
+    with decoding(name, f"is not an image that can be opened (known formats: {', '.join(formats)})"):
+        if head[:4] == _ICON:
+            _check_icon(source, name, limits)
+        if head[:4] == _CODESTREAM or head[4:8] == b"jP  ":
+            _check_tiles(source, name)
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise MediaError(f"{name} is too large: {error} (PIL.Image.MAX_IMAGE_PIXELS)") from error
-    except Exception as error:  # see decoding
-        reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"  # which says the object's address
-        raise MediaError(f"{name} is not an image that can be opened (known formats: {', '.join(formats)}){reason}") from error
     # what is read from a path would be mapped into memory, by other rules: a damaged file then looks otherwise than its bytes
     # do, and one that is cut while it is read ends the process
     image.filename = ""
@@ -171,37 +211,45 @@ def open_image(
     return image
 
 
+def _seekable(file: Any, name: str) -> Any:
+    """An open file in which one can go back, or all of its bytes."""
+    with decoding(name, "cannot be read"):
+        return file if hasattr(file, "seekable") and file.seekable() else file.read()
+
+
+@contextmanager
+def _reading(source: Any) -> Iterator[BinaryIO]:
+    """A resolved source as a file; one that was given stands afterwards where it stood."""
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+    elif isinstance(source, str):
+        with open(source, "rb") as file:
+            yield file
+    else:
+        place = source.tell()
+        try:
+            source.seek(0)
+            yield source
+        finally:
+            source.seek(place)
+
+
 def head_of(source: Any) -> bytes:
     """The first 16 bytes of a resolved source, which stands where it stood."""
-    if isinstance(source, bytes):
-        return source[:16]
-    if isinstance(source, str):
-        try:
-            with open(source, "rb") as file:
-                return file.read(16)
-        except OSError as error:
-            raise MediaError(f"{source} cannot be read: {error.strerror}") from error
-    if not (hasattr(source, "seekable") and source.seekable()):
-        return b""
-    place = source.tell()
-    source.seek(0)
-    head = source.read(16)
-    source.seek(place)
-    return head
+    with decoding(source_name(source), "cannot be read"), _reading(source) as file:
+        return file.read(16)
 
 
-def _has_tga_footer(source: Any) -> bool:
-    """Whether a file ends as TGA of version 2 does: of the others nothing tells what they are."""
-    if isinstance(source, bytes):
-        return source.endswith(_TGA_FOOTER)
-    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
-        if not (hasattr(file, "seekable") and file.seekable()):
-            return False
-        place, size = file.tell(), file.seek(0, os.SEEK_END)
-        file.seek(max(size - len(_TGA_FOOTER), 0))
-        tail = file.read()
-        file.seek(place)
-        return tail == _TGA_FOOTER
+def _tail_of(file: BinaryIO) -> bytes:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - len(_TGA_FOOTER)))
+    return file.read()
+
+
+def _formats_of(head: bytes, tail: bytes, name: str) -> tuple[str, ...]:
+    """Which of Pillow's formats may be tried on a file that begins and ends so."""
+    if head[4:12] in _HEIC and not re.search(b"avif|avis", head[: int.from_bytes(head[:4], "big")]):  # among the brands
+        return (*FORMATS, _heif_plugin(name))
+    return (*FORMATS, "TGA") if tail == _TGA_FOOTER else FORMATS
 
 
 def _heif_plugin(name: str) -> str:
@@ -215,48 +263,102 @@ def _heif_plugin(name: str) -> str:
     return "HEIF"
 
 
-def upright_rgb(image: Image.Image, background: tuple[int, int, int], color: Color, name: str) -> np.ndarray:
+def _check_icon(source: Any, name: str, limits: Limits) -> None:
+    """Refuses icons with a picture over the limits: Pillow decodes the largest as soon as it opens the file."""
+    with _reading(source) as file:
+        file.seek(len(_ICON))
+        (count,) = struct.unpack("<H", file.read(2))
+        for (offset,) in struct.iter_unpack("<12xI", file.read(16 * count)):
+            file.seek(offset)
+            head = file.read(24)
+            if len(head) == 24:  # where there is less, there is no picture
+                _check_size(name, _size_in_icon(head), limits)
+
+
+def _size_in_icon(head: bytes) -> tuple[int, int]:
+    """Width and height of a picture in an icon, a PNG or a bitmap that begins so."""
+    if head[:4] == b"\x89PNG":
+        return struct.unpack(">II", head[16:])
+    old = head[:4] == b"\x0c\0\0\0"  # a header of 12 bytes
+    width, height = struct.unpack("<HH", head[4:8]) if old else struct.unpack("<ii", head[4:12])
+    return abs(width), abs(height) // 2  # the lower half says what is transparent
+
+
+def _check_tiles(source: Any, name: str) -> None:
+    """Refuses JPEG 2000 files of more tiles than an image needs."""
+    with _reading(source) as file:
+        file.seek(_codestream(file, name) + 8)
+        right, down, _, _, width, height, left, top, channels = struct.unpack(">8IH", file.read(34))
+    tiles = -(-(right - left) // max(1, width)) * -(-(down - top) // max(1, height))
+    if tiles * channels > _MOST_TILES:
+        raise MediaError(
+            f"{name} has {tiles:,} tiles of {width} x {height} in {channels} channels, which take too much memory; "
+            "store it in larger tiles, or convert it to PNG"
+        )
+
+
+def _codestream(file: BinaryIO, name: str) -> int:
+    """Where in a JPEG 2000 file the codestream begins: at once, or in a box."""
+    at = 0
+    while True:
+        file.seek(at)
+        head = file.read(16)
+        if head[:4] == _CODESTREAM:
+            return at
+        size, kind = struct.unpack(">I4s", head[:8])
+        header, size = (16, struct.unpack(">Q", head[8:])[0]) if size == 1 else (8, size)
+        if size < header and kind != b"jp2c":  # whose size may be left open
+            raise MediaError(f"{name} is damaged: a JPEG 2000 box of {size} bytes")
+        at += header if kind == b"jp2c" else size
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def upright_rgb(image: Image.Image, background: Any, name: str, color: Color = "stored") -> np.ndarray:
     """The pixels of an opened image, or of the frame that it stands at: [H, W, 3] uint8."""
-    with decoding(name, image.format or ""):
+    with decoding(name, f"is damaged and cannot be decoded as {image.format}"):
+        image = _scaled_pnm(image) if image.format == "PPM" else image
         image.load()
-        turn = _TURNS.get(_orientation(image))
+        turn = _TURNS.get(orientation_of(image))
         image = image if turn is None else image.transpose(turn)
-        if color == "srgb":
-            image = _in_srgb(image, name)
-        return _pixels(_rgb(image, background, name))
+        return _pixels(_rgb(image, background, name, color))
 
 
-def _orientation(image: Image.Image) -> int:
-    """By the EXIF of a file; 1, upright, where it has none, or one that cannot be read: nobody needs it to see the pixels."""
+def _scaled_pnm(image: Any) -> Image.Image:
+    """A PNM image whose white is another number than 255 or 65535. Pillow takes its values one by one in Python, which is 20 s
+    for 12 million of them."""
+    if [tile[0] for tile in image.tile] != ["ppm"]:
+        return image
+    _, _, offset, (mode, white) = image.tile[0]
+    stored = np.dtype(np.uint8 if white < 256 else ">u2")
+    table = ((510 * np.arange(white + 1) + white) // (2 * white)).astype(np.uint8)  # rounded
+    values = np.empty(image.width * image.height * Image.getmodebands(mode), np.uint8)
+    image.fp.seek(offset)
+    for begin in range(0, len(values), _BAND):
+        band = values[begin : begin + _BAND]
+        content = image.fp.read(band.size * stored.itemsize)
+        if len(content) < band.size * stored.itemsize:
+            raise EOFError("the file ends in its pixels")
+        band[:] = table.take(np.frombuffer(content, stored), mode="clip")
+    return Image.frombytes(mode, image.size, values.tobytes())
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an opened image; 1, which is upright, where there is none."""
     try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # of EXIF data that are no EXIF data, as in `decoding`: nobody needs them to see the pixels
         return 1
 
 
-def _in_srgb(image: Image.Image, name: str) -> Image.Image:
-    """An image with an ICC profile, converted to sRGB; its transparency stays."""
-    stored = image.info.get("icc_profile")
-    if not stored or image.mode in ("I", "F", "1") or image.mode.startswith("I;16"):
-        return image
-    if image.mode in ("P", "PA", "LA", "La", "RGBa"):
-        image = image.convert("RGBA" if "A" in image.mode.upper() or "transparency" in image.info else "RGB")
-    flat, alpha = (image.convert("RGB"), image.getchannel("A")) if image.mode == "RGBA" else (image, None)
+def is_animation(source: Any) -> bool:
+    """Whether a file is an animated image, from its header; False for what is no image at all."""
     try:
-        made = ImageCms.profileToProfile(
-            flat,
-            ImageCms.ImageCmsProfile(io.BytesIO(stored)),
-            ImageCms.createProfile("sRGB"),
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            outputMode="RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
-    except (ImageCms.PyCMSError, OSError) as error:
-        raise MediaError(f"{name} has an ICC profile that cannot be used: {error}; color='stored' leaves it alone") from error
-    assert made is not None
-    if alpha is not None:
-        made.putalpha(alpha)
-    return made
+        with open_image(source, "", Limits(), None, ANIMATED) as image, decoding("", "is damaged"):
+            return has_several(image)
+    except MediaError:
+        return False
 
 
 _LARGE, _BAND = 1 << 23, 1 << 18
@@ -340,7 +442,7 @@ def _of_array(array: np.ndarray, background: tuple[int, int, int]) -> np.ndarray
         )
     array = to_uint8(array)
     if array.ndim == 3 and array.shape[2] == 4:
-        return np.array(_rgb(Image.fromarray(array), background, "array"))
+        return np.array(_rgb(Image.fromarray(array), background, "array", "stored"))
     if array.ndim == 2 or array.shape[2] == 1:
         array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)  # [H, W, 3]
     return np.require(array, requirements=("C", "W"))
@@ -358,16 +460,56 @@ def _check_size(name: str, size: tuple[int, ...], limits: Limits) -> None:
         )
 
 
-def _rgb(image: Image.Image, background: tuple[int, int, int], name: str) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "F":
-        try:
-            return Image.fromarray(to_uint8(np.asarray(image))).convert("RGB")
-        except MediaError as error:
-            raise MediaError(f"{name}: {error}") from None
-    if image.mode == "I":
-        raise MediaError(f"{name} has 32-bit pixels, whose range is not stated; give them as a float array from 0 to 1")
+def _rgb(image: Image.Image, background: Any, name: str, color: Color) -> Image.Image:
+    profile = image.info.get("icc_profile") if color == "srgb" else None
+    image = _eight_bits(image, name)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
+    if profile:
+        image = _to_srgb(image, profile, name)
+    if image.mode in ("RGBA", "LA"):
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*background, 255))
         return Image.alpha_composite(canvas, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """An image of 16 bits or floats as one of 8."""
+    if image.mode.startswith("I;16") or image.mode == "F" or (image.mode == "I" and image.format == "PPM"):
+        values = np.asarray(image)
+        try:
+            return Image.fromarray(
+                to_uint8(values.astype(np.uint16) if image.mode == "I" else values)
+            )  # Pillow scales PPM to 65535
+        except MediaError as error:
+            raise MediaError(f"{name}: {error}") from None
+    if image.mode == "I":
+        raise MediaError(f"{name} has 32-bit pixels, whose range is not stated; give them as a float array from 0 to 1")
+    return image
+
+
+# --- colours ----------------------------------------------------------------------------------------------------------
+
+_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
+"""Of the pixels that ICC profiles of these colour spaces are for."""
+
+
+def _to_srgb(image: Image.Image, profile: bytes, name: str) -> Image.Image:
+    """The colours of an image by its ICC profile, as sRGB, with its transparency as it was. The rendering intent is perceptual,
+    as in Firefox, and in Chrome, which takes the profile's table for it; in profiles of a matrix all intents are one."""
+    srgb = ImageCms.createProfile("sRGB")
+    with decoding(name, "has a damaged ICC profile, which color='stored' ignores"):
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = getattr(given.profile, "xcolor_space", "").strip()
+        own = {"L": "GRAY", "LA": "GRAY", "1": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}.get(image.mode, "RGB")
+        if space != own and (space, own) != ("RGB", "GRAY"):  # grey is red, green and blue alike
+            raise MediaError(f"{name} has {own} pixels and an ICC profile of {space}; color='stored' ignores the profile")
+        shown = ImageCms.profileToProfile(
+            image.convert(_MODES[space]), given, srgb, renderingIntent=ImageCms.Intent.PERCEPTUAL, outputMode="RGB"
+        )
+        if shown is None:  # that is for a transform in place
+            raise TypeError("no image was made")
+    if image.mode in ("RGBA", "LA"):
+        shown.putalpha(image.getchannel("A"))
+    return shown

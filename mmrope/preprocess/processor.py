@@ -46,7 +46,7 @@ from mmrope.preprocess.text import ByteTokenizer, FileTokenizer, Tokenizer, Word
 if TYPE_CHECKING:
     import torch
 
-    from mmrope.preprocess.image import Animation
+    from mmrope.preprocess.image import Animation, Color
     from mmrope.preprocess.video import VideoBackend
 
 _PROCESS = os.getpid()
@@ -55,8 +55,8 @@ _CHOICES = {
     "padding_side": ("left", "right"),
     "pixels": ("float32", "uint8"),
     "animation": ("refuse", "first"),
-    "video_backend": ("auto", "pyav", "decord", "torchcodec"),
     "color": ("stored", "srgb"),
+    "video_backend": ("auto", "pyav", "decord", "torchcodec"),
     "damaged": ("refuse", "keep"),
     "aspect": ("stored", "square"),
 }
@@ -188,9 +188,9 @@ class Processor:
     animation: Animation = "refuse"
     """What becomes of an animated file that is given as an image: "refuse" it, or take its "first" frame. Given as a video it
     is a film."""
-    color: Literal["stored", "srgb"] = "stored"
-    """Values as they are stored, as the models' own processors take them, or converted to sRGB: from the ICC profile of an
-    image, and of films with a high dynamic range."""
+    color: Color = "stored"
+    """"stored": values as files hold them, as the models' own processors read them; "srgb": images and animations converted by
+    their ICC profile, and films with a high dynamic range as a display shows them."""
     pixels: Literal["float32", "uint8"] = "float32"
     """pixel_values as models read them, or as bytes, an eighth of the size for images, to be turned into the former on the
     device by `normalize`, or by a model that does it itself, as `mmrope.VLM`."""
@@ -547,13 +547,17 @@ class Processor:
             return media
         return self._measure_image(item, pixels) if item["type"] == "image" else self._measure_video(item, pixels)
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What images and videos are opened with."""
+        return {"background": self.background, "color": self.color, "limits": self.limits, "access": self.access}
+
     def _measure_image(self, item: Mapping[str, Any], pixels: bool) -> Media:
         with needed_for("an image"):
             from mmrope.preprocess.image import load_image, source_name  # Pillow is loaded once there is a file
 
         source, config = source_of(item), self._patches
-        options = {"background": self.background, "color": self.color, "limits": self.limits, "access": self.access}
-        image = load_image(source, animation=self.animation, **options)
+        image = load_image(source, animation=self.animation, **self._options)
         size = image_size(image.shape[0], image.shape[1], config, self.limits)
         grid = self._checked_grid(1, size)
         patches = image_patches(image, size, config) if pixels else None
@@ -565,8 +569,7 @@ class Processor:
 
         source, config = source_of(item), self._patches
         clock = None if has_own_clock(source) else item.get("fps")
-        options = {"background": self.background, "color": self.color, "limits": self.limits, "access": self.access}
-        video = open_video(source, fps=clock, damaged=self.damaged, **options)
+        video = open_video(source, fps=clock, damaged=self.damaged, **self._options)
         times = self._looks(item, video, clock)
         indices, patch = video.frames_at(times), config.temporal_patch_size
         width = round(video.width * video.pixel_aspect) if self.aspect == "square" else video.width

@@ -20,7 +20,7 @@ from mmrope.preprocess import readers
 from mmrope.preprocess.access import Access, resolve
 from mmrope.preprocess.animation import animation_format, animation_frames, read_animation
 from mmrope.preprocess.errors import Limits, MediaError
-from mmrope.preprocess.image import Color, is_tensor, load_image, source_name, to_uint8
+from mmrope.preprocess.image import Color, check_color, is_tensor, load_image, source_name, to_uint8
 from mmrope.preprocess.probe import Clock, Damaged, check_duration, check_frame_count, check_frame_size, read_clock
 
 VideoBackend = Literal["auto", "pyav", "decord", "torchcodec"]
@@ -191,8 +191,7 @@ class Video(readers.Source):
         if not self.clock.codec:
             if backend != "auto":
                 raise MediaError(f"{self.name}: {backend} cannot be trusted with it: it is an animation; use backend='auto'")
-            frames = animation_frames(self.source, self.name, wanted, self.background, self.color)
-            return Frames("pillow", "an animation", frames)
+            return Frames("pillow", "an animation", animation_frames(self, wanted))
         if backend == "decord":
             return Frames("decord", "asked for, and agrees with the packets", readers.decord_frames(self, wanted))
         if backend == "torchcodec":
@@ -240,8 +239,8 @@ def open_video(
         damaged: "refuse" a film that ends before its container says or has packets that cannot be decoded, or "keep" what is
             left of it: the film is then decoded once to know, and `damage` says what is missing. By "refuse", a frame in its
             middle that cannot be decoded is noticed when it, or one that refers to it, is asked for.
-        color: of films with a high dynamic range (PQ, HLG) the pixels as they are "stored", which models' own processors take,
-            or as "srgb", as a display shows them.
+        color: "stored", or "srgb": animations and lists of images as in `load_image`, films with a high dynamic range (PQ, HLG)
+            as a display shows them.
         limits: the largest video to open.
         access: which paths and URLs may be opened.
 
@@ -258,15 +257,16 @@ def open_video(
         >>> [round(second, 3) for second in video.seconds.tolist()], float(video.duration)
         ([0.0, 0.1, 0.3], 0.6)
     """
-    if damaged not in ("refuse", "keep") or color not in ("stored", "srgb"):
-        raise ValueError(f"damaged must be 'refuse' or 'keep', color 'stored' or 'srgb', got {damaged!r} and {color!r}")
+    check_color(color)
+    if damaged not in ("refuse", "keep"):
+        raise ValueError(f"damaged must be 'refuse' or 'keep', got {damaged!r}")
     limits = limits or Limits()
     if is_tensor(source):
         source = _tensor_frames(source)
     if isinstance(source, np.ndarray):
         video = _of_array(source, fps)
     elif isinstance(source, (list, tuple)):
-        video = _of_images(source, fps, background, limits, access)
+        video = _of_images(source, fps, background, color, limits, access)
     else:
         name, source = source_name(source), resolve(source, access)
         source = whole_file(source) if hasattr(source, "read") else source
@@ -275,13 +275,16 @@ def open_video(
                 raise ValueError(
                     f"fps={fps} is for arrays of frames; {name} has its own clock (sample it with Processor(fps=...))"
                 )
-            clock = read_animation(source, name, form, limits)
+            clock, source = read_animation(source, name, form, limits)
         else:
             clock = read_clock(source, name, limits, damaged=damaged, fps=fps)
         video = Video(source, name, clock, background, color)
     check_frame_size(video.name, video.width, video.height, limits)
     check_duration(video.name, video.duration, limits)
     return video
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def whole_file(file: Any) -> bytes:
@@ -313,13 +316,15 @@ def _of_array(frames: np.ndarray, fps: float | None) -> Video:
     return _ticking(frames, "array of frames", "array", frames.shape[:3], _tick(fps, "an array of frames"))
 
 
-def _of_images(images: Sequence[Any], fps: float | None, background: Any, limits: Limits, access: Access | None) -> Video:
+def _of_images(
+    images: Sequence[Any], fps: float | None, background: Any, color: Color, limits: Limits, access: Access | None
+) -> Video:
     tick = _tick(fps, "a list of images")
     if not images:
         raise MediaError("a list of images is empty; give at least one frame")
     check_frame_count("a list of images", len(images), limits)
-    first = load_image(images[0], background=background, limits=limits, access=access)
-    source = [(image, background, limits, access) for image in images]
+    first = load_image(images[0], background=background, color=color, limits=limits, access=access)
+    source = [(image, background, color, limits, access) for image in images]
     return _ticking(source, f"{len(images)} images", "images", (len(images), *first.shape[:2]), tick)
 
 
@@ -339,8 +344,8 @@ def _ticking(source: Any, name: str, container: str, shape: tuple[int, int, int]
 
 
 def _still(video: Video, index: int) -> np.ndarray:
-    source, background, limits, access = video.source[index]
-    image = load_image(source, background=background, limits=limits, access=access)
+    source, background, color, limits, access = video.source[index]
+    image = load_image(source, background=background, color=color, limits=limits, access=access)
     if image.shape[:2] != (video.height, video.width):
         raise MediaError(
             f"{source_name(source)}, frame {index} of a list of images, has {image.shape[1]} x {image.shape[0]} pixels, "

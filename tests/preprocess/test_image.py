@@ -184,7 +184,7 @@ def test_what_cannot_be_used_is_refused(make, message, tmp_path):
             source.close()
 
 
-@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "AVIF"])
 def test_what_moves_is_refused_or_its_first_frame_is_taken(format):
     for source in (animated(format), Image.open(io.BytesIO(animated(format)))):
         what = "2 pages: take its first" if format == "TIFF" else "2 frames: give it as a video, or take its first"

@@ -31,6 +31,7 @@ from mmrope.preprocess import Limits
 from mmrope.preprocess.image import FAX_IS_SOUND, load_image
 from mmrope.preprocess.isolation import isolated
 from mmrope.preprocess.video import open_video
+from tests.support.profiles import GRAY_PROFILE, P3_PROFILE
 
 Kind = Literal["images", "videos"]
 Named = tuple[str, bytes]
@@ -48,7 +49,8 @@ WIDTH, HEIGHT = 24, 16
 
 
 def image_seeds() -> dict[str, bytes]:
-    """Small images of every format that is opened, by name."""
+    """Small images of every format that is opened, by name. What can be animated ends in "animated"; "profile" is in the name of
+    what has an ICC profile."""
     noise = np.random.default_rng(0)
     rgba = noise.integers(0, 255, (HEIGHT, WIDTH, 4), np.uint8)
     grey = rgba[..., 0]
@@ -66,8 +68,14 @@ def image_seeds() -> dict[str, bytes]:
 
     heif, buffer = pillow_heif.from_pillow(clear), io.BytesIO()
     heif.save(buffer, exif=exif.tobytes())
+    heic = buffer.getvalue()
     return {
-        "heic": buffer.getvalue(),
+        "heic": heic,
+        "heic, burst": heic[:8] + b"msf1" + heic[12:],
+        "jpeg, profile": stored(colour, "JPEG", icc_profile=P3_PROFILE),
+        "jpeg, grey profile": stored(plain, "JPEG", icc_profile=GRAY_PROFILE),
+        "png, profile": stored(clear, "PNG", icc_profile=P3_PROFILE),
+        "webp, profile, animated": stored(colour, "WEBP", **film, icc_profile=P3_PROFILE),
         "jpeg": stored(colour, "JPEG", **comments),
         "jpeg, progressive": stored(colour, "JPEG", progressive=True),
         "jpeg, grey": stored(plain, "JPEG"),
@@ -80,6 +88,7 @@ def image_seeds() -> dict[str, bytes]:
         "png, 1 bit": stored(plain.convert("1"), "PNG"),
         "png, 16 bit": stored(deep, "PNG"),
         "png, animated": stored(colour, "PNG", **film),
+        "png, animated behind a picture, animated": stored(colour, "PNG", **film, default_image=True, disposal=1, blend=1),
         "webp": stored(colour, "WEBP", **{key: comments[key] for key in ("exif", "icc_profile")}),
         "webp, lossless": stored(clear, "WEBP", lossless=True),
         "webp, animated": stored(colour, "WEBP", **film),
@@ -100,6 +109,23 @@ def image_seeds() -> dict[str, bytes]:
         "tiff, float": stored(exact, "TIFF"),
         "tiff, lab": stored(Image.merge("LAB", [plain] * 3), "TIFF"),
         "tiff, two pages": stored(colour, "TIFF", save_all=True, append_images=[clear]),
+        "tiff, three pages": stored(
+            colour, "TIFF", save_all=True, append_images=[plain.copy(), plain.rotate(90)], compression="tiff_lzw"
+        ),
+        "jpeg 2000": stored(colour, "JPEG2000"),
+        "jpeg 2000, rgba": stored(clear, "JPEG2000", tile_size=(16, 16), irreversible=True),
+        "jpeg 2000, codestream": stored(deep, "JPEG2000", no_jp2=True),
+        "ico": stored(clear, "ICO", sizes=[(WIDTH, HEIGHT), (8, 8)]),
+        "ico, bitmap": stored(clear, "ICO", sizes=[(WIDTH, HEIGHT)], bitmap_format="bmp"),
+        "pnm": stored(colour, "PPM"),
+        "pnm, text": b"P3 # numbers\n24 8 255\n" + b" ".join(b"%d" % value for value in rgba[:8, :, :3].flat),
+        "pnm, 16 bit": b"P5 24 16 65535\n" + (grey.astype(">u2") * 257).tobytes(),
+        "pnm, 12 bit": b"P5 24 16 4095\n" + (grey.astype(">u2") * 16).tobytes(),
+        "pnm, 1 bit": stored(plain.convert("1"), "PPM"),
+        "pnm, float": stored(exact, "PPM"),
+        "tga": stored(clear, "TGA"),
+        "tga, run lengths": stored(plain, "TGA", compression="tga_rle"),
+        "tga, palette": stored(colour.quantize(16), "TGA"),
     }
 
 
@@ -281,7 +307,7 @@ def judged(batch: tuple[str, list[Named]]) -> tuple[list[tuple[str, str]], float
 def verdict(name: str, content: bytes, path: str) -> tuple[str, str]:
     Path(path).write_bytes(content)
     opened = False
-    for read in (image, film) if name.endswith("animated") else (film,) if "." in name else (image,):
+    for read in readers(name):
         results = []
         for source in (path, content):
             try:
@@ -294,6 +320,19 @@ def verdict(name: str, content: bytes, path: str) -> tuple[str, str]:
             return "bug", f"other pixels from the path than from the bytes, by {read.__name__}"
         opened |= bool(results)
     return ("opened" if opened else "refused"), ""
+
+
+def readers(name: str) -> list[Callable[[str | bytes], list[Any]]]:
+    """How a file of this name is read."""
+    if "." in name:
+        return [film]
+    return [image, *([in_srgb] if "profile" in name else []), *([film] if name.endswith("animated") else [])]
+
+
+def in_srgb(source: str | bytes) -> list[Any]:
+    """The colours, by the ICC profile."""
+    pixels = load_image(source, animation="first", color="srgb", limits=LIMITS)
+    return [pixels.shape, zlib.crc32(pixels.tobytes())]
 
 
 def image(source: str | bytes) -> list[Any]:
