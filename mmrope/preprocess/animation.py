@@ -5,6 +5,7 @@ Opening takes as long as the file is large, whatever its header claims. GIF, PNG
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from PIL import Image, PngImagePlugin
 
 from mmrope.preprocess.errors import Limits, MediaError
 from mmrope.preprocess.image import ANIMATED, decoding, head_of, open_image, orientation_of, upright_rgb
-from mmrope.preprocess.probe import Clock, check_duration, check_frame_count
+from mmrope.preprocess.probe import Clock, Damaged, check_duration, check_frame_count
 from mmrope.preprocess.readers import Source
 
 _SECOND = 10**12
@@ -55,7 +56,7 @@ def animation_format(source: str | bytes) -> str | None:
     return "AVIF" if head[4:12] in (b"ftypavis", b"ftypavif") else None
 
 
-def read_animation(source: str | bytes, name: str, form: str, limits: Limits) -> tuple[Clock, Animated]:
+def read_animation(source: str | bytes, name: str, form: str, limits: Limits, damaged: Damaged) -> tuple[Clock, Animated]:
     """The clock of an animation, and what its frames are decoded from.
 
     Args:
@@ -68,11 +69,16 @@ def read_animation(source: str | bytes, name: str, form: str, limits: Limits) ->
     with open_image(source, name, limits, None, ANIMATED) as image, decoding(name, "is damaged"):
         if form != "GIF" and not getattr(image, "is_animated", False):
             raise _still(name, form)
-        durations = _DURATIONS[form](_content(source), image, name)
+        durations, cut = _DURATIONS[form](_content(source), image, name)
         turned = bool(_METADATA & set(image.info)) and orientation_of(image) in (5, 6, 7, 8)
         width, height = image.size[::-1] if turned else image.size
         before = _before(image)
-    if len(durations) == 1 and form != "GIF":
+    if cut and damaged == "refuse":
+        raise MediaError(
+            f"{name} is damaged at frame {len(durations)}: the file ends in it, or before its end mark; the {len(durations)} "
+            "before it are taken with damaged='keep'"
+        )
+    if len(durations) == 1 and not cut and form != "GIF":
         raise _still(name, form)
     if not durations:
         raise MediaError(f"{name} is damaged: it has no frame")
@@ -82,7 +88,10 @@ def read_animation(source: str | bytes, name: str, form: str, limits: Limits) ->
     duration = ends[-1] * _TICK
     check_duration(name, duration, limits)
     pts = np.array(ends[:-1], dtype=np.int64)
-    clock = Clock(container=form.lower(), width=width, height=height, pts=pts, time_base=_TICK, duration=duration)
+    damage = "the file ends before its end mark" if cut else ""
+    clock = Clock(
+        container=form.lower(), width=width, height=height, pts=pts, time_base=_TICK, duration=duration, damage=damage
+    )
     return clock, Animated(source, before, limits)
 
 
@@ -140,8 +149,8 @@ def _content(source: str | bytes) -> bytes:
 # --- durations, in picoseconds ----------------------------------------------------------------------------------------
 
 
-def _of_gif(content: bytes, image: Image.Image, name: str) -> list[int]:
-    """From the graphic control before each frame."""
+def _of_gif(content: bytes, image: Image.Image, name: str) -> tuple[list[int], bool]:
+    """From the graphic control before each frame; and whether the file ends before its end mark."""
     durations, shown, at = [], 0, 13 + _palette(content[10])
     try:
         while at < len(content) and content[at] != ord(";"):
@@ -157,11 +166,15 @@ def _of_gif(content: bytes, image: Image.Image, name: str) -> list[int]:
                 at = _behind_blocks(content, at + 11 + _palette(flags))  # a byte of LZW stands before the blocks
                 durations.append(shown)
                 shown = 0
-            else:
-                at += 1  # bytes that mean nothing are passed over, by Pillow and browsers
-    except (IndexError, struct.error) as error:
-        raise MediaError(f"{name} is damaged at frame {len(durations)}: the file ends in it") from error
-    return durations
+            else:  # bytes that mean nothing are passed over, by Pillow and browsers
+                found = _BLOCK.search(content, at)
+                at = found.start() if found else len(content)
+    except (IndexError, struct.error):
+        return durations, True
+    return durations, at >= len(content)
+
+
+_BLOCK = re.compile(rb"[!,;]")
 
 
 def _palette(flags: int) -> int:
@@ -181,8 +194,8 @@ def _behind_blocks(content: bytes, at: int) -> int:
     return at + 1
 
 
-def _of_png(content: bytes, image: Image.Image, name: str) -> list[int]:
-    """From the frame controls, as many as frames are announced."""
+def _of_png(content: bytes, image: Image.Image, name: str) -> tuple[list[int], bool]:
+    """From the frame controls, as many as frames are announced; and whether there are fewer."""
     durations, at, kind = [], 8, b""
     while at < len(content) - 8 and kind != b"IEND":
         size, kind = struct.unpack_from(">I4s", content, at)
@@ -190,20 +203,20 @@ def _of_png(content: bytes, image: Image.Image, name: str) -> list[int]:
             shown, of = struct.unpack_from(">HH", content, at + 28)
             durations.append(shown * _SECOND // (of or 100))
         at += 12 + size
-    if kind != b"IEND" and at != len(content):
-        raise MediaError(f"{name} is damaged at frame {max(0, len(durations) - 1)}: the file ends in it")
-    return durations[: getattr(image, "n_frames", 1) - _before(image)]
+    announced = getattr(image, "n_frames", 1) - _before(image)
+    whole = durations[: len(durations) - (at > len(content))][:announced]
+    return whole, len(whole) < announced
 
 
-def _of_webp(content: bytes, image: Image.Image, name: str) -> list[int]:
-    """From the header of each frame."""
+def _of_webp(content: bytes, image: Image.Image, name: str) -> tuple[list[int], bool]:
+    """From the header of each frame; Pillow opens none that is cut."""
     durations = []
     for kind, begin, end in _chunks(content, 12, min(len(content), 8 + int.from_bytes(content[4:8], "little"))):
         if kind == b"ANMF" and end - begin >= 16:
             durations.append(int.from_bytes(content[begin + 12 : begin + 15], "little") * _MILLISECOND)
     if len(durations) != (count := getattr(image, "n_frames", 1)):
         raise MediaError(f"{name} is damaged: it has {count} frames, and durations of {len(durations)}")
-    return durations
+    return durations, False
 
 
 def _chunks(content: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -214,7 +227,7 @@ def _chunks(content: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int
         at += 8 + size + size % 2
 
 
-def _of_avif(content: bytes, image: Image.Image, name: str) -> list[int]:
+def _of_avif(content: bytes, image: Image.Image, name: str) -> tuple[list[int], bool]:
     """From the times of samples in the track of pictures (ISO/IEC 14496-12)."""
     count, (begin, end) = getattr(image, "n_frames", 1), _picture_track(content, name)
     header, _ = next(_boxes(content, begin, end, b"mdia", b"mdhd"))
@@ -227,7 +240,7 @@ def _of_avif(content: bytes, image: Image.Image, name: str) -> list[int]:
     for times, delta in struct.iter_unpack(">II", content[table + 8 : min(end, table + 8 + 8 * entries)]):
         shown = delta * _SECOND // ticks
         durations += repeat(shown, min(times, count - len(durations)))
-    return durations + [shown] * (count - len(durations))  # the last holds on, as in libavif
+    return durations + [shown] * (count - len(durations)), False  # the last holds on, as in libavif
 
 
 def _picture_track(content: bytes, name: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Whether a file ends where its container says: a few bytes of its head and its tail are read, and nothing is decoded.
 
 Containers say it in different ways: a size in the head (AVI, Matroska, ASF, FLV), sizes of pieces one after the other (MP4),
-a mark on the last page (Ogg, MXF), or pieces of one size (MPEG-TS). Where nothing is said (a live recording), nothing is known.
+a pointer to the footer (MXF), or pieces of one size (MPEG-TS). Where nothing is said (a live recording), nothing is known.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 import struct
 from collections.abc import Callable
 from typing import Any
+
+from mmrope.preprocess.errors import MediaError
 
 _HEAD, _TAIL = 1 << 16, 1 << 17  # bytes in which what is looked for stands
 
@@ -32,52 +34,78 @@ def missing_bytes(source: str | bytes, container: str) -> int:
     ends = _ENDS.get(container)
     if ends is None:
         return 0
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        return max(ends(file, size) - size, 0)
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            return max(ends(file, size) - size, 0)
+    except OSError as error:
+        raise MediaError(
+            f"{source if isinstance(source, str) else 'a file'} cannot be read any more: {error.strerror}"
+        ) from error
 
 
-def begins_as_mp4(source: str | bytes) -> bool:
-    """Whether a file begins as MP4 and QuickTime do, also where FFmpeg cannot open it."""
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        return file.read(8)[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+_MOST_PIECES = 200_000
+"""Pieces of a file that are looked at; one of more is not asked whether it is whole."""
 
 
 def _piece(file: Any, begin: int, size: int) -> bytes:
+    end = file.seek(0, os.SEEK_END)
+    if begin >= end:
+        return b""
     file.seek(max(begin, 0))
     return file.read(size)
 
 
 def _riff(file: Any, size: int) -> int:
-    """RIFF chunks one after the other (OpenDML); a recorder that was stopped leaves 0 or -1 for the size."""
+    """RIFF chunks one after the other (OpenDML); a recorder that was stopped leaves 0 or -1 for the size, and some count the
+    head of 8 bytes twice."""
     end = 0
     while (head := _piece(file, end, 8))[:4] == b"RIFF" and len(head) == 8:
         length = int.from_bytes(head[4:], "little")
         if length in (0, 0xFFFFFFFF):
             return 0
         end += 8 + length
-    return end
+    return end - 8 if end == size + 8 else end
+
+
+_BOXES = frozenset(
+    (
+        *(b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"styp", b"free", b"skip", b"wide", b"udta", b"uuid", b"meta"),
+        *(b"pdin", b"emsg", b"prft", b"ssix", b"pnot"),
+    )
+)
 
 
 def _boxes(file: Any, size: int) -> int:
-    """The boxes of an MP4 (ISO/IEC 14496-12); the last may go to the end of the file, whatever its size."""
+    """The boxes of an MP4 (ISO/IEC 14496-12); the last may go to the end of the file. What stands behind them and is no box
+    (line breaks of an upload, tags, a camera's trailer) says nothing."""
     end = 0
-    while len(head := _piece(file, end, 16)) >= 8:
+    for _ in range(_MOST_PIECES):
+        head = _piece(file, end, 16)
+        if head[4:8] not in _BOXES:
+            return end
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if length == 0 or not head[4:8].isascii():  # to the end; or what is no box: rubbish behind the last
-            return size
-        if length < 8:
+        if length < 8:  # 0: to the end of the file
             return size
         end += length
-    return end + 8 if 0 < len(head) < 8 else end
+    return size
+
+
+_SEGMENT, _EBML, _VOID, _CRC = b"\x18\x53\x80\x67", b"\x1a\x45\xdf\xa3", b"\xec", b"\xbf"
 
 
 def _ebml(file: Any, size: int) -> int:
-    """The elements of a Matroska file at its top: a header and a segment, whose size a live recording does not know."""
+    """The elements of a Matroska file at its top: a header and a segment, whose size a live recording does not know.
+
+    An element is its ID, as many bytes as its first says, its size, likewise, and its content.
+    """
     end = 0
-    while len(head := _piece(file, end, 16)) >= 2:
+    for _ in range(1000):
+        head = _piece(file, end, 16)
+        if not head.startswith((_SEGMENT, _EBML, _VOID, _CRC)):
+            return end
         id_length = 9 - head[0].bit_length()
         first = head[id_length] if id_length < min(len(head), 5) else 0
         width = 9 - first.bit_length()
@@ -87,7 +115,7 @@ def _ebml(file: Any, size: int) -> int:
         if value == (1 << 7 * width) - 1:
             return size  # not known
         end += id_length + width + value
-    return end
+    return size
 
 
 def _asf(file: Any, size: int) -> int:
@@ -108,22 +136,26 @@ def _flv(file: Any, size: int) -> int:
         stated = struct.unpack(">d", head[at + 9 : at + 17])[0]
         if 0 < stated < 1 << 62:
             return int(stated)
-    tail = _piece(file, size - 4, 4)  # the size of the last tag, of which the file has that many bytes before it
-    length = int.from_bytes(tail, "big") if len(tail) == 4 else 0
-    tag = _piece(file, size - 4 - length, 4) if 11 <= length < size else b""
-    whole = tag[:1] in (b"\x08", b"\x09", b"\x12") and int.from_bytes(tag[1:4], "big") + 11 == length
+    whole = any(_ends_in_a_tag(file, size - rubbish) for rubbish in range(9))
     return size if whole else size + 1
 
 
+def _ends_in_a_tag(file: Any, size: int) -> bool:
+    """Whether the size of the last tag stands at the end, and that many bytes before it the tag."""
+    tail = _piece(file, size - 4, 4)
+    length = int.from_bytes(tail, "big") if len(tail) == 4 else 0
+    tag = _piece(file, size - 4 - length, 4) if 11 <= length < size else b""
+    return tag[:1] in (b"\x08", b"\x09", b"\x12") and int.from_bytes(tag[1:4], "big") + 11 == length
+
+
 def _ogg(file: Any, size: int) -> int:
-    """Pages to the end of the file, the last of each stream marked as such: the last page of all must be."""
+    """Pages to the end of the file."""
     tail = _piece(file, size - _TAIL, _TAIL)
     at = tail.rfind(b"OggS\x00")
     if at < 0 or len(tail) < at + 27 or len(tail) < at + 27 + tail[at + 26]:
         return size + 1
-    last = tail[at + 5] & 4
     end = at + 27 + tail[at + 26] + sum(tail[at + 27 : at + 27 + tail[at + 26]])
-    return size + max(end - len(tail), int(not last))
+    return size + max(end - len(tail), 0)
 
 
 def _transport(file: Any, size: int) -> int:
@@ -152,7 +184,7 @@ def _program(file: Any, size: int) -> int:
 
 
 def _mxf(file: Any, size: int) -> int:
-    """The footer that the first partition of a finished file points at, and the index behind it (SMPTE ST 377-1)."""
+    """The footer that the first partition of a finished file points at (SMPTE ST 377-1)."""
     head = _piece(file, 0, _HEAD)
     at = head.find(bytes.fromhex("060e2b34020501010d010201010204"))
     begin = at + 17 + (head[at + 16] & 0x7F if at >= 0 and len(head) > at + 16 and head[at + 16] & 0x80 else 0)
@@ -160,10 +192,7 @@ def _mxf(file: Any, size: int) -> int:
     footer = int.from_bytes(stated, "big") if at >= 0 and len(stated) == 8 else 0
     if not footer:
         return 0
-    length = int.from_bytes(_piece(file, size - 4, 4), "big")
-    whole = (
-        footer < size and length < size and _piece(file, size - length, 16)[:13] == bytes.fromhex("060e2b34020501010d01020101")
-    )
+    whole = _piece(file, footer, 16)[:14] == bytes.fromhex("060e2b34020501010d0102010104")
     return size if whole else max(footer, size) + 1
 
 
@@ -172,11 +201,12 @@ def _y4m(file: Any, size: int) -> int:
     line = _piece(file, 0, _HEAD).partition(b"\n")[0]
     said = {word[:1]: word[1:].decode("latin1") for word in line.split(b" ")[1:]}
     form, sides = said.get(b"C", "420"), (said.get(b"W", ""), said.get(b"H", ""))
-    if not all(side.isdigit() for side in sides) or form[:3] not in ("420", "422", "444", "mon"):
+    plain = _piece(file, len(line) + 1, 6) == b"FRAME\n"  # its lines may say more
+    if not plain or not all(re.fullmatch("[0-9]{1,6}", side) for side in sides) or form[:3] not in ("420", "422", "444", "mon"):
         return 0
     width, height = map(int, sides)
     chroma = {"420": 2 * (-(-width // 2) * -(-height // 2)), "422": 2 * -(-width // 2) * height, "444": 2 * width * height}
-    frame = (width * height + chroma.get(form[:3], 0)) * (2 if re.search(r"p1\d|mono1\d", form) else 1)
+    frame = (width * height + chroma.get(form[:3], 0)) * (2 if re.search(r"p9|p1\d|mono9|mono1\d", form) else 1)
     return size + -(size - len(line) - 1) % (frame + len(b"FRAME\n"))
 
 

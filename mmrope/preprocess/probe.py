@@ -8,10 +8,12 @@ are counted: a packet's time is not a frame's.
 from __future__ import annotations
 
 import io
+import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from numbers import Real
 from typing import Any, Literal
 
 import av
@@ -20,7 +22,7 @@ import av.stream
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 
-from mmrope.preprocess.ends import begins_as_mp4, missing_bytes
+from mmrope.preprocess.ends import missing_bytes
 from mmrope.preprocess.errors import Limits, MediaError
 
 Damaged = Literal["refuse", "keep"]
@@ -52,9 +54,11 @@ _STATES_DECODING_ORDER = ("avi", "asf")
 _STATES_SOME = ("mpeg", "mxf")
 """Containers that state the times of some frames alone, or of all as they are stored."""
 _DECODERS = (*CODECS, "libdav1d", "libvpx", "libvpx-vp9", "libaom-av1")
-_JOINED = {"mpegts": Fraction(1, 10), "mpeg": Fraction(1, 10)}
-"""Seconds that times go back where two films were joined, 10 in other containers; by less, two frames have nearly one time. As
-the ffmpeg program has it (dts_delta_threshold)."""
+_JOINED, _JOINED_ELSEWHERE = {"mpegts": Fraction(1, 10), "mpeg": Fraction(1, 10)}, Fraction(1)
+"""Seconds that times go back where two films were joined, in streams that are made to be joined and in other containers; by
+less, two frames have nearly one time."""
+_GAP = Fraction(10)
+"""Seconds that times go ahead where two such streams were joined, as the ffmpeg program has it (dts_delta_threshold)."""
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these leave transparency out
 _SMALL = 1 << 23  # pixels of a frame that cost little
 _OPTIONS = {
@@ -179,11 +183,15 @@ def frames_in_order(container: Any, stream: Any, lost: list[str] | None = None) 
             left out; None to end at the first.
     """
     decoder, came, early = decoder_of(stream), False, None
-    packets = packets_of(container, stream)
-    while True:
+    packets, flushed, ended = packets_of(container, stream), False, False
+    while not ended:
         try:
             packet = next(packets, None)
-            frames = [] if packet is None else decoder.decode(packet)
+            ended = packet is None
+            if ended and flushed:
+                break
+            flushed = packet is None or not packet.size  # where reading failed, what the decoder holds back comes out, too
+            frames = decoder.decode(packet)
         except av.error.FFmpegError as error:
             if came and lost is None:
                 raise
@@ -197,10 +205,8 @@ def frames_in_order(container: Any, stream: Any, lost: list[str] | None = None) 
                 lost.append("a frame is damaged in part")
                 continue
             yield frame
-        if packet is None:
-            if early is not None and not came:
-                raise early
-            return
+    if early is not None and not came:
+        raise early
 
 
 def read_clock(source: Any, name: str, limits: Limits, *, damaged: Damaged = "refuse", fps: float | None = None) -> Clock:
@@ -219,6 +225,8 @@ def read_clock(source: Any, name: str, limits: Limits, *, damaged: Damaged = "re
             stream = video_stream(container, name)
             check_frame_size(name, stream.codec_context.width, stream.codec_context.height, limits)
             form, codec = container.format.name, stream.codec_context.codec.canonical_name
+            if fps is not None and not (isinstance(fps, Real) and math.isfinite(fps) and fps > 0):
+                raise MediaError(f"{name}: fps must be a positive number, got {fps!r}")
             if (fps is None) == (form in WITHOUT_CLOCK):
                 raise MediaError(
                     f"{name} is {codec} without a container, which states no times: say its frames a second, fps="
@@ -239,7 +247,7 @@ def read_clock(source: Any, name: str, limits: Limits, *, damaged: Damaged = "re
                 return _counted(container, stream, name, limits, packets, damaged, lacks, fps)
             return _stated(container, stream, name, limits, packets)
     except (av.error.FFmpegError, UnicodeError, OverflowError) as error:
-        lacks = missing_bytes(source, _MP4) if isinstance(error, av.error.InvalidDataError) and begins_as_mp4(source) else 0
+        lacks = missing_bytes(source, _MP4) if isinstance(error, av.error.InvalidDataError) else 0
         cut = f"; it is cut off: it lacks at least {lacks:,} bytes, and its index may be among them" if lacks else ""
         raise MediaError(
             f"{name} cannot be read as a video (known formats: mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogv, mxf, y4m): "
@@ -279,7 +287,8 @@ def _counted(
     """The clock of a film that is decoded once: the frames that come out, in their order."""
     lost: list[str] | None = [] if damaged == "keep" else None
     form, tick, first = container.format.name, stream.time_base, None
-    times = _Times(_frame_ticks(stream) or 1, round(_JOINED.get(form, Fraction(10)) / tick))
+    back, ahead = _JOINED.get(form, _JOINED_ELSEWHERE), _GAP if form in _JOINED else None
+    times = _Times(_frame_ticks(stream) or 1, round(back / tick), None if ahead is None else round(ahead / tick))
     for frame in frames_in_order(container, stream, lost):
         if frame.is_corrupt:
             raise MediaError(
@@ -315,10 +324,10 @@ class _Times:
     """When frames that come one after the other are shown, as the ffmpeg program has it: which of a frame's two times is to be
     believed (libavcodec/decode.c, guess_correct_pts: the presentation time, unless these went back more often than the times of
     decoding); a frame that states none follows the one before it; one that does not come after it is shown a tick later; and
-    where times go back far, as in files that were joined, they go on one frame after the last."""
+    where times jump far, as in files that were joined, they go on one frame after the last."""
 
-    def __init__(self, step: int, back: int) -> None:
-        self.step, self.back, self.shift, self.last = step, back, 0, 0
+    def __init__(self, step: int, back: int, ahead: int | None) -> None:
+        self.step, self.back, self.ahead, self.shift, self.last = step, back, ahead, 0, 0
         self.shown, self.known = array("q"), False
         self.stated: list[int | None] = [None, None]
         self.wrong = [0, 0]
@@ -331,8 +340,9 @@ class _Times:
             lead = time - shown[-1] - self.last if shown else 0
             shown = array("q", (earlier + lead for earlier in shown))
             self.known, self.shown = True, shown
-        if shown and time <= shown[-1]:
-            joined = shown[-1] - time >= self.back
+        beyond = bool(shown) and self.ahead is not None and time - shown[-1] > self.ahead
+        if shown and (time <= shown[-1] or beyond):
+            joined = beyond or shown[-1] - time >= self.back
             later = shown[-1] + (self.last if joined else 1)
             self.shift += later - time if joined else 0
             time = later
@@ -436,7 +446,8 @@ def _packets(container: Any, stream: Any, name: str, limits: Limits) -> _Packets
     shown, keyframes = array("q"), array("q")  # a 10-hour film has a million packets: no Python object each
     count, irregular, newest, last, broken = 0, "", None, 0, False
     form, codec = container.format.name, stream.codec_context.codec.canonical_name
-    without = 0
+    without, jumps, before = 0, 0, None
+    gap = _GAP / stream.time_base if form in _JOINED else None
     for packet in container.demux(stream):
         if not packet.size or packet.is_discard or _is_hidden(packet, codec):
             continue
@@ -445,6 +456,9 @@ def _packets(container: Any, stream: Any, name: str, limits: Limits) -> _Packets
         count += 1
         if count > limits.max_video_frames:
             check_frame_count(name, count, limits)
+        if before is not None and packet.dts is not None:
+            jumps += packet.dts < before or (gap is not None and packet.dts - before > gap)
+        before = packet.dts if packet.dts is not None else before
         pts = packet.pts if packet.pts is not None or codec not in _IN_ORDER else packet.dts
         if pts is None:
             without += 1
@@ -464,6 +478,7 @@ def _packets(container: Any, stream: Any, name: str, limits: Limits) -> _Packets
         and form in (*_STATES_DECODING_ORDER, *_STATES_SOME),
         f"a packet of {codec} may hold two frames, or none": codec not in _ONE_FRAME_A_PACKET,
         f"{without} packets state no time": without > 0,
+        f"times jump {jumps} times, as where films were joined": jumps > 0,
         f"{len(shown) - len(pts)} packets have the times of others": len(pts) < len(shown),
     }
     return _Packets(pts, keys, last, count, irregular, next((why for why, holds in doubts.items() if holds), ""), broken)

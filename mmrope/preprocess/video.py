@@ -275,7 +275,7 @@ def open_video(
                 raise ValueError(
                     f"fps={fps} is for arrays of frames; {name} has its own clock (sample it with Processor(fps=...))"
                 )
-            clock, source = read_animation(source, name, form, limits)
+            clock, source = read_animation(source, name, form, limits, damaged)
         else:
             clock = read_clock(source, name, limits, damaged=damaged, fps=fps)
         video = Video(source, name, clock, background, color)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import random
+import re
+import time
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmrope import MediaError, Processor
 from mmrope.preprocess.ends import missing_bytes
@@ -131,3 +135,76 @@ def test_the_processor_takes_what_is_left_and_says_so(tmp_path):
         Processor(damaged="ignore")
     with pytest.raises(ValueError, match=r"damaged must be 'refuse' or 'keep'"):
         open_video(path, damaged="ignore")
+
+
+@pytest.mark.parametrize("form", ["ts", "flv"])
+@pytest.mark.parametrize("shift", [-30, -2, -0.48])
+def test_films_that_were_joined_are_counted(tmp_path, form, shift):
+    """A recorder that connects again, files behind each other: times of the second lie before, or among, those of the first."""
+    if form == "flv" and shift == -0.48:
+        shift = -1.48
+    first = film(tmp_path / f"first.{form}", [1000 * 31 + t for t in TIMES], moving=True)
+    second = film(tmp_path / f"second.{form}", [1000 * 33 + round(1000 * shift) + t for t in TIMES], moving=True)
+    content = first.read_bytes() + second.read_bytes()[13 if form == "flv" else 0 :]  # an FLV's tags begin behind its head
+    video = open_video(content)
+    assert len(video.pts) == 100
+    assert video.clock.counted
+    assert (np.diff(video.seconds) > 0).all()
+    np.testing.assert_allclose(video.seconds, np.arange(100) / 25, rtol=0, atol=0.05)
+    one, other = (list(open_video(path).decode([0, 7, 49]).frames) for path in (first, second))
+    for frame, expected in zip(video.decode([0, 7, 49, 50, 57, 99]).frames, [*one, *other], strict=True):
+        np.testing.assert_array_equal(frame, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("fast start.mp4", b"\r\n"),
+        ("fast start.mp4", bytes(4)),
+        ("fast start.mp4", b"TAG" + b"a song".ljust(125)),
+        ("fast start.mp4", b"<xml>what a camera writes</xml>"),
+        ("film.mkv", b"\r\n"),
+        ("film.avi", b"\r\n"),
+        ("film.flv", b"\r\n"),
+        ("film.mxf", bytes(300)),
+    ],
+)
+def test_what_stands_behind_the_end_says_nothing(tmp_path, name, more):
+    path = film(tmp_path / name, TIMES, **FILMS[name])
+    assert len(open_video(path.read_bytes() + more).pts) == 50
+
+
+@pytest.mark.parametrize("size", [2**62, 2**64 - 1])
+def test_sizes_that_no_file_has(tmp_path, size):
+    path = film(tmp_path / "film.mp4", TIMES)
+    path.write_bytes(path.read_bytes() + b"\0\0\0\1free" + size.to_bytes(8, "big"))
+    with pytest.raises(MediaError, match=r"is cut off"):
+        open_video(path)
+    path.write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0\0\0\0\1free" + size.to_bytes(8, "big"))
+    with pytest.raises(MediaError, match=r"cannot be read as a video"):
+        open_video(path)
+    with pytest.raises(MediaError, match=r"fps must be a positive number, got -25"):
+        open_video(film(tmp_path / "film.h264", TIMES), fps=-25)
+
+
+def test_a_file_of_many_small_pieces_takes_no_time():
+    began = time.process_time()
+    assert missing_bytes(b"\xec\x80" * 2_000_000, "matroska,webm") == 0
+    assert missing_bytes(b"\0\0\0\x08free" * 1_000_000, "mov,mp4,m4a,3gp,3g2,mj2") == 0
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG"])
+def test_an_animation_that_is_cut_between_its_frames(form):
+    file = io.BytesIO()
+    first, *others = (Image.new("RGB", (32, 16), (25 * n, 90, 30)) for n in range(8))
+    first.save(file, form, save_all=True, append_images=others, duration=100)
+    content = file.getvalue()
+    mark = {"GIF": b"\x21\xf9", "PNG": b"fcTL"}[form]
+    at = [match.start() for match in re.finditer(re.escape(mark), content)][4] - (4 if form == "PNG" else 0)
+    with pytest.raises(MediaError, match=r"is damaged at frame 4: .*; the 4 before it are taken with damaged='keep'"):
+        open_video(content[:at])
+    video = open_video(content[:at], damaged="keep")
+    assert (len(video.pts), video.damage) == (4, "the file ends before its end mark")
+    shown = [frame[0, 0].tolist() for frame in video.decode(range(4)).frames]
+    assert np.abs(np.array(shown) - [[25 * n, 90, 30] for n in range(4)]).max() < 8
