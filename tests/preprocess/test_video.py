@@ -404,9 +404,11 @@ def test_a_high_dynamic_range_as_a_display_shows_it(tmp_path, transfer):
         stream.width, stream.height, stream.pix_fmt = 80, 64, "yuv420p10le"
         context = stream.codec_context
         context.color_trc, context.color_primaries, context.colorspace = {"pq": 16, "hlg": 18}[transfer], 9, 9
-        planes = np.concatenate([np.tile(code, 64), np.full(80 * 64 // 2, 512, np.uint16)]).reshape(96, 80)
         for n in range(3):
-            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p10le")
+            frame = av.VideoFrame(80, 64, "yuv420p10le")
+            for plane, row in zip(frame.planes, (code, *[np.full(40, 512, np.uint16)] * 2), strict=True):
+                line = row.tobytes().ljust(plane.line_size, b"\0")
+                plane.update(line * plane.height)
             frame.pts = n
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
