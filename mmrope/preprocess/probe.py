@@ -111,6 +111,8 @@ class Clock:
     """Width of a pixel by its height, as the upright frame has them."""
     transparent: bool = False
     """Its frames have transparent pixels, or may have."""
+    transfer: int = 2
+    """What its values mean as light, by ITU-T H.273; 2 where it does not say."""
 
     @property
     def seconds(self) -> np.ndarray:
@@ -370,7 +372,14 @@ def _seen(first: Any, stream: Any, name: str, limits: Limits) -> dict[str, Any]:
     aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
     aspect = aspect if aspect > 0 else Fraction(1)
     aspect = aspect if turn[0] else 1 / aspect
-    return {"width": width, "height": height, "turn": turn, "pixel_aspect": aspect, "transparent": is_transparent(first)}
+    return {
+        "width": width,
+        "height": height,
+        "turn": turn,
+        "pixel_aspect": aspect,
+        "transparent": is_transparent(first),
+        "transfer": int(stream.codec_context.color_trc),
+    }
 
 
 def is_transparent(frame: Any) -> bool:

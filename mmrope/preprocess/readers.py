@@ -216,8 +216,8 @@ def _from_keyframe(container: Any, stream: Any, landing: int | None, needed: set
 def _image(file: Source, frame: Any) -> np.ndarray:
     """[H, W, 3] uint8, upright, transparent pixels on the background."""
     clock = file.clock
-    if file.color == "srgb" and frame.color_trc in (hdr.PQ, hdr.HLG):
-        image = hdr.to_srgb(frame.to_ndarray(format="rgb48le", src_colorspace=frame.colorspace), frame.color_trc)
+    if file.color == "srgb" and clock.transfer in (hdr.PQ, hdr.HLG):
+        image = hdr.to_srgb(frame.to_ndarray(format="rgb48le", src_colorspace=frame.colorspace), clock.transfer)
     elif is_transparent(frame):
         image = _on_background(frame.to_ndarray(format="rgba"), file.background)
     else:
