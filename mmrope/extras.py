@@ -17,7 +17,13 @@ from typing import Any
 
 BROUGHT_BY = {
     **{"torch": "mmrope[torch]", "triton": "mmrope[torch]", "typing_extensions": "mmrope[torch]"},
-    **{"PIL": "mmrope[media]", "av": "mmrope[media]", "tqdm": "mmrope[media]", "tokenizers": "mmrope[media]"},
+    **{
+        "PIL": "mmrope[media]",
+        "av": "mmrope[media]",
+        "tqdm": "mmrope[media]",
+        "tokenizers": "mmrope[media]",
+        "jinja2": "mmrope[media]",
+    },
     **{"pillow_heif": "mmrope[heic]", "simplejpeg": "mmrope[fast]"},
     **{"einops": "mmrope[vlm]", "safetensors": "mmrope[vlm]", "sklearn": "mmrope[train]", "mmrope_small": "mmrope-small"},
     **{"typer": "mmrope[cli]", "matplotlib": "mmrope[viz]", "decord": "mmrope[decord]"},

@@ -11,9 +11,10 @@ from mmrope.checkpoints.configs import family_from_config
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
 from mmrope.preprocess.patches import FAMILY_PATCHES, PatchConfig
-from mmrope.preprocess.text import TOKENIZER_NAME, ByteTokenizer, FileTokenizer, WordTokenizer
+from mmrope.preprocess.text import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, ByteTokenizer, FileTokenizer, WordTokenizer
 
 CONFIG_NAME = "processor_config.json"
+TEMPLATE_NAME, OLD_TEMPLATE_NAME = "chat_template.jinja", "chat_template.json"
 IMAGE_NAME, VIDEO_NAME = "preprocessor_config.json", "video_preprocessor_config.json"
 
 # whose patches: the class of image processor, without "Fast" and "Pil"
@@ -81,7 +82,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     named = str(image.get("processor_class")).removesuffix("Processor").replace("_", "").lower()
     if not config and named in (names := {name.replace("_", ""): name for name in FAMILY_PATCHES}):
         config = {"family": find_family(names[named])}
-    return config | {"patches": PatchConfig(**patches)} | sampling | _tokenizer(folder)
+    return config | {"patches": PatchConfig(**patches)} | sampling | _tokenizer(folder) | _chat(folder)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -99,9 +100,30 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _tokenizer(folder: Path) -> dict[str, Any]:
     if (folder / TOKENIZER_NAME).is_file():
         return {"tokenizer": FileTokenizer.from_folder(folder)}
-    if (folder / "vocab.json").is_file() or (folder / "tokenizer_config.json").is_file():
+    if (folder / "vocab.json").is_file() or (folder / TOKENIZER_CONFIG_NAME).is_file():
         raise ValueError(f"{folder} has a tokenizer, but no {TOKENIZER_NAME}; save it with the fast tokenizer of transformers")
     return {}
+
+
+def _chat(folder: Path) -> dict[str, Any]:
+    """The chat template, and the side that its prompts are padded on, from where transformers looks for them."""
+    tokenizer = _read(folder / TOKENIZER_CONFIG_NAME) or {}
+    side = {} if tokenizer.get("padding_side") is None else {"padding_side": tokenizer["padding_side"]}
+    if (folder / TEMPLATE_NAME).is_file():
+        return side | {"chat_template": (folder / TEMPLATE_NAME).read_text(encoding="utf-8")}
+    of_processor = _read(folder / OLD_TEMPLATE_NAME) or _read(folder / CONFIG_NAME) or {}
+    stated = of_processor.get("chat_template") or tokenizer.get("chat_template")
+    if isinstance(stated, list) and all(isinstance(named, dict) for named in stated):  # several, by name
+        stated = {named.get("name"): named.get("template") for named in stated}
+    if isinstance(stated, dict):
+        if "default" not in stated:
+            raise ValueError(f"{folder} has the chat templates {', '.join(map(str, stated))}, and none is called 'default'")
+        stated = stated["default"]
+    if stated is None:
+        return side
+    if not isinstance(stated, str):
+        raise ValueError(f"{folder} has a chat_template of type {type(stated).__name__}: it must be a text, or several by name")
+    return side | {"chat_template": stated}
 
 
 def _own_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:

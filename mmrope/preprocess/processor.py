@@ -7,9 +7,10 @@ Segment) -> tokens, positions, pixels
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,43 +21,17 @@ from mmrope.files import replacing, to_json
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import Family
 from mmrope.positions.segments import MEDIA, Segment
+from mmrope.preprocess.chat import conversation_pieces
 from mmrope.preprocess.measure import Media, MediaProcessor
 from mmrope.preprocess.messages import Messages, is_conversation, items_of, media_items
+from mmrope.preprocess.parts import Part, PartWriter
 from mmrope.preprocess.patches import normalize
 from mmrope.preprocess.pretrained import CONFIG_NAME, read_settings
 from mmrope.preprocess.text import ByteTokenizer, FileTokenizer, Tokenizer, WordTokenizer
 
-_STAMPED = ("qwen3_vl", "qwen3_vl_moe")
-"""Families that split videos, whose text between frames is known here."""
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A stretch of the input that is one segment: what its tokens are, and the media behind it.
-
-    Example:
-        >>> from mmrope import Processor
-        >>> parts = Processor().parts([{"type": "text", "text": "See"}, {"type": "image", "grid": (2, 3)}])
-        >>> [(part.segment.kind, part.segment.length) for part in parts]
-        [('text', 4), ('image', 6), ('text', 1)]
-    """
-
-    segment: Segment
-    tokens: Sequence[int]
-    """Text: its tokens. Media: the placeholder, once per token."""
-    label: str = ""
-    """The part for human eyes: its text, or the name of its file."""
-    media: Media | None = None
-    """The image, or the video; of a video that is split into frames, at its first frame."""
-
-
-class _Marker(str):
-    """A special token by name. A plain string is text, whatever it looks like."""
-
-
-_IM_START, _IM_END = _Marker("<|im_start|>"), _Marker("<|im_end|>")
 _VISION = (MEDIA["image"], MEDIA["video"])
-_VISION_START, _VISION_END = _Marker("<|vision_start|>"), _Marker("<|vision_end|>")
+_NOT_LEARNED = -100
+"""The label of tokens that are not learned, as torch's cross-entropy ignores it."""
 
 
 class ModelInputs(dict[str, Any]):
@@ -105,6 +80,9 @@ class Processor(MediaProcessor):
 
     padding_side: Literal["left", "right"] = "left"
     tokenizer: Tokenizer = ByteTokenizer()
+    chat_template: str | None = None
+    """How conversations are written: Jinja, as in a checkpoint's chat_template.jinja; None for the family's own way, where that
+    is known (the Qwen models, without a system message of theirs)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,13 +91,29 @@ class Processor(MediaProcessor):
 
     # --- messages to inputs -----------------------------------------------------------------------------------------------
 
-    def __call__(self, messages: Messages | Sequence[Messages], *, add_generation_prompt: bool | None = None) -> ModelInputs:
+    def __call__(
+        self,
+        messages: Messages | Sequence[Messages],
+        *,
+        add_generation_prompt: bool | None = None,
+        labels: bool = False,
+        max_length: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> ModelInputs:
         """Model inputs of one conversation, or of a batch of conversations.
 
         Args:
             messages: a list of messages, or a list of such lists.
             add_generation_prompt: end with the beginning of an assistant's turn; by default when the last message is not
                 the assistant's.
+            labels: also return `labels`, which are those of answers alone: what the template marks with {% generation %}, or
+                what an assistant's message adds to its prompt.
+            max_length: cut longer conversations at their end. Media are never cut, nor left out: that is refused.
+            tools: descriptions of tools, as JSON schemas, for templates that write them.
+            documents: for templates that write them.
+            variables: others that the chat template asks for, such as enable_thinking.
 
         Returns:
             `input_ids`, `attention_mask`, `mm_token_type_ids` [B, S]; `position_ids` [A, B, S] and `next_position` [B],
@@ -128,7 +122,7 @@ class Processor(MediaProcessor):
             the sampled frames, in seconds from its first frame) and, for families that place by time, `second_per_grid_ts`
             (left out if a video was looked at at uneven "times": no single number says where its frames are). With
             pixels="uint8" the pixels are bytes, and those of images lack the copies that fill a temporal patch:
-            [patches, patch_dim / temporal_patch_size].
+            [patches, patch_dim / temporal_patch_size]. `labels` [B, S] are -100 where a token is not to be learned.
 
         Raises:
             MediaError: a file that cannot be used.
@@ -150,17 +144,22 @@ class Processor(MediaProcessor):
             raise ValueError("messages must hold at least one conversation")
         items = [item for conversation in conversations for item in media_items(conversation)]
         media = self.prepare_media(items)
+        options = {"labels": labels, "max_length": max_length, "tools": tools, "documents": documents, **variables}
         upcoming = iter(media)
-        batch = [self._conversation(c, upcoming, add_generation_prompt) for c in conversations]
+        counts = [len(media_items(conversation)) for conversation in conversations]
+        batch = [
+            self._conversation(conversation, itertools.islice(upcoming, count), add_generation_prompt, **options)
+            for conversation, count in zip(conversations, counts, strict=True)
+        ]
         length = max(sum(part.segment.length for part in parts) for parts in batch)
         padded = [self._pad(parts, length) for parts in batch]
         tokens = np.array([[token for part in parts for token in part.tokens] for parts in padded], dtype=np.int64)
+        types = np.array([[n for part in parts for n in self._types(part)] for parts in padded], dtype=np.int64)
         positions = position_ids([[part.segment for part in parts] for parts in padded], self._family)
-        special = self.tokenizer.special
-        types = np.zeros_like(tokens)
-        for kind in _VISION:
-            types[tokens == special[f"<|{kind.name}_pad|>"]] = kind.token_type
         inputs = ModelInputs(input_ids=torch.from_numpy(tokens), mm_token_type_ids=torch.from_numpy(types))
+        if labels:
+            answered = np.array([[a for part in parts for a in _answered(part)] for parts in padded], dtype=bool)
+            inputs["labels"] = torch.from_numpy(np.where(answered, tokens, _NOT_LEARNED))
         inputs.update(positions.torch())
         for kind in _VISION:
             if mine := [item for item in media if item.kind == kind.name]:
@@ -245,8 +244,9 @@ class Processor(MediaProcessor):
 
     # --- messages to parts ------------------------------------------------------------------------------------------------
 
-    def conversation(self, messages: Messages, *, add_generation_prompt: bool | None = None) -> list[Part]:
-        """The parts of one conversation, in the chat format of the Qwen models (without their default system message).
+    def conversation(self, messages: Messages, *, add_generation_prompt: bool | None = None, **options: Any) -> list[Part]:
+        """The parts of one conversation, as the chat template writes it. Files are opened and measured, and `__call__`, which
+        has the same options, makes their pixels.
 
         Example:
             >>> from mmrope import Processor
@@ -254,11 +254,11 @@ class Processor(MediaProcessor):
             >>> [(part.segment.kind, part.segment.length) for part in parts]
             [('text', 7), ('image', 6), ('text', 14)]
         """
-        return self._conversation(messages, map(self.measure, media_items(messages)), add_generation_prompt)
+        media = [self.measure(item) for item in media_items(messages)]
+        return self._conversation(messages, media, add_generation_prompt, **options)
 
     def parts(self, content: str | Iterable[Mapping[str, Any]]) -> list[Part]:
-        """The parts of a message's content: text, and media between their markers. Files are opened and measured, their
-        pixels are made in `__call__`.
+        """The parts of a message's content alone, without a chat template: text, and media between their markers.
 
         Example:
             >>> import mmrope
@@ -271,82 +271,56 @@ class Processor(MediaProcessor):
             4..9    video  2 x 1 x 3, 1 s apart  4..6  4     4..6  7
             10      text   1                     7     7     7     8
         """
-        items = items_of(content)
-        return self._joined(self._pieces(items, map(self.measure, (item for item in items if item["type"] != "text"))))
-
-    def _conversation(self, messages: Messages, media: Iterator[Media], add_generation_prompt: bool | None) -> list[Part]:
-        pieces: list[str | Part] = []
-        for message in messages:
-            pieces += [_IM_START, f"{message['role']}\n", *self._pieces(items_of(message["content"]), media), _IM_END, "\n"]
-        if add_generation_prompt or (add_generation_prompt is None and messages[-1]["role"] != "assistant"):
-            pieces += [_IM_START, "assistant\n"]
-        return self._joined(pieces)
-
-    def _pieces(self, items: Iterable[Mapping[str, Any]], media: Iterator[Media]) -> list[str | Part]:
-        """What the items of a content become: texts, markers, and media, which come from `media` in their order."""
-        pieces: list[str | Part] = []
-        for item in items:
+        writer = PartWriter(self._family, self.tokenizer)
+        for item in items_of(content):
             if item["type"] == "text":
-                pieces.append(item["text"])
+                writer.plain(item["text"])
             else:
-                pieces += self._image(next(media)) if item["type"] == "image" else self._video(next(media))
-        return pieces
+                writer.marked(self.measure(item))
+        return writer.done()
 
-    def _image(self, media: Media) -> list[str | Part]:
-        segment, special = self._family.image(media.patch_grid), self.tokenizer.special
-        tokens = [special["<|image_pad|>"]] * segment.length
-        if type(segment) is not Segment:  # a kind of its own: its markers belong to it
-            tokens[0], tokens[-1] = special[_VISION_START], special[_VISION_END]
-            return [Part(segment, tokens, Path(media.name).name, media)]
-        return [_VISION_START, Part(segment, tokens, Path(media.name).name, media), _VISION_END]
-
-    def _video(self, media: Media) -> list[str | Part]:
-        family, pad, name = self._family, self.tokenizer.special["<|video_pad|>"], Path(media.name).name
-        if not family.split_frames:
-            timing = media.timing if family.uses_seconds else None
-            segment = family.video(media.patch_grid, seconds_per_grid=media.seconds_per_grid, timing=timing)
-            return [_VISION_START, Part(segment, [pad] * segment.length, name, media), _VISION_END]
-        if family.name not in _STAMPED:
+    def _conversation(
+        self,
+        messages: Messages,
+        media: Iterable[Media],
+        add_generation_prompt: bool | None,
+        *,
+        labels: bool = False,
+        max_length: int | None = None,
+        **variables: Any,
+    ) -> list[Part]:
+        writer = PartWriter(self._family, self.tokenizer)
+        template = self.chat_template or writer.text.chat_template
+        if template is None:
             raise ValueError(
-                f"the text that {family} puts between the frames of a video is not known here (known: {', '.join(_STAMPED)}); "
-                "give the frames as images, with texts between them"
+                f"how {self.family} writes conversations is not known without its chat template: read the checkpoint's folder "
+                "with Processor.from_pretrained, or give chat_template=... (the Qwen models' is mmrope.preprocess.CHATML)"
             )
-        t, h, w = family.token_grids([media.patch_grid], video=True)[0]
-        patch, frame, pieces = family.frames_per_grid, Segment.frame(h=h, w=w), []
-        for i in range(t):
-            # the time stamp of a temporal patch is the mean of its first and last frame's (Qwen3-VL's processor)
-            stamp = (media.times[i * patch] + media.times[(i + 1) * patch - 1]) / 2
-            part = Part(frame, [pad] * frame.length, name if i == 0 else "", media if i == 0 else None)
-            pieces += [f"<{float(stamp):.1f} seconds>", _VISION_START, part, _VISION_END]
-        return pieces
+        prompted = messages[-1]["role"] != "assistant" if add_generation_prompt is None else add_generation_prompt
+        pieces = conversation_pieces(
+            template,
+            messages,
+            self.tokenizer,
+            variables=variables,
+            add_generation_prompt=prompted,
+            answers=labels,
+        )
+        parts = writer.write(pieces, media)
+        return parts if max_length is None else _cut(parts, max_length)
 
-    def _joined(self, pieces: Iterable[str | Part]) -> list[Part]:
-        """Pieces as parts: texts and markers that stand next to each other become one, texts are read as a whole."""
-        parts: list[Part] = []
-        tokens: list[int] = []
-        label = text = ""
-        for piece in [*pieces, None]:
-            if isinstance(piece, str) and not isinstance(piece, _Marker):
-                text += piece
-                label += piece
-                continue
-            tokens, text = [*tokens, *self.tokenizer.encode(text)] if text else tokens, ""
-            if isinstance(piece, _Marker):
-                tokens = [*tokens, self.tokenizer.special[piece]]
-                label += piece
-                continue
-            if tokens:
-                parts.append(Part(Segment.text(len(tokens)), tokens, label))
-                tokens, label = [], ""
-            if piece is not None:
-                parts.append(piece)
-        return parts
+    def _types(self, part: Part) -> list[int]:
+        """The token types of a part: 0 text, 1 image, 2 video."""
+        kind = part.segment.kind
+        if kind in ("text", "pad"):
+            return [0] * part.segment.length
+        pad, kind = part.tokens[len(part.tokens) // 2], "video" if kind in ("video", "frame") else "image"
+        return [MEDIA[kind].token_type if token == pad else 0 for token in part.tokens]  # markers may belong to it
 
     def _pad(self, parts: list[Part], length: int) -> list[Part]:
         missing = length - sum(part.segment.length for part in parts)
         if not missing:
             return parts
-        padding = Part(Segment.pad(missing), [self.tokenizer.special["<|pad|>"]] * missing)
+        padding = Part(Segment.pad(missing), [self.tokenizer.pad] * missing)
         return [padding, *parts] if self.padding_side == "left" else [*parts, padding]
 
     # --- files ------------------------------------------------------------------------------------------------------------
@@ -409,3 +383,25 @@ class Processor(MediaProcessor):
                 f"{folder} does not say which family it is of; say it: from_pretrained(folder, family='qwen2_5_vl')"
             )
         return cls(**settings)
+
+
+def _cut(parts: list[Part], length: int) -> list[Part]:
+    """The first `length` tokens of parts, whose media must be whole."""
+    kept: list[Part] = []
+    for part in parts:
+        room = length - sum(part.segment.length for part in kept)
+        if part.segment.length > room and part.segment.kind != "text":
+            total = sum(part.segment.length for part in parts)
+            raise ValueError(
+                f"a conversation of {total} tokens cannot be cut to max_length={length}: {part.label or part.segment.kind} "
+                "would be cut or left out. Raise max_length, or make its media smaller (max_pixels, fps)"
+            )
+        if part.segment.length <= room:
+            kept.append(part)
+        elif room > 0:
+            kept.append(replace(part, segment=Segment.text(room), tokens=part.tokens[:room], answered=part.answered[:room]))
+    return kept
+
+
+def _answered(part: Part) -> Sequence[bool]:
+    return part.answered or [False] * part.segment.length

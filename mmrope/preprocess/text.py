@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ SPECIAL_TOKENS = (
 PAD, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD = range(256, 256 + len(SPECIAL_TOKENS))
 VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 TOKENIZER_NAME, TOKENIZER_CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Of special tokens, in tokenizer_config.json."""
 
 
 class Tokenizer(Protocol):
@@ -33,17 +36,26 @@ class Tokenizer(Protocol):
     Example:
         >>> from mmrope.preprocess import ByteTokenizer, Tokenizer
         >>> tokenizer: Tokenizer = ByteTokenizer()
-        >>> tokenizer.encode("Hi"), tokenizer.special["<|image_pad|>"]
-        ([72, 105], 261)
+        >>> tokenizer.encode("Hi"), tokenizer.special["<|image_pad|>"], tokenizer.pad
+        ([72, 105], 261, 256)
     """
 
     @property
     def special(self) -> Mapping[str, int]:
-        """The id of each of SPECIAL_TOKENS; "<|pad|>" is the one to pad with, whatever its name."""
+        """The ids of all tokens that a chat template writes by name, such as SPECIAL_TOKENS, and that no text becomes."""
+        ...
+
+    @property
+    def pad(self) -> int:
+        """The id of the token to pad with."""
         ...
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text. What looks like a special token in it stays text: users cannot forge markers."""
+        ...
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Of each token of `encode(text)`, which characters of the text it is of: [begin, end)."""
         ...
 
     def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
@@ -68,9 +80,18 @@ class ByteTokenizer:
         """The ids of SPECIAL_TOKENS."""
         return {name: 256 + n for n, name in enumerate(SPECIAL_TOKENS)}
 
+    @property
+    def pad(self) -> int:
+        """The id of <|pad|>."""
+        return PAD
+
     def encode(self, text: str) -> list[int]:
         """The bytes of a text."""
         return encode(text)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Of each byte, the character that it is of."""
+        return [(i, i + 1) for i, character in enumerate(text) for _ in character.encode("utf-8")]
 
     def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
         """The text of tokens; bytes that are no UTF-8 become U+FFFD."""
@@ -112,6 +133,11 @@ class WordTokenizer:
         return ByteTokenizer().special
 
     @property
+    def pad(self) -> int:
+        """The id of <|pad|>."""
+        return PAD
+
+    @property
     def size(self) -> int:
         """Tokens in the vocabulary."""
         return VOCAB_SIZE + len(self.words)
@@ -120,6 +146,11 @@ class WordTokenizer:
         """The tokens of a text."""
         pieces = self._pattern.findall(text)
         return [token for piece in pieces for token in ([self._ids[piece]] if piece in self._ids else encode(piece))]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Of each word, and each byte of a character that is in none, its characters."""
+        found = list(self._pattern.finditer(text))
+        return [piece.span() for piece in found for _ in ([0] if piece[0] in self._ids else encode(piece[0]))]
 
     def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
         """The text of tokens; bytes that are no UTF-8 become U+FFFD."""
@@ -132,73 +163,150 @@ class WordTokenizer:
 class FileTokenizer:
     """A checkpoint's tokenizer, read from its tokenizer.json by the `tokenizers` library.
 
+    Its added tokens are those that a chat template writes, and no text becomes one of them, whatever their "special" says.
+
+    Raises:
+        ValueError: not the content of a tokenizer.json, no such padding token, two added tokens with one id, or added tokens
+            that take the blanks beside them.
+        ImportError: `tokenizers` is not installed.
+
     Example:
         >>> import tokenizers
         >>> from mmrope.preprocess import FileTokenizer
-        >>> vocabulary = {"cat": 0, "dog": 1, "<|pad|>": 2}
-        >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<|pad|>"))
-        >>> FileTokenizer({"<|pad|>": 2}, words).encode("dog")
-        [1]
+        >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"cat": 0, "dog": 1, "?": 2}, unk_token="?"))
+        >>> words.add_special_tokens(["<|pad|>"])
+        1
+        >>> tokenizer = FileTokenizer(words.to_str(), "<|pad|>")
+        >>> tokenizer.encode("dog"), tokenizer.special
+        ([1], {'<|pad|>': 3})
     """
 
-    special: Mapping[str, int]
-    tokenizer: Any
-    """A tokenizers.Tokenizer."""
+    content: str = field(repr=False)
+    """Of a tokenizer.json."""
+    pad_token: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Special tokens by what they are for, which chat templates may ask for: {"eos_token": "<|im_end|>", ...}."""
+    special: Mapping[str, int] = field(init=False)
+    _tokenizer: Any = field(init=False, repr=False)
+    _left_out: frozenset[int] = field(init=False, repr=False)
+    """Of decoded text: the tokens whose "special" is true."""
+    ordinary: Collection[str] = field(init=False)
+    """Added tokens that are not special, such as <think>: decoded text shows them."""
+    _unknown: int | None = field(init=False, repr=False)
+    """The id of what the vocabulary lacks."""
+
+    def __post_init__(self) -> None:
+        with needed_for(f"the {TOKENIZER_NAME} of a checkpoint"):
+            import tokenizers
+        try:
+            stated = json.loads(self.content)
+            added = stated["added_tokens"]
+            left_out = frozenset(token["id"] for token in added if token["special"])
+            for token in added:
+                token["special"] = True  # the library then can leave them all alone in a text
+            stated["truncation"] = stated["padding"] = None  # for other uses: a prompt is neither cut nor filled up
+            tokenizer = tokenizers.Tokenizer.from_str(json.dumps(stated))
+            unknown = stated["model"].get("unk_token")
+        except Exception as error:  # the library raises bare Exceptions
+            raise ValueError(f"a {TOKENIZER_NAME} cannot be read: {type(error).__name__}: {error}") from error
+        special = {token["content"]: token["id"] for token in added}
+        if blanks := [token["content"] for token in added if token["lstrip"] or token["rstrip"] or token["single_word"]]:
+            raise ValueError(
+                f"added tokens that depend on the text beside them (lstrip, rstrip, single_word) are not read: {blanks}"
+            )
+        if len(set(special.values())) < len(special):
+            twice = [name for name, token in special.items() if list(special.values()).count(token) > 1]
+            raise ValueError(f"a {TOKENIZER_NAME} gives one id to several added tokens: {', '.join(twice)}")
+        if tokenizer.token_to_id(self.pad_token) is None:
+            raise ValueError(f"a {TOKENIZER_NAME} has no token {self.pad_token!r}, which is the one to pad with")
+        for name, value in (
+            ("special", special),
+            ("_tokenizer", tokenizer),
+            ("_left_out", left_out),
+            ("ordinary", [name for name, token in special.items() if token not in left_out]),
+            ("_unknown", None if unknown is None else tokenizer.token_to_id(unknown)),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> Any:
+        return FileTokenizer, (self.content, self.pad_token, dict(self.variables))
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> FileTokenizer:
-        """The tokenizer of a folder with tokenizer.json, and the name of its padding token in tokenizer_config.json.
+        """The tokenizer of a folder with tokenizer.json, and the names of its special tokens in tokenizer_config.json.
 
         Raises:
-            ValueError: the files cannot be read, tokens of the chat format are missing.
+            ValueError: the files cannot be read.
             ImportError: `tokenizers` is not installed.
         """
-        with needed_for(f"the {TOKENIZER_NAME} of a checkpoint"):
-            import tokenizers
         path, config_path = Path(folder) / TOKENIZER_NAME, Path(folder) / TOKENIZER_CONFIG_NAME
         try:
-            tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            content = path.read_text(encoding="utf-8")
             config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-        except Exception as error:  # the library raises bare Exceptions
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        tokenizer.no_truncation()  # what a file says of these is for other uses: a prompt is neither cut nor filled up
-        tokenizer.no_padding()
-        pad = config.get("pad_token") or SPECIAL_TOKENS[0]
-        pad = pad["content"] if isinstance(pad, Mapping) else pad
-        names = {SPECIAL_TOKENS[0]: pad, **{name: name for name in SPECIAL_TOKENS[1:]}}
-        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        if missing := [own for own in names.values() if own not in vocabulary]:
-            raise ValueError(
-                f"{path} has no {', '.join(missing)}: the chat format of the Qwen models, which is the one known here, "
-                "needs them"
-            )
-        return cls({name: vocabulary[own] for name, own in names.items()}, tokenizer)
+            variables = {role: _content(config[role]) for role in _ROLES if config.get(role) is not None}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"the tokenizer of {folder} cannot be read: {error}") from error
+        try:
+            return cls(content, variables.get("pad_token", SPECIAL_TOKENS[0]), variables)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @property
+    def pad(self) -> int:
+        """The id of the padding token."""
+        return self._tokenizer.token_to_id(self.pad_token)
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text."""
-        self.tokenizer.encode_special_tokens = True  # in a text they are text; said anew, for copies forget it
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        """The tokens of a text.
+
+        Raises:
+            ValueError: the tokenizer's own vocabulary makes an added token of it.
+        """
+        return [token for _, encoding in self._encodings(text) for token in encoding.ids]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Of each token of `encode(text)`, its characters; the bytes of one character all have that character."""
+        return [(at + begin, at + end) for at, encoding in self._encodings(text) for begin, end in encoding.offsets]
+
+    def _encodings(self, text: str) -> list[tuple[int, Any]]:
+        """The tokens of a text, in pieces with the places where they begin: one, if the vocabulary spells no added token."""
+        self._tokenizer.encode_special_tokens = True  # in a text they are text; said anew, for copies forget it
+        forbidden = {token for token in self.special.values() if token != self._unknown}
+        whole = self._tokenizer.encode(text, add_special_tokens=False)
+        if forbidden.isdisjoint(whole.ids):
+            return [(0, whole)]
+        # such a tokenizer reads the name of a token as that token: cut inside of each name, it cannot
+        names = "|".join(map(re.escape, sorted(self.special, key=len, reverse=True)))
+        cuts = [0, *(match.start() + 1 for match in re.finditer(names, text)), len(text)]
+        pieces = [(a, self._tokenizer.encode(text[a:b], add_special_tokens=False)) for a, b in itertools.pairwise(cuts)]
+        for at, piece in pieces:
+            if found := forbidden.intersection(piece.ids):
+                name = self._tokenizer.id_to_token(found.pop())
+                raise ValueError(f"this tokenizer makes {name!r} of a text, at character {at}: leave it out of the text")
+        return pieces
 
     def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
         """The text of tokens."""
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=not special)
+        kept = [token for token in tokens if special or token not in self._left_out]
+        return self._tokenizer.decode(kept, skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json, and the name of the padding token to tokenizer_config.json.
-
-        Raises:
-            ValueError: special tokens under other ids or names than a file's: they would not come back.
-        """
-        named = {name: self.tokenizer.id_to_token(token) for name, token in self.special.items()}
-        if set(named) != set(SPECIAL_TOKENS) or any(named[name] != name for name in SPECIAL_TOKENS[1:]):
-            raise ValueError(f"special must give {', '.join(SPECIAL_TOKENS)} the ids that the tokenizer has, got {named}")
+        """Writes tokenizer.json as it was, and the names of the special tokens to tokenizer_config.json."""
         with replacing(Path(folder) / TOKENIZER_NAME) as new:
-            new.write_text(self.tokenizer.to_str(), encoding="utf-8")
+            new.write_text(self.content, encoding="utf-8")
         path = Path(folder) / TOKENIZER_CONFIG_NAME
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # with others' settings
-        config["pad_token"] = self.tokenizer.id_to_token(self.special[SPECIAL_TOKENS[0]])
+        config |= {**self.variables, "pad_token": self.pad_token}
         with replacing(path) as new:
             new.write_text(to_json(config), encoding="utf-8")
+
+
+def _content(token: Any) -> str:
+    """A token of tokenizer_config.json, which is a string or an object with one."""
+    content = token["content"] if isinstance(token, Mapping) else token
+    if not isinstance(content, str):
+        raise ValueError(f"{TOKENIZER_CONFIG_NAME} names a token {token!r}, which is no text")
+    return content
 
 
 def encode(text: str) -> list[int]:

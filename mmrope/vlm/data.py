@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from mmrope.positions.families import family
 from mmrope.positions.segments import MEDIA
+from mmrope.preprocess.chat import CHATML
 from mmrope.preprocess.patches import PatchConfig
 from mmrope.preprocess.processor import Processor
 from mmrope.preprocess.text import Tokenizer, WordTokenizer
@@ -43,6 +44,7 @@ def task_processor(**changes: Any) -> Processor:
             std=(0.5, 0.5, 0.5),
         ),
         "tokenizer": WordTokenizer(WORDS),
+        "chat_template": CHATML,
         "pixels": "uint8",
         "fps": float(1 / STEP),
         "min_frames": 1,

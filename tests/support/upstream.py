@@ -58,12 +58,7 @@ def processor(name: str, **sizes: Any) -> Any:
     else:
         images = Qwen2VLImageProcessor(size=size.get("image_pixels"))
         videos = Qwen2VLVideoProcessor(size=size.get("video_pixels"), cap_pixels_per_frame=True)
-    template = CHAT_TEMPLATE
-    if name == "qwen3_vl":
-        # its processor writes the markers around each frame itself; the checkpoints' template also has a pair around the
-        # video, which transformers 4.57 takes away and 5.23 leaves standing
-        template = template.replace("{% else %}<|vis", "{% elif item.type == 'video' %}<|video_pad|>{% else %}<|vis")
-    return make(image_processor=images, tokenizer=byte_tokenizer(), video_processor=videos, chat_template=template)
+    return make(image_processor=images, tokenizer=byte_tokenizer(), video_processor=videos, chat_template=CHAT_TEMPLATE)
 
 
 def model(**rope: Any) -> Any:
