@@ -37,6 +37,9 @@ from mmrope.extras import BROUGHT_BY, needed_for
 
 if TYPE_CHECKING:
     from mmrope.positions import Positions
+    from mmrope.preprocess.parts import Part
+    from mmrope.preprocess.processor import Processor
+    from mmrope.preprocess.text import Tokenizer
 
 # --- errors: one line on stderr, exit code 2 --------------------------------------------------------------------------
 
@@ -135,17 +138,32 @@ def ids(
         typer.Option(metavar="TxHxW@FPS", help="A video of T x H x W tokens, sampled at FPS frames a second."),
     ] = None,
     family_name: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--family",
-            help="A family, or a family and revision such as qwen2_5_vl@transformers-5.23. `mmrope families` lists them.",
+            help="A family, or a family and revision such as qwen2_5_vl@transformers-5.23 (`mmrope families` lists them); "
+            "qwen2_5_vl by default.",
             autocompletion=family_names,
+            show_default=False,
         ),
-    ] = "qwen2_5_vl",
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of a checkpoint instead: its tokens, written by its chat template as a user's message, and its "
+            "way with files."
+        ),
+    ] = None,
     stride: Annotated[
         float | None, typer.Option(help="The stride of hope and v2pe, which their users choose.", show_default=False)
     ] = None,
-    fps: Annotated[float, typer.Option(help="Frames a second to sample video files at.", callback=between(0.001, 1000))] = 2.0,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="Frames a second to sample video files at; 2 by default, or the checkpoint's.", callback=between(0.001, 1000)
+        ),
+    ] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Print every token, with its number and ids.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the ids of every token.")] = False,
     figure: Annotated[
         Path | None,
@@ -157,46 +175,98 @@ def ids(
     \b
     mmrope ids "Describe" photo.jpg "then" clip.mp4 "and compare."
     mmrope ids "text" --image 16x24 --video 8x16x24@2
+    mmrope ids --model path/to/Qwen2.5-VL-7B-Instruct photo.jpg "Describe it." --tokens
 
     A part is a file if there is a file of that name. It is also taken for a file, and an error if there is none, if it ends
     like an image or a video (.jpg, .mp4), or if it is one word with a slash or with an ending of 2 to 5 characters
     (photos/cat, notes.txt). Everything else is a text. A text that looks like a file goes after --text.
 
-    A text counts one token a byte: no model's tokenizer is used. Sizes are in tokens of the language model (patches after the
-    merge).
+    Without --model, a text counts one token a byte. Sizes are in tokens of the language model (patches after the merge).
     """
     from mmrope.positions import explain, family, position_ids
-    from mmrope.preprocess.patches import FAMILY_PATCHES
-    from mmrope.preprocess.processor import Processor
+    from mmrope.preprocess.text import TOKENIZER_NAME
 
-    rule = family(family_name) if stride is None else family(family_name, stride=stride)
+    if model is not None and (family_name is not None or stride is not None):
+        raise ValueError("--model says the family: leave --family and --stride out")
     content = [item_of(part) for part in parts]
     media = [item for item in content if item["type"] != "text"]
-    has_files = any("grid" not in item for item in media)
+    files = any("grid" not in item for item in media)
+    processor = (
+        _processor("qwen2_5_vl" if family_name is None else family_name, stride, fps, files)
+        if model is None
+        else _of_checkpoint(model, fps)
+    )
+    rule = family(processor.family)
     if any(item["type"] == "video" for item in media) and not {"video", "frame"} & set(rule.media):
         raise ValueError(f"{rule.name} places {' and '.join(rule.media)}, and no videos")
-    if has_files and rule.name not in FAMILY_PATCHES:
-        raise ValueError(
-            f"how {rule.name} cuts files into patches is not known here (known: {', '.join(FAMILY_PATCHES)}); "
-            "state sizes instead: --image 16x24, --video 8x16x24@2"
-        )
-    made = Processor(family=rule, fps=fps).parts(content)
+    made = processor.parts(content) if model is None else processor.conversation([{"role": "user", "content": content}])
     positions = position_ids([part.segment for part in made], rule)
-    labels = [part.label for part in made]
+    numbers = [token for part in made for token in part.tokens]
     if figure is not None:
         from mmrope.view.figure import save
         from mmrope.view.ids import plot_ids
 
         save(plot_ids(positions), figure)
     if as_json:
-        typer.echo(json.dumps(_as_dict(positions, labels)))
+        labels = [part.label for part in made]
+        typer.echo(json.dumps(_as_dict(positions, labels) | ({"input_ids": numbers} if model or tokens else {})))
     else:
-        side = FAMILY_PATCHES[rule.name].patch_size if has_files else 0
-        cut = f"; files are cut into {side} x {side} pixel patches, as by {rule.name}'s processor" if has_files else ""
-        typer.echo(explain(positions, labels=[[short(label) for label in labels]]))
-        typer.echo(f"\ntext counts a token a byte{cut}")
+        typer.echo(explain(positions, labels=[[short(part.label) for part in made]]))
+        if tokens:
+            typer.echo(f"\n{_token_table(numbers, positions, processor.tokenizer)}")
+        if model is None:
+            side = processor.patch_size if files else 0
+            cut = f"; files are cut into {side} x {side} pixel patches, as by {rule.name}'s processor" if files else ""
+            typer.echo(f"\ntext counts a token a byte{cut}")
+        else:
+            bytewise = (
+                "" if (model / TOKENIZER_NAME).is_file() else f" (text counts a token a byte: no {TOKENIZER_NAME} is there)"
+            )
+            typer.echo(f"\n{len(numbers):,} tokens as {model} writes them{bytewise}:\n{_chat_text(made)}")
     if figure is not None:
         typer.echo(f"wrote {figure}", err=True)
+
+
+def _processor(family_name: str, stride: float | None, fps: float | None, files: bool) -> Processor:
+    """How a family prepares files, with a token a byte of text."""
+    from mmrope.positions import family
+    from mmrope.preprocess.patches import FAMILY_PATCHES
+    from mmrope.preprocess.processor import Processor
+
+    rule = family(family_name) if stride is None else family(family_name, stride=stride)
+    if files and rule.name not in FAMILY_PATCHES:
+        raise ValueError(
+            f"how {rule.name} cuts files into patches is not known here (known: {', '.join(FAMILY_PATCHES)}); "
+            "state sizes instead: --image 16x24, --video 8x16x24@2"
+        )
+    return Processor(family=rule) if fps is None else Processor(family=rule, fps=fps)
+
+
+def _of_checkpoint(folder: Path, fps: float | None) -> Processor:
+    from mmrope.preprocess.processor import Processor
+
+    if not folder.is_dir():
+        raise ValueError(f"--model takes the folder of a checkpoint, got {folder}")
+    return Processor.from_pretrained(folder) if fps is None else Processor.from_pretrained(folder, fps=fps)
+
+
+def _chat_text(parts: Sequence[Part]) -> str:
+    """What is read, with each run of placeholders as its number."""
+    shown = []
+    for part in parts:
+        name = f" of {part.label}" if part.label else ""
+        shown.append(part.label if part.segment.kind == "text" else f"[{len(part.tokens)} tokens{name}]")
+    return "".join(shown)
+
+
+def _token_table(numbers: Sequence[int], positions: Positions, tokenizer: Tokenizer) -> str:
+    """A line a token: its place, its number, its text, its ids."""
+    axes, ids = positions.family.axes, positions.ids[:, 0].T.tolist()  # [S, A]
+    rows = [["token", "number", "text", *axes]]
+    for n, (number, place) in enumerate(zip(numbers, ids, strict=True)):
+        rows.append([str(n), str(number), repr(tokenizer.decode([number], special=True)), *map(str, place)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _as_dict(positions: Positions, labels: list[str]) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from mmrope import FAMILIES, Segment, __version__, family, position_ids
+from mmrope import FAMILIES, Processor, Segment, __version__, family, position_ids
 from mmrope.cli import app
 from mmrope.encodings import RotarySpec, preset
 from mmrope.view.encodings import mean_score
 from tests.support import ROOT, upstream
+from tests.support.checkpoints import folder
 from tests.support.films import film, trimmed
 from tests.support.upstream_ids import TOKENS, as_inputs
 
@@ -45,6 +46,42 @@ def refused(done, message):
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_tokens_of_a_checkpoint(tmp_path):
+    """Its template's text, its tokenizer's tokens, each with its ids."""
+    path = folder(tmp_path, "qwen2_5_vl")
+    done = mmrope("ids", "--model", path, "--image", "1x2", "<|im_end|>", "--tokens")
+    assert done.returncode == 0, done.stderr
+    table, tokens, text = done.stdout.split("\n\n", 2)
+    assert table.splitlines()[0].startswith("qwen2_5_vl: ")
+    rows = [line.split(None, 2) for line in tokens.splitlines()[1:]]
+    processor = Processor.from_pretrained(path)
+    content = [{"type": "image", "grid": (1, 2)}, {"type": "text", "text": "<|im_end|>"}]
+    parts = processor.conversation([{"role": "user", "content": content}])
+    expected = [token for part in parts for token in part.tokens]
+    assert [(int(n), int(number)) for n, number, _ in rows] == list(enumerate(expected))
+    assert rows[0][2].split() == ["'<|im_start|>'", "0", "0", "0"]
+    assert sum("'<|im_end|>'" in row[2] for row in rows) == 2  # the system's, the user's; the one in the text is text
+    assert text.startswith(
+        f"{len(expected)} tokens as {path} writes them:\n<|im_start|>system\nYou are a helpful assistant.<|im_end|>"
+    )
+    assert "<|im_start|>user\n<|vision_start|>[2 tokens]<|vision_end|><|im_end|><|im_end|>\n<|im_start|>assistant\n" in text
+    said = json.loads(mmrope("ids", "--model", path, "Hi", "--json").stdout)
+    assert len(said["input_ids"]) == said["tokens"] == len(said["position_ids"][0])
+    assert "input_ids" not in json.loads(mmrope("ids", "Hi", "--json").stdout)
+    assert json.loads(mmrope("ids", "Hi", "--json", "--tokens").stdout)["input_ids"] == [72, 105]
+
+
+def test_what_is_no_checkpoint_is_said_in_a_line(tmp_path):
+    path = folder(tmp_path, "glm4v", template="", form="none")
+    refused(mmrope("ids", "--model", path, "Hi"), "how glm4v writes conversations is not known without its chat template")
+    refused(mmrope("ids", "--model", path / "config.json", "Hi"), "--model takes the folder of a checkpoint, got ")
+    refused(
+        mmrope("ids", "--model", path, "--family", "qwen2_vl", "Hi"), "--model says the family: leave --family and --stride out"
+    )
+    (path / "tokenizer.json").unlink()
+    refused(mmrope("ids", "--model", path, "Hi"), "has a tokenizer, but no tokenizer.json")
 
 
 def test_sizes_alone():
@@ -455,7 +492,7 @@ def test_help_names_what_there_is():
     shown = mmrope("ids", "--help").stdout
     for option in ("--text", "--image", "--video", "--family", "--fps", "--json", "--figure"):
         assert option in shown
-    assert "A text counts one token a byte" in shown
+    assert "a text counts one token a byte" in shown
     assert "A text that looks like a file goes after --text" in " ".join(shown.split())
 
 

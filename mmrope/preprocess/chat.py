@@ -7,6 +7,7 @@ texts, special tokens, and the places where answers begin and end
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import re
 import secrets
@@ -86,7 +87,7 @@ def conversation_pieces(
     add_generation_prompt: bool,
     answers: bool = False,
 ) -> list[Piece]:
-    """A conversation as its template writes it: texts, special tokens, and with `answers` where answers begin and end.
+    r"""A conversation as its template writes it: texts, special tokens, and with `answers` where answers begin and end.
 
     Special tokens that stand in the texts of users and tools come back as text.
 
@@ -196,8 +197,11 @@ def _marked_by_turns(text: str, roles: Sequence[str], render: Callable[[int, boo
         if role == "assistant":
             if n == 0:
                 raise ValueError("answers are found by turns, and the first message is the assistant's: nothing asks for it")
-            prompt, answered = render(n, True), render(n + 1, False)
-            if not (answered.startswith(prompt) and text.startswith(answered)):
+            before, answered = render(n, False), render(n + 1, False)
+            # some templates open an answer with what they do not write again: TRL, too, takes what both have
+            both = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(render(n, True), answered, strict=False))
+            prompt = "".join(character for character, _ in both)
+            if not (prompt.startswith(before) and text.startswith(answered)):
                 raise ValueError(
                     f"this chat template has no {{% generation %}} marks and writes message {n}, an answer, differently where "
                     "others follow it, so its tokens cannot be told by turns: give a template with marks (chat_template=...)"

@@ -169,6 +169,11 @@ class MediaProcessor:
         return find_family(self.family)
 
     @property
+    def patch_size(self) -> int:
+        """Pixels along a side of a patch."""
+        return self._patches.patch_size
+
+    @property
     def _patches(self) -> PatchConfig:
         """The patch settings with this processor's own pixel bounds."""
         config = self.patches or FAMILY_PATCHES.get(self._family.name)

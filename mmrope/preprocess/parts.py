@@ -20,7 +20,7 @@ class MediaText:
     """Which tokens stand for media in a family's text, and what its processor writes between the frames of a video.
 
     Example:
-        >>> from mmrope.preprocess.chat import FAMILY_TEXT
+        >>> from mmrope.preprocess.parts import FAMILY_TEXT
         >>> FAMILY_TEXT["glm4v"].image, FAMILY_TEXT["glm4v"].stamp(3.0, 3.5)
         ('<|image|>', '3')
     """

@@ -86,7 +86,10 @@ def small_tokenizer(name: str) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_QWEN_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(_QWEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     words = trainers.BpeTrainer(vocab_size=800, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
@@ -110,7 +113,12 @@ def folder(path: Path, name: str, *, template: str | None = None, form: str = "j
     row, tokenizer = CHECKPOINTS[name], small_tokenizer(name)
     text = (TEMPLATES / f"{row['template']}.jinja").read_text() if template is None else template
     tokenizer.save(str(path / "tokenizer.json"))
-    stated = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": row["pad"], "eos_token": row["eos"], "padding_side": "left"}
+    stated = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": row["pad"],
+        "eos_token": row["eos"],
+        "padding_side": "left",
+    }
     stated |= {"tokenizer": {"chat_template": text}, "list": {"chat_template": [{"name": "default", "template": text}, {"name": "x", "template": ""}]}}.get(form, {})  # fmt: skip
     write = {"tokenizer_config.json": stated | config}
     write["preprocessor_config.json"] = row["image"] | {"processor_class": row["processor"].__name__}
@@ -120,7 +128,12 @@ def folder(path: Path, name: str, *, template: str | None = None, form: str = "j
         write["chat_template.json"] = {"chat_template": text}
     elif form == "jinja":
         (path / "chat_template.jinja").write_text(text)
-    ids = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>", "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
+    ids = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
     if name.startswith("glm"):
         ids = {"image_token_id": "<|image|>", "video_token_id": "<|video|>", "image_start_token_id": "<|begin_of_image|>", "image_end_token_id": "<|end_of_image|>", "video_start_token_id": "<|begin_of_video|>", "video_end_token_id": "<|end_of_video|>"}  # fmt: skip
     write["config.json"] = {"model_type": name, **{key: tokenizer.token_to_id(token) for key, token in ids.items()}}
