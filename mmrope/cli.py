@@ -175,7 +175,7 @@ def ids(
     \b
     mmrope ids "Describe" photo.jpg "then" clip.mp4 "and compare."
     mmrope ids "text" --image 16x24 --video 8x16x24@2
-    mmrope ids --model path/to/Qwen2.5-VL-7B-Instruct photo.jpg "Describe it." --tokens
+    mmrope ids --model path/to/Qwen3-VL-8B-Instruct photo.jpg "Describe it." --tokens
 
     A part is a file if there is a file of that name. It is also taken for a file, and an error if there is none, if it ends
     like an image or a video (.jpg, .mp4), or if it is one word with a slash or with an ending of 2 to 5 characters

@@ -192,6 +192,26 @@ def test_what_the_guide_to_media_names_exists(path):
     assert (ROOT / path).exists()
 
 
+# --- docs/conversations.md --------------------------------------------------------------------------------------------
+
+CONVERSATIONS = (ROOT / "docs" / "conversations.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_to_conversations_runs_from_top_to_bottom(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", CONVERSATIONS, re.DOTALL):
+        exec(code, names)
+    assert capsys.readouterr().out.startswith(
+        "<|im_start|>system\nAnswer in one word.<|im_end|>\n<|im_start|>user\n<|vision_start|>cat.jpg<|vis"
+    )
+
+
+@pytest.mark.parametrize("path", re.findall(r"`((?:samples|scripts|tests|mmrope|docs)/[\w/.]*)`", CONVERSATIONS))
+def test_what_the_guide_to_conversations_names_exists(path):
+    assert (ROOT / path).exists()
+
+
 # --- docs/model.md ----------------------------------------------------------------------------------------------------
 
 MODEL = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")

@@ -13,19 +13,21 @@ from PIL import Image
 
 import mmrope
 from tests.support import ROOT, upstream
+from tests.support.checkpoints import folder
+from tests.support.conversations import TOOLS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 
 
-def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples):
+def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples, tmp_path):
     """One session, as a reader would type it; the processor, messages and model that it is given are transformers' own."""
     monkeypatch.chdir(ROOT)
     processor = upstream.processor("qwen2_5_vl", image_pixels=(56 * 56, 20 * 28 * 28), video_pixels=(4 * 28 * 28, 20 * 28 * 28))
     content = [{"type": "image", "image": Image.open(samples / "cat.jpg")}, {"type": "text", "text": "What is it?"}]
     names = {"processor": processor, "messages": [{"role": "user", "content": content}], "model": upstream.model()}
     code = [body for language, body in BLOCKS if language == "python"]
-    assert len(code) == 9
+    assert len(code) == 10
     exec(code[0], names)
     shown = capsys.readouterr().out
     table = next(body for language, body in BLOCKS if language == "")
@@ -50,16 +52,22 @@ def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples):
     assert names["shard"].shape == (3, 45)
     exec(code[6], names)
     assert names["inputs"]["position_ids"].shape[0] == 3
+    talk = {**names, "tools": TOOLS, "messages": [*names["messages"], {"role": "assistant", "content": "A cat."}]}
+    exec(code[7].replace("path/to/Qwen3-VL-8B-Instruct", str(folder(tmp_path, "qwen3_vl"))), talk)
+    answer = talk["inputs"]["labels"][0]
+    assert talk["processor"].decode(answer[answer != -100]) == "A cat.\n"
     later = {**names, "positions": by_hand}
-    exec(code[7], later)
     exec(code[8], later)
+    exec(code[9], later)
 
 
 def test_commands_run(tmp_path):
     commands = [
         line for language, body in BLOCKS if language == "sh" for line in body.splitlines() if line.startswith("mmrope")
     ]
-    assert len(commands) == 4
+    assert len(commands) == 5
+    (tmp_path / "path/to/Qwen3-VL-8B-Instruct").mkdir(parents=True)
+    folder(tmp_path / "path/to/Qwen3-VL-8B-Instruct", "qwen3_vl")
     (tmp_path / "samples").symlink_to(ROOT / "samples")
     for command in commands:
         program = [sys.executable, "-c", "from mmrope.cli import app; app()"]

@@ -19,11 +19,14 @@ IMAGE_NAME, VIDEO_NAME = "preprocessor_config.json", "video_preprocessor_config.
 
 # whose patches: the class of image processor, without "Fast" and "Pil"
 _IMAGE_FRAMES = {"Qwen2VLImageProcessor": 1, "Qwen3VLImageProcessor": 1, "Glm4vImageProcessor": 2}
+_VIDEOS = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor", "Glm4vVideoProcessor")
+_VIDEOS_OF = {1: "Qwen2VLVideoProcessor", 2: "Glm4vVideoProcessor"}
+"""Which of them it is where a folder does not say, by the frames that an image counts as."""
 # keys that say nothing about the outcome here, and keys with the values that mmrope has
 _WITHOUT_EFFECT = {
     "image_processor_type", "video_processor_type", "feature_extractor_type", "processor_class", "auto_map", "data_format",
     "device", "disable_grouping", "do_sample_frames", "return_metadata", "default_to_square", "input_data_format",
-    "return_tensors", "video_metadata",
+    "return_tensors", "video_metadata", "max_image_size",
 }  # fmt: skip
 _FIXED = {
     "do_resize": (True,),
@@ -37,6 +40,7 @@ _FIXED = {
     "crop_size": (None,),
     "pad_size": (None,),
     "size_divisor": (None,),
+    "max_duration": (None, 300),
 }
 _OF_BOTH = {
     "patch_size": "patch_size",
@@ -73,10 +77,8 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"no {CONFIG_NAME} and no {IMAGE_NAME} in {folder}: a processor is saved with save_pretrained")
     name = f"{folder}'s image processor"
     patches = _image_patches(image, name)
-    sampling = {}
-    if patches["image_frames"] == 1:
-        # as transformers does, the image processor's settings are those of videos if there are no others
-        sampling = _video_patches(video if video is not None else image, f"{folder}'s video processor", patches)
+    # as transformers does, the image processor's settings are those of videos if there are no others
+    sampling = _video_patches(video if video is not None else image, f"{folder}'s video processor", patches)
     config = {} if not (folder / "config.json").is_file() else {"family": family_from_config(folder / "config.json")}
     # "Qwen2_5_VLProcessor" is of qwen2_5_vl
     named = str(image.get("processor_class")).removesuffix("Processor").replace("_", "").lower()
@@ -166,17 +168,23 @@ def _video_patches(values: Mapping[str, Any], name: str, patches: dict[str, Any]
         stated = _plain(values.get(key))
         if stated is not None and stated != getattr(of_images, own):
             raise ValueError(f"{name} has {key} {stated}, images have {getattr(of_images, own)}: they must agree here")
-    whole_video = str(values.get("video_processor_type", "")).startswith("Qwen3VL")
+    kind = str(values.get("video_processor_type") or _VIDEOS_OF[patches["image_frames"]])
     capped, tokens, area = values.get("cap_pixels_per_frame"), values.get("max_video_tokens"), of_images.factor**2
-    if whole_video:  # `size` is of all frames together
-        only_size = {"size": values.get("size")}  # transformers looks at nothing else
+    only_size = {"size": values.get("size")}  # of all frames together; transformers then looks at nothing else
+    if kind == "Qwen3VLVideoProcessor":
         patches["whole_video_pixels"] = _bounds(only_size, name, (128 * area, 768 * area))
         patches["video_pixels"] = None if capped is False else (0, (tokens or 768) * area)
-    else:
+    elif kind == "Glm4vVideoProcessor":
+        patches["whole_video_pixels"] = _bounds(only_size, name, (112 * 112, 2 * 30_000 * 28 * 28))
+        patches["video_pixels"] = None
+    elif kind == "Qwen2VLVideoProcessor":
         patches["video_pixels"] = _bounds(values, name, PatchConfig().video_pixels or (0, 0))
         budget = 2 * int(0.9 * (tokens or 128_000)) * area
         patches["whole_video_pixels"] = None if capped is False else (0, budget)
-    return {key: values[key] for key in ("fps", "num_frames", "min_frames", "max_frames") if values.get(key) is not None}
+    else:
+        raise ValueError(f"{name} is a {kind}, which is not known here (known: {', '.join(_VIDEOS)})")
+    read = ("fps",) if kind == "Glm4vVideoProcessor" else ("fps", "num_frames", "min_frames", "max_frames")
+    return {key: values[key] for key in read if values.get(key) is not None}
 
 
 def _plain(value: Any) -> Any:

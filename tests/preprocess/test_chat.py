@@ -20,8 +20,11 @@ from tests.support.checkpoints import CHECKPOINTS, TEMPLATES, folder, small_toke
 from tests.support.conversations import TOOLS, conversation, for_transformers
 from tests.support.films import film
 
-NAMES = [n for n in CHECKPOINTS if (TEMPLATES / f"{CHECKPOINTS[n]['template']}.jinja").exists()]
-WITH_TOOLS = ("qwen3_vl", "glm4v")
+# transformers makes numpy arrays of tensors in its GLM processor
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+
+NAMES = list(CHECKPOINTS)
+WITH_TOOLS = ("qwen3_vl",)
 MEDIA_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
 
 
@@ -61,7 +64,7 @@ def test_conversations_are_written_as_by_transformers(name, seed, checkpoints, f
     messages = conversation(draw, films, tools=name in WITH_TOOLS)
     tools = TOOLS if name in WITH_TOOLS and draw.random() < 0.5 else None
     prompt = draw.random() < 0.6
-    options = {} if draw.random() < 0.7 else {"add_vision_id": True} if name.startswith("qwen") else {"enable_thinking": False}
+    options = {"add_vision_id": True} if name.startswith("qwen") and draw.random() < 0.3 else {}
     [decoded], kwargs = for_transformers([messages])
     expected = theirs_of(theirs, decoded, tools=tools, add_generation_prompt=prompt, processor_kwargs=kwargs, **options)
     made = ours(messages, tools=tools, add_generation_prompt=prompt, **options)
