@@ -277,7 +277,7 @@ class Processor(MediaProcessor):
     def _conversation(self, messages: Messages, media: Iterator[Media], add_generation_prompt: bool | None) -> list[Part]:
         pieces: list[str | Part] = []
         for message in messages:
-            pieces += [_IM_START, f"{message['role']}\n", *self._pieces(items_of(message["content"]), media), _IM_END, "\n"]
+            pieces += [_IM_START, f"{message['role']}\n", *self._pieces(items_of(message.get("content")), media), _IM_END, "\n"]
         if add_generation_prompt or (add_generation_prompt is None and messages[-1]["role"] != "assistant"):
             pieces += [_IM_START, "assistant\n"]
         return self._joined(pieces)
