@@ -107,6 +107,7 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
 def _own_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     settings = {**{key: _tuples(value) for key, value in settings.items()}, "family": Family.from_dict(settings["family"])}
     settings["patches"] = settings["patches"] and PatchConfig(**settings["patches"])
+    settings.setdefault("sampling", "time")  # as processors sampled that were saved before they had the field
     kind = settings.pop("tokenizer", None)  # a tokenizer.json beside the settings may be another's
     if kind == "words":
         words = WordTokenizer(settings.pop("words"))
