@@ -98,7 +98,7 @@ def resolve(source: Any, access: Access | None = None) -> Any:
     """What a source is opened as: a real path (str), bytes, or the binary file that was given.
 
     Args:
-        source: path, URL (http, https, or data with base64), bytes, or binary file object.
+        source: path, URL (file, http, https, or data with base64), bytes, or binary file object.
         access: which of them may be opened; None for `Access()`.
 
     Raises:
@@ -109,6 +109,8 @@ def resolve(source: Any, access: Access | None = None) -> Any:
         name = os.fsdecode(source)
         if name[:5].lower() == "data:":
             return _data(name, access)
+        if name[:7].lower() == "file://":
+            return _path(_local(name), access)
         scheme = re.match(r"\s*([a-z][a-z0-9+.-]+)://", name, re.IGNORECASE | re.ASCII)
         return fetch(name, access) if scheme else _path(name, access)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -299,6 +301,14 @@ def _data(url: str, access: Access) -> bytes:
             f"{name} holds {len(body)} bytes, the limit is {access.max_bytes}; raise it with Access(max_bytes=...)"
         )
     return body
+
+
+def _local(url: str) -> str:
+    """The path of a file:// URL. It is taken as it is written, as qwen-vl-utils does; where there is no such file, percent signs
+    are read as in other URLs."""
+    name = url[7:]
+    name = name[1:] if re.match(r"/[a-z]:[/\\]", name, re.IGNORECASE) else name  # of Windows: file:///C:/photo.jpg
+    return name if "\0" in name or os.path.exists(name) else unquote(name)
 
 
 def _path(name: str, access: Access) -> str:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from mmrope.extras import needed_for
-from mmrope.preprocess.messages import Messages, items_of
+from mmrope.preprocess.messages import Messages, check_message_key, items_of
 from mmrope.preprocess.text import SPECIAL_TOKENS, Tokenizer
 
 CHATML = """\
@@ -144,6 +144,7 @@ def _checked(message: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any
         message = {key: value for key, value in message.items() if key not in _REASONING}
         message |= {key: reasoning for key in _REASONING[:2] if key in keys} or {_REASONING[0]: reasoning}
     if unwritten := [key for key in message if key not in _SAY_WHO and key not in keys]:
+        check_message_key(unwritten[0])
         raise ValueError(
             f"this chat template does not write {' and '.join(map(repr, unwritten))}, which a message of the role "
             f"{message['role']!r} has: leave it out, or give a template that does with chat_template=..."

@@ -77,6 +77,7 @@ def load_image(
     background: tuple[int, int, int] = (255, 255, 255),
     animation: Animation = "refuse",
     color: Color = "stored",
+    white: Literal[1, 255] | None = None,
     limits: Limits | None = None,
     access: Access | None = None,
 ) -> np.ndarray:
@@ -84,13 +85,15 @@ def load_image(
 
     Args:
         source: path, bytes, binary file object, PIL image, numpy array (channels last: [H, W], [H, W, 1], [H, W, 3] or
-            [H, W, 4]) or torch tensor (channels first: [H, W], [1, H, W], [3, H, W] or [4, H, W]). Arrays are uint8,
-            uint16 (65535 is white), bool, or float from 0 (black) to 1 (white).
+            [H, W, 4]) or torch tensor (channels first: [H, W], [1, H, W], [3, H, W] or [4, H, W]). Where the shape does not fit
+            that, but has 1, 3 or 4 channels at the other end, it is read so. Arrays are uint8, uint16 (65535 is white), bool,
+            other integers from 0 to 255, or float from 0 (black) to 1 or 255 (white).
         background: what shows through transparent pixels, RGB.
         animation: what becomes of a file with several frames or pages: "refuse" it, or take the "first". An animation is opened
             as a video by `mmrope.preprocess.open_video`, with the durations of its frames.
         color: "stored", the values that the file holds, as the models' own processors read them, which ignore ICC profiles; or
             "srgb", converted by the ICC profile in the file, if it has one, as browsers show it.
+        white: the value of white in an array of floats; None for 1 if no value is above 1, and 255 otherwise.
         limits: the largest image to open.
         access: which paths and URLs may be opened.
 
@@ -113,10 +116,11 @@ def load_image(
     check_color(color)
     limits, name = limits or Limits(), source_name(source)
     if is_tensor(source):
-        source = _channels_last(source)
+        source = channels_last(as_array(source), 3, first=True)
     if isinstance(source, np.ndarray):
+        source = channels_last(source, 3, first=False)
         _check_size(name, source.shape[1::-1], limits)
-        return _of_array(source, background)
+        return _of_array(source, background, white)
     if isinstance(source, Image.Image):
         _check_size(name, source.size, limits)
         return _of_image(source, background, animation, color, name)
@@ -398,51 +402,73 @@ def source_name(source: Any) -> str:
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 
-def _channels_last(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor [H, W] or [C, H, W] as an array [H, W] or [H, W, C]."""
-    if tensor.ndim == 3:
-        if tensor.shape[0] not in (1, 3, 4):
-            raise MediaError(
-                f"an image tensor has its channels first, [H, W], [1, H, W], [3, H, W] or [4, H, W], got {list(tensor.shape)}; "
-                "permute it, or give a numpy array, whose channels are last"
-            )
-        tensor = tensor.permute(1, 2, 0)  # [H, W, C]
-    if tensor.dtype.is_floating_point:
-        tensor = tensor.float()  # numpy has no bfloat16
-    return tensor.detach().cpu().numpy()
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor of any device and type as an array of its shape."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype.is_floating_point else tensor).numpy()  # numpy has no bfloat16
 
 
-def to_uint8(array: np.ndarray) -> np.ndarray:
-    """Values of 0 to 255: uint8 as they are, uint16 and float scaled by their stated range.
+def channels_last(array: np.ndarray, ndim: int, *, first: bool, channels: tuple[int, ...] = (1, 3, 4)) -> np.ndarray:
+    """An array with its channels at its end, of one that has them there, or before its height and width: where both fit, the
+    latter if `first`. Without channels, or of another shape, it is as it was."""
+    if array.ndim != ndim:
+        return array
+    ahead, behind = array.shape[-3] in channels, array.shape[-1] in channels
+    return np.moveaxis(array, -3, -1) if ahead and (first or not behind) else array
+
+
+def white_of(array: np.ndarray) -> Literal[1, 255]:
+    """The value of white in an array of floats, 1 if no value is above 1, and 255 otherwise; 255 of integers.
 
     Raises:
-        MediaError: floats outside 0..1, or a type whose range is not stated.
+        MediaError: values outside 0..255, or a type without numbers.
+    """
+    if array.dtype in (np.uint8, np.uint16, np.bool_):
+        return 255
+    if array.dtype.kind not in "iuf":
+        raise MediaError(
+            f"{array.dtype} pixels have no stated range; give uint8, uint16, bool, or numbers from 0 to 1 or to 255"
+        )
+    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+    if not 0 <= low <= high <= 255:  # NaN is refused, too
+        raise MediaError(
+            f"{array.dtype} pixels go from 0 (black) to {'1 or ' * (array.dtype.kind == 'f')}255 (white), but these from {low:g} to "
+            f"{high:g}; scale them, or give uint8"
+        )
+    return 1 if array.dtype.kind == "f" and high <= 1 else 255
+
+
+def to_uint8(array: np.ndarray, white: float | None = None) -> np.ndarray:
+    """Values of 0 to 255: uint8 as they are, uint16 and float scaled by their range, other integers from 0 to 255.
+
+    Args:
+        white: the value of white in an array of floats; None to take `white_of` it.
+
+    Raises:
+        MediaError: values outside their range, or a type without numbers.
     """
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    if np.issubdtype(array.dtype, np.uint16):
+    if array.dtype == np.uint16:
         return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise MediaError(f"{array.dtype} pixels have no stated range; give uint8, uint16, bool, or float from 0 to 1")
-    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-    if not 0 <= low <= high <= 1:  # NaN is refused, too
-        raise MediaError(
-            f"float pixels go from 0 (black) to 1 (white), but these from {low:g} to {high:g}; scale them, or give uint8"
-        )
-    return (array * 255).round().astype(np.uint8)
+    own = white_of(array)
+    if array.dtype.kind != "f":
+        return array.astype(np.uint8)
+    if (white or own) < own:
+        raise MediaError(f"float pixels go from 0 to white={white:g}, but these to {float(array.max()):g}")
+    return (array if (white or own) == 255 else array * 255).round().astype(np.uint8)
 
 
-def _of_array(array: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
+def _of_array(array: np.ndarray, background: tuple[int, int, int], white: float | None) -> np.ndarray:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
         raise MediaError(
-            f"an image array is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], channels last, got {list(array.shape)}; "
-            "transpose it, or give a torch tensor, whose channels are first"
+            f"an image is an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or has these channels first, got {list(array.shape)}"
         )
-    array = to_uint8(array)
+    array = to_uint8(array, white)
     if array.ndim == 3 and array.shape[2] == 4:
-        return np.array(_rgb(Image.fromarray(array), background, "array", "stored"))
+        return np.array(_rgb(Image.fromarray(np.ascontiguousarray(array)), background, "array", "stored"))
     if array.ndim == 2 or array.shape[2] == 1:
         array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)  # [H, W, 3]
     return np.require(array, requirements=("C", "W"))

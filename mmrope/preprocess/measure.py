@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,16 +21,21 @@ from mmrope.positions.families import family as find_family
 from mmrope.positions.timing import VideoTiming
 from mmrope.preprocess.access import Access
 from mmrope.preprocess.errors import Limits, MediaError
-from mmrope.preprocess.messages import brief, shared, source_of
+from mmrope.preprocess.messages import SAMPLING_KEYS, SIZE_KEYS, brief, is_jpeg_list, items_of, shared, source_of
 from mmrope.preprocess.patches import (
     FAMILY_PATCHES,
+    FAMILY_SAMPLING,
     PatchConfig,
     frame_size,
     image_patches,
     image_size,
+    keyed_frame_size,
+    keyed_image_size,
+    listed_frame_size,
     normalize,
     video_patches,
 )
+from mmrope.preprocess.sampling import BY_TIME, HAS_NUM_FRAMES, SAMPLING_RULES, SAMPLINGS, FrameChoice
 
 if TYPE_CHECKING:
     import torch
@@ -70,16 +75,26 @@ class Media:
     name: str = ""
     """Of its file; empty where only the size is known."""
     times: Sequence[Fraction] = ()
-    """When a video is looked at, in seconds from its first frame, filled up to whole temporal grids."""
+    """When the frames of a video were sampled, in seconds from its first frame, filled up to whole temporal grids: as the rule of
+    `Processor.sampling` states it, index / average frames a second for all but "time"."""
     seconds_per_grid: float | None = None
-    """From one temporal grid to the next; None where a video was looked at at uneven times, which `timing` has."""
+    """From one temporal grid to the next, as the rule states it; None for uneven "times", which `timing` has."""
     timing: VideoTiming | None = None
     seconds: np.ndarray | None = None
-    """The presentation times of the frames that are seen then, in seconds from the first frame of the file."""
+    """The presentation times of the sampled frames, in seconds from the first frame of the file."""
     patches: torch.Tensor | None = None
     """uint8 [P, values], its pixels, if they were asked for."""
     damage: str = ""
     """What is missing of a damaged film of which what is left was taken."""
+
+
+class _Plan(NamedTuple):
+    """Which frames of a video are sampled."""
+
+    indices: np.ndarray
+    times: list[Fraction]
+    """As the rule states them, in seconds from the first frame."""
+    seconds_per_grid: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +116,15 @@ class MediaProcessor:
     video_pixels: tuple[int, int] | None = None
     """Fewest and most pixels of a resized video frame; None for those of `patches`."""
     fps: float = 2.0
-    """Looks at a video per second."""
+    """Sampled frames of a video per second."""
     num_frames: int | None = None
-    """Looks at a video, evenly spread, instead of `fps`."""
+    """Sampled frames of a video, evenly spread, instead of `fps`."""
     min_frames: int = 4
     max_frames: int = 768
+    sampling: str | None = None
+    """Which frames are sampled, a name of mmrope.preprocess.sampling.SAMPLINGS: "time", even times and the frames on show then, or
+    the rule of "qwen_vl_utils" or of a video processor of transformers. None for the family's own: "qwen_vl_utils" for Qwen's,
+    "Glm4vVideoProcessor" for GLM-4V's, "time" for others."""
     background: tuple[int, int, int] = (255, 255, 255)
     """What shows through transparent pixels, RGB."""
     animation: Animation = "refuse"
@@ -148,6 +167,8 @@ class MediaProcessor:
             )
         if self.num_frames is not None:
             self._check_count(self.num_frames)
+        if self.sampling is not None and self.sampling not in SAMPLINGS:
+            raise ValueError(f"sampling must be {' or '.join(map(repr, SAMPLINGS))} or None, got {self.sampling!r}")
         if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
             raise ValueError(f"background must be red, green and blue from 0 to 255, got {self.background}")
         if self.threads is not None and self.threads < 1:
@@ -184,6 +205,10 @@ class MediaProcessor:
             )
         own = {"image_pixels": self.image_pixels, "video_pixels": self.video_pixels}
         return dataclasses.replace(config, **{key: value for key, value in own.items() if value is not None})
+
+    @property
+    def _sampling(self) -> str:
+        return self.sampling or FAMILY_SAMPLING.get(self._family.name, BY_TIME)
 
     # --- items ---
 
@@ -229,6 +254,7 @@ class MediaProcessor:
 
     def measure(self, item: Mapping[str, Any], *, pixels: bool = False) -> Media:
         """An item's image or video: its patch grid, its times, and with `pixels` its patches."""
+        [item] = items_of([item])
         if "grid" in item:
             media = self._stated(item)
             if pixels:
@@ -247,7 +273,10 @@ class MediaProcessor:
 
         source, config = source_of(item), self._patches
         image = load_image(source, animation=self.animation, **self._options)
-        size = image_size(image.shape[0], image.shape[1], config, self.limits)
+        if any(key in item for key in SIZE_KEYS):
+            size = keyed_image_size(*image.shape[:2], item, config, bounds=self.image_pixels, limits=self.limits)
+        else:
+            size = image_size(*image.shape[:2], config, self.limits)
         grid = self._checked_grid(1, size)
         patches = image_patches(image, size, config) if pixels else None
         return Media("image", grid, source_name(source), patches=patches)
@@ -257,47 +286,121 @@ class MediaProcessor:
             from mmrope.preprocess.video import has_own_clock, open_video  # and FFmpeg
 
         source, config = source_of(item), self._patches
-        clock = None if has_own_clock(source) else item.get("fps")
-        video = open_video(source, fps=clock, damaged=self.damaged, **self._options)
-        times = self._looks(item, video, clock)
-        indices, patch = video.frames_at(times), config.temporal_patch_size
+        rate = None if has_own_clock(source) else self._rate_of_frames(item)
+        video = open_video(source, fps=rate, damaged=self.damaged, **self._options)
+        plan, patch = self._plan(item, video, rate), config.temporal_patch_size
         width = round(video.width * video.pixel_aspect) if self.aspect == "square" else video.width
-        size = frame_size(video.height, width, len(times), config, self.limits)
-        grid = self._checked_grid(len(times), size)
+        size = self._frame_size(item, video.height, width, len(plan.times))
+        grid = self._checked_grid(len(plan.times), size)
         patches = None
         if pixels:
-            frames = video.decode(indices, backend=self.video_backend).frames
-            patches = video_patches(frames, len(indices), size, config)
+            frames = video.decode(plan.indices, backend=self.video_backend).frames
+            patches = video_patches(frames, len(plan.indices), size, config)
+        timing = None
+        if plan.seconds_per_grid is None:
+            since = tuple(float(time - plan.times[0]) for time in plan.times)
+            timing = VideoTiming(frame_indices=tuple(plan.indices.tolist()), timestamps=since)
+        times = [*plan.times, *plan.times[-1:] * (-len(plan.times) % patch)]
+        seconds = video.seconds[plan.indices]
+        return Media("video", grid, video.name, times, plan.seconds_per_grid, timing, seconds, patches, video.damage)
+
+    def _frame_size(self, item: Mapping[str, Any], height: int, width: int, frames: int) -> tuple[int, int]:
+        """The size (height, width) of the sampled frames of a video item: by its keys, or by this processor's bounds."""
+        config, limits, bounds = self._patches, self.limits, self.video_pixels
+        keyed, listed = any(key in item for key in SIZE_KEYS), isinstance(item.get("video"), (list, tuple))
+        if listed and (keyed or self._sampling == "qwen_vl_utils"):  # which first sizes each of a list of frames as an image
+            height, width = listed_frame_size(height, width, item, config, bounds=bounds, limits=limits)
+        if not keyed:
+            return frame_size(height, width, frames, config, limits)
+        frames += -frames % config.temporal_patch_size
+        return keyed_frame_size(height, width, frames, item, config, bounds=bounds, limits=limits)
+
+    def _rate_of_frames(self, item: Mapping[str, Any]) -> float:
+        """How many a second the frames of a list or an array are: as the item says, or 2 (`fps`) as in qwen-vl-utils, but 1 in
+        the form of vLLM, whose own default that is."""
+        return item.get("sample_fps", item.get("fps", 1.0 if is_jpeg_list(item.get("video")) else self.fps))
+
+    def _plan(self, item: Mapping[str, Any], video: Any, rate: float | None) -> _Plan:
+        """Which frames of a video are sampled, as its item says, or as this processor does."""
+        patch = self._patches.temporal_patch_size
+        if rate is None and (extra := [key for key in ("sample_fps", "raw_fps") if key in item]):
+            raise ValueError(
+                f"{' and '.join(extra)} say how many a second the frames of a list are; {video.name} has its own clock: sample it "
+                f"with fps, got {brief(item)}"
+            )
+        if "times" in item:
+            return self._at_times(video, self._stated_times(item, video), patch)
+        count = item.get("num_frames")
+        if count is None and not any(key in item for key in SAMPLING_KEYS) and self._sampling not in HAS_NUM_FRAMES:
+            count = self.num_frames
+        if count is not None:
+            self._check_count(count)
+            return self._at_times(video, video.sample(num_frames=count), patch)
+        if rate is not None:
+            self._check_whole(item, len(video.pts), patch)
+            times = [Fraction(k / item.get("raw_fps", rate)) for k in range(len(video.pts))]
+            return _Plan(np.arange(len(times)), times, float(np.float32(patch / rate)))
+        return self._by_rule(item, video, patch)
+
+    def _by_rule(self, item: Mapping[str, Any], video: Any, patch: int) -> _Plan:
+        """Which frames of a film are sampled by a rule: qwen-vl-utils', where its item has a key of qwen-vl-utils."""
+        keyed, name = any(key in item for key in SAMPLING_KEYS), self._sampling
+        start, end = item.get("video_start"), item.get("video_end")
+        settings = {key: item.get(key, getattr(self, key)) for key in ("fps", "min_frames", "max_frames")}
+        if not (isinstance(settings["fps"], numbers.Real) and 0 < settings["fps"] < math.inf):
+            raise ValueError(f"fps must be positive, got {brief(item)}")
+        count = item.get("nframes", None if keyed else self.num_frames)
+        if name == BY_TIME:
+            if count is not None:
+                self._check_count(count)
+                return self._at_times(video, video.sample(num_frames=count, start=start, end=end), patch)
+            settings["min_frames"] = min(settings["min_frames"], settings["max_frames"])
+            return self._at_times(video, video.sample(**settings, start=start, end=end), patch)
+        if len(video.pts) == 1 and not keyed:  # of which some rules make nothing
+            return self._at_times(video, [Fraction(0)], patch)
+        choice = FrameChoice(**settings, num_frames=count, start=start, end=end, temporal_patch_size=patch)
+        rule = SAMPLING_RULES["qwen_vl_utils" if keyed else name]
+        try:
+            sampled = rule(len(video.pts), fps := video.average_fps, choice)
+        except ValueError as error:
+            raise ValueError(f"{video.name}: {error}") from None
+        times = [Fraction(int(i) / fps) for i in sampled.indices]
+        return _Plan(video.frames_on_grid(sampled.indices), times, float(np.float32(patch / sampled.fps)))
+
+    def _at_times(self, video: Any, times: list[Fraction], patch: int) -> _Plan:
+        """The frames on show at these times."""
         steps = {b - a for a, b in itertools.pairwise(times)} or {1 / Fraction(str(self.fps))}
         even = _seconds_per_grid(steps.pop(), patch) if len(steps) == 1 and steps != {0} else None
-        since = tuple(float(time - times[0]) for time in times)
-        timing = VideoTiming(frame_indices=tuple(indices.tolist()), timestamps=since) if even is None else None
-        filled = [*times, *times[-1:] * (-len(times) % patch)]
-        return Media("video", grid, video.name, filled, even, timing, video.seconds[indices], patches, video.damage)
+        return _Plan(video.frames_at(times), times, even)
 
-    def _looks(self, item: Mapping[str, Any], video: Any, clock: float | None) -> list[Fraction]:
-        """The times at which a video is looked at: as its item says, or as this processor does."""
-        own = {
-            key: item[key] for key in ("fps", "num_frames", "times") if key in item and not (key == "fps" and clock is not None)
-        }
-        if len(own) > 1:
-            raise ValueError(f"a video is looked at by {' or '.join(own)}, one of them, got {brief(item)}")
-        if "times" in own:
-            given = own["times"]
-            if isinstance(given, str) or not hasattr(given, "__iter__") or not all(isinstance(t, numbers.Real) for t in given):
-                raise ValueError(f"times must be a list of seconds, got {given!r}")
-            times = [Fraction(repr(float(time))) for time in given]
-            if not times or any(b < a for a, b in itertools.pairwise(times)) or times[0] < 0 or times[-1] > video.duration:
-                raise ValueError(
-                    f"times must be seconds from the video's first frame that do not decrease, up to its end at "
-                    f"{float(video.duration):g}, got {own['times']}"
-                )
-            return times
-        if "num_frames" in own or (self.num_frames is not None and not own):
-            count = own.get("num_frames", self.num_frames)
-            self._check_count(count)
-            return video.sample(num_frames=count)
-        return video.sample(fps=own.get("fps", self.fps), min_frames=self.min_frames, max_frames=self.max_frames)
+    def _stated_times(self, item: Mapping[str, Any], video: Any) -> list[Fraction]:
+        given = item["times"]
+        if "fps" in item and video.clock.container not in ("array", "images"):
+            raise ValueError(f"a video is sampled by fps or times, one of them, got {brief(item)}")
+        if isinstance(given, str) or not hasattr(given, "__iter__") or not all(isinstance(t, numbers.Real) for t in given):
+            raise ValueError(f"times must be a list of seconds, got {given!r}")
+        times = [Fraction(repr(float(time))) for time in given]
+        if not times or any(b < a for a, b in itertools.pairwise(times)) or times[0] < 0 or times[-1] > video.duration:
+            raise ValueError(
+                f"times must be seconds from the video's first frame that do not decrease, up to its end at "
+                f"{float(video.duration):g}, got {item['times']}"
+            )
+        return times
+
+    def _check_whole(self, item: Mapping[str, Any], frames: int, patch: int) -> None:
+        """Refuses keys that would sample a list of frames, which is taken whole."""
+        filled, why = frames + -frames % patch, ""
+        if "nframes" in item and item["nframes"] not in (frames, filled):
+            why = f"nframes={item['nframes']}"
+        elif (most := item.get("max_frames", filled)) < frames:
+            why = f"max_frames={most}"
+        elif clip := [f"{key}={item[key]}" for key in ("video_start", "video_end") if key in item]:
+            why = " and ".join(clip)
+        if why:
+            raise ValueError(
+                f"a list or an array of frames is taken whole, its {frames} frames, but its item says {why}: leave out frames, or "
+                "sample within it with num_frames= or times="
+            )
 
     def _check_count(self, frames: Any) -> None:
         if not isinstance(frames, (int, np.integer)) or frames < 1:
@@ -315,9 +418,8 @@ class MediaProcessor:
         fps = item.get("fps")
         if not isinstance(fps, (int, float)) or not 0 < fps < math.inf:
             raise ValueError(f"a video grid needs fps, the frames sampled per second, as a positive number: got {brief(item)}")
-        step = 1 / Fraction(str(item["fps"]))
-        times = [k * step for k in range(grid[0] * patch)]
-        return Media("video", grid, "", times, _seconds_per_grid(step, patch * self._family.temporal_merge))
+        times = [Fraction(k / fps) for k in range(grid[0] * patch)]
+        return Media("video", grid, "", times, float(np.float32(patch * self._family.temporal_merge / fps)))
 
     def _patch_grid(self, item: Mapping[str, Any], axes: str) -> tuple[Any, ...]:
         """A grid that is stated in tokens, in patches."""

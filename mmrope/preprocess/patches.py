@@ -6,9 +6,9 @@ frames [H, W, 3] -> resize -> cut (uint8 patches) -> normalize (what models read
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class PatchConfig:
     """How media become patches: to which size they are brought, how they are cut, and how their values are normalised.
 
-    The defaults are Qwen2-VL's; `FAMILY_PATCHES` has those of other families.
+    The defaults are those of transformers' Qwen2VLImageProcessor; `FAMILY_PATCHES` has those of the released checkpoints.
 
     Example:
         >>> from mmrope.preprocess import PatchConfig
@@ -59,7 +59,7 @@ class PatchConfig:
 
 
 _NO_BOUND = 2**62  # of pixels
-_QWEN2_VL = PatchConfig()
+_QWEN2_VL = PatchConfig(image_pixels=(56 * 56, 16_384 * 28 * 28))
 _QWEN3_VL = PatchConfig(
     patch_size=16,
     mean=(0.5, 0.5, 0.5),
@@ -86,6 +86,12 @@ FAMILY_PATCHES = {
 qwen-vl-utils that transformers 5.23 applies with cap_pixels_per_frame=True; GLM-4V's are the defaults of transformers 5.23's
 Glm4vImageProcessor and Glm4vVideoProcessor."""
 
+FAMILY_SAMPLING = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), "qwen_vl_utils"),
+    **dict.fromkeys(("glm4v", "glm4v_moe"), "Glm4vVideoProcessor"),
+}
+"""By family: how frames of videos are sampled, a name of mmrope.preprocess.sampling.SAMPLINGS; others are sampled by "time"."""
+
 
 def smart_resize(
     height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int, frames: int = 1, limits: Limits | None = None
@@ -99,12 +105,7 @@ def smart_resize(
         MediaError: an aspect ratio or a side over the limits.
     """
     limits = limits or Limits()
-    long, short = max(height, width), min(height, width)
-    if short < 1 or long / short > limits.max_aspect_ratio:
-        raise MediaError(
-            f"{width} x {height} pixels are more elongated than {limits.max_aspect_ratio:g}:1; "
-            "crop the image or raise Limits(max_aspect_ratio=...)"
-        )
+    short = _checked_shape(height, width, limits)
     counted = 1  # a video's frames count in pairs
     if frames > 1:
         counted = round(frames / 2) * 2
@@ -117,6 +118,21 @@ def smart_resize(
     elif counted * h * w < min_pixels:
         grow = math.sqrt(min_pixels / (frames * height * width))
         h, w = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    return _checked_sides(h, w, height, width, limits)
+
+
+def _checked_shape(height: float, width: float, limits: Limits) -> float:
+    """The shorter side of an image that is not too elongated."""
+    long, short = max(height, width), min(height, width)
+    if short < 1 or long / short > limits.max_aspect_ratio:
+        raise MediaError(
+            f"{width} x {height} pixels are more elongated than {limits.max_aspect_ratio:g}:1; "
+            "crop the image or raise Limits(max_aspect_ratio=...)"
+        )
+    return short
+
+
+def _checked_sides(h: int, w: int, height: float, width: float, limits: Limits) -> tuple[int, int]:
     if max(h, w) > limits.max_side:
         raise MediaError(
             f"{width} x {height} pixels resize to {w} x {h}, a side over {limits.max_side}; raise Limits(max_side=...)"
@@ -145,6 +161,126 @@ def frame_size(height: int, width: int, frames: int, config: PatchConfig, limits
     if least == 0 and frames > 1:  # the least is of the whole video
         return smart_resize(height, width, frames=frames, min_pixels=whole_least, max_pixels=most * frames, **options)
     return smart_resize(height, width, min_pixels=least or whole_least, max_pixels=most, **options)
+
+
+# --- sizes by the keys of qwen-vl-utils -------------------------------------------------------------------------------
+
+_IMAGE_TOKENS = (4, 16_384)
+"""Fewest and most tokens of an image: the constants of qwen-vl-utils 0.0.14, vision_process.py, as the next two."""
+_FRAME_TOKENS = (128, 768)
+_MODEL_LENGTH = 128_000
+
+
+def keyed_image_size(
+    height: int,
+    width: int,
+    keys: Mapping[str, Any],
+    config: PatchConfig,
+    *,
+    bounds: tuple[int, int] | None = None,
+    limits: Limits | None = None,
+) -> tuple[int, int]:
+    """The size (height, width) of an image whose item has qwen-vl-utils' keys: min_pixels and max_pixels, or resized_height and
+    resized_width, as fetch_image of qwen-vl-utils 0.0.14 has it; where that gives a side of 0, a side is config.factor.
+
+    Args:
+        keys: the item, or its keys.
+        bounds: fewest and most pixels where the keys do not say; None for qwen-vl-utils' 4 and 16,384 tokens.
+
+    Raises:
+        MediaError: an aspect ratio or a side over the limits.
+        ValueError: max_pixels below min_pixels.
+
+    Example:
+        >>> from mmrope.preprocess.patches import PatchConfig, keyed_image_size
+        >>> keyed_image_size(1000, 2000, {"max_pixels": 50176}, PatchConfig()), 140 * 308
+        ((140, 308), 43120)
+    """
+    return _keyed_size(height, width, keys, config.factor, bounds, limits or Limits())
+
+
+def keyed_frame_size(
+    height: int,
+    width: int,
+    frames: int,
+    keys: Mapping[str, Any],
+    config: PatchConfig,
+    *,
+    bounds: tuple[int, int] | None = None,
+    limits: Limits | None = None,
+) -> tuple[int, int]:
+    """The size (height, width) of each of the sampled frames of a video whose item has qwen-vl-utils' keys: min_pixels and
+    max_pixels of a frame, total_pixels of all together, or resized_height and resized_width; as fetch_video of
+    qwen-vl-utils 0.0.14 has it.
+
+    Args:
+        frames: how many, filled up to whole temporal grids.
+        keys, bounds: as of `keyed_image_size`; without `bounds` 128 and 768 tokens a frame.
+
+    Raises:
+        MediaError: an aspect ratio or a side over the limits.
+        ValueError: max_pixels below min_pixels.
+
+    Example:
+        >>> from mmrope.preprocess.patches import PatchConfig, keyed_frame_size
+        >>> keyed_frame_size(360, 640, 16, {"max_pixels": 151200}, PatchConfig())
+        (280, 504)
+    """
+    factor = config.factor
+    least, most = bounds or tuple(tokens * factor * factor for tokens in _FRAME_TOKENS)
+    least = keys.get("min_pixels", least)
+    together = keys.get("total_pixels", _MODEL_LENGTH * factor * factor * 0.9)
+    most = max(min(most, together / frames * config.temporal_patch_size), int(least * 1.05))
+    most = min(keys.get("max_pixels", most), most)
+    sides = {key: keys[key] for key in ("resized_height", "resized_width") if key in keys}
+    return _keyed_size(height, width, sides, factor, (least, most), limits or Limits())
+
+
+def listed_frame_size(
+    height: int,
+    width: int,
+    keys: Mapping[str, Any],
+    config: PatchConfig,
+    *,
+    bounds: tuple[int, int] | None = None,
+    limits: Limits | None = None,
+) -> tuple[int, int]:
+    """The size (height, width) to which qwen-vl-utils 0.0.14 brings each image of a list of frames, before the list as a video is
+    sized by `keyed_frame_size`: as an image whose sides are multiples of twice config.factor.
+
+    Example:
+        >>> from mmrope.preprocess.patches import PatchConfig, keyed_frame_size, listed_frame_size
+        >>> first = listed_frame_size(420, 700, {}, PatchConfig())
+        >>> first, keyed_frame_size(*first, 8, {}, PatchConfig())
+        ((448, 672), (448, 672))
+    """
+    return _keyed_size(height, width, keys, 2 * config.factor, bounds, limits or Limits())
+
+
+def _keyed_size(
+    height: float, width: float, keys: Mapping[str, Any], factor: int, bounds: tuple[float, float] | None, limits: Limits
+) -> tuple[int, int]:
+    """smart_resize of qwen-vl-utils 0.0.14, of the sides that the keys state, or of the real ones."""
+    own: tuple[float, float] = (_IMAGE_TOKENS[0] * factor**2, _IMAGE_TOKENS[1] * factor**2)
+    least, most = bounds or own
+    if "resized_height" in keys:
+        height, width, (least, most) = keys["resized_height"], keys["resized_width"], own
+    else:
+        least, most = keys.get("min_pixels", least), keys.get("max_pixels", most)
+    if most < least:
+        raise ValueError(
+            f"an item's most pixels, {most:g}, are fewer than its fewest, {least:g}: raise max_pixels, or lower min_pixels (without "
+            "that key it is the processor's, or qwen-vl-utils' constant)"
+        )
+    _checked_shape(height, width, limits)
+    h, w = (max(factor, round(side / factor) * factor) for side in (height, width))
+    if h * w > most:
+        shrink = math.sqrt((height * width) / most)
+        h, w = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    elif h * w < least:
+        grow = math.sqrt(least / (height * width))
+        h, w = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    return _checked_sides(h, w, height, width, limits)
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------

@@ -131,6 +131,7 @@ def _chat(folder: Path) -> dict[str, Any]:
 def _own_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     settings = {**{key: _tuples(value) for key, value in settings.items()}, "family": Family.from_dict(settings["family"])}
     settings["patches"] = settings["patches"] and PatchConfig(**settings["patches"])
+    settings.setdefault("sampling", "time")  # as processors sampled that were saved before they had the field
     kind = settings.pop("tokenizer", None)  # a tokenizer.json beside the settings may be another's
     if kind == "words":
         words = WordTokenizer(settings.pop("words"))
@@ -184,7 +185,7 @@ def _video_patches(values: Mapping[str, Any], name: str, patches: dict[str, Any]
     else:
         raise ValueError(f"{name} is a {kind}, which is not known here (known: {', '.join(_VIDEOS)})")
     read = ("fps",) if kind == "Glm4vVideoProcessor" else ("fps", "num_frames", "min_frames", "max_frames")
-    return {key: values[key] for key in read if values.get(key) is not None}
+    return {"sampling": kind} | {key: values[key] for key in read if values.get(key) is not None}
 
 
 def _plain(value: Any) -> Any:

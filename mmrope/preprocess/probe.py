@@ -97,6 +97,8 @@ class Clock:
     """Seconds from the first frame to the end of the last."""
     turn: Turn = UPRIGHT
     """How decoded frames are turned and mirrored to be upright."""
+    stated_rate: Fraction | None = None
+    """Frames a second that the container states on average, or that FFmpeg found where it states none."""
     keyframes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     """[k] int64, those of pts where decoding can start; none where frames are counted."""
     irregular: str = ""
@@ -378,6 +380,7 @@ def _seen(first: Any, stream: Any, name: str, limits: Limits) -> dict[str, Any]:
         "turn": turn,
         "pixel_aspect": aspect,
         "transparent": is_transparent(first),
+        "stated_rate": stream.average_rate or stream.guessed_rate or None,
         "transfer": int(stream.codec_context.color_trc),
     }
 

@@ -36,7 +36,7 @@ class Source:
     """A video whose clock is known."""
 
     source: Any = field(repr=False)
-    """An absolute path, bytes, an array of frames [T, H, W, 3], a list of images, or an animation's file."""
+    """An absolute path, bytes, an array of frames [T, H, W, 3] with its white, a list of images, or an animation's file."""
     name: str
     clock: Clock
     """When each frame is shown, and what else is known before one is decoded."""

@@ -20,7 +20,17 @@ from mmrope.preprocess import readers
 from mmrope.preprocess.access import Access, resolve
 from mmrope.preprocess.animation import animation_format, animation_frames, read_animation
 from mmrope.preprocess.errors import Limits, MediaError
-from mmrope.preprocess.image import Color, check_color, is_tensor, load_image, source_name, to_uint8
+from mmrope.preprocess.image import (
+    Color,
+    as_array,
+    channels_last,
+    check_color,
+    is_tensor,
+    load_image,
+    source_name,
+    to_uint8,
+    white_of,
+)
 from mmrope.preprocess.probe import Clock, Damaged, check_duration, check_frame_count, check_frame_size, read_clock
 
 VideoBackend = Literal["auto", "pyav", "decord", "torchcodec"]
@@ -76,6 +86,25 @@ class Video(readers.Source):
         return self.clock.duration
 
     @property
+    def average_fps(self) -> float:
+        """Frames a second on average, as decord and transformers read it from the container, where that agrees with the times of
+        the frames (within half a frame, or one of 500); elsewhere frames by duration.
+
+        Example:
+            >>> import numpy as np
+            >>> from mmrope.preprocess import open_video
+            >>> open_video(np.zeros((12, 28, 28, 3), np.uint8), fps=4).average_fps
+            4.0
+        """
+        count, stated = len(self.pts), self.clock.stated_rate
+        if stated is not None:
+            room, span = max(Fraction(1, 2), Fraction(count, 500)), int(self.pts[-1] - self.pts[0]) * self.time_base
+            apart = [abs(count - stated * self.duration), abs(count - 1 - stated * span)]
+            if min(apart[: 1 + (count > 1)]) <= room:
+                return float(stated)
+        return float(count / self.duration) if self.duration else 1.0
+
+    @property
     def pixel_aspect(self) -> Fraction:
         """Width of a pixel by its height: what a film of 1 by 1 shows on a screen is as many times as wide."""
         return self.clock.pixel_aspect
@@ -98,16 +127,44 @@ class Video(readers.Source):
         ticks = [int(self.pts[0]) + math.floor((Fraction(time) + _ROUNDING) / self.time_base) for time in times]
         return np.maximum(np.searchsorted(self.pts, ticks, side="right") - 1, 0)
 
+    def frames_on_grid(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """[len(indices)] int64, the frames that stand for these indices of a grid of `average_fps`, which samplers of others
+        count by: of a film of even frames they are themselves, and of another the frames on show at index / average_fps, or
+        rather a quarter of a frame later, as times are rounded.
+
+        Example:
+            >>> import numpy as np
+            >>> from mmrope.preprocess import open_video
+            >>> open_video(np.zeros((12, 28, 28, 3), np.uint8), fps=4).frames_on_grid([0, 3, 11]).tolist()
+            [0, 3, 11]
+        """
+        wanted, count = np.asarray(indices, dtype=np.int64), len(self.pts)
+        line = np.linspace(int(self.pts[0]), int(self.pts[-1]), count)
+        if count < 3 or np.abs(self.pts - line).max() <= (line[1] - line[0]) / 4:
+            return np.minimum(wanted, count - 1)
+        rate = Fraction(self.average_fps)
+        return self.frames_at([(int(i) + Fraction(1, 4)) / rate for i in wanted])
+
     def sample(
-        self, *, fps: float | None = None, num_frames: int | None = None, min_frames: int = 1, max_frames: int | None = None
+        self,
+        *,
+        fps: float | None = None,
+        num_frames: int | None = None,
+        min_frames: int = 1,
+        max_frames: int | None = None,
+        start: float | None = None,
+        end: float | None = None,
     ) -> list[Fraction]:
-        """The times at which to look, evenly spaced over the video, in seconds from its first frame.
+        """The times of sampled frames, evenly spaced over the video, in seconds from its first frame.
 
         Args:
-            fps: looks a second; if that makes fewer than min_frames or more than max_frames, as many as fit are spread evenly.
+            fps: sampled frames a second; if that makes fewer than min_frames or more than max_frames, as many as fit are spread
+                evenly.
             num_frames: or how many, spread evenly.
+            start: where the part begins that is sampled, in seconds from the first frame; None for the first frame.
+            end: where it ends; None, or a time after the video's end, for its end.
 
-        A video with a single frame is looked at once.
+        A video with a single frame is sampled once.
 
         Example:
             >>> import numpy as np
@@ -120,6 +177,12 @@ class Video(readers.Source):
         """
         if (fps is None) == (num_frames is None):
             raise ValueError(f"say fps or num_frames, one of them, got {fps=}, {num_frames=}")
+        begin = Fraction(0) if start is None else max(Fraction(0), Fraction(str(start)))
+        length = (self.duration if end is None else min(self.duration, Fraction(str(end)))) - begin
+        if length <= 0 < self.duration:
+            raise ValueError(
+                f"start={start} to end={end} holds nothing of {self.name}, which lasts {float(self.duration):g} s: choose a part of it"
+            )
         if num_frames is not None:
             if not isinstance(num_frames, (int, np.integer)) or num_frames < 1:
                 raise ValueError(f"num_frames must be a whole number, at least 1, got {num_frames!r}")
@@ -129,19 +192,19 @@ class Video(readers.Source):
                     f"ask for {len(self.pts)} at most, or for times=[...]"
                 )
             count = wanted = num_frames
-            rate = num_frames / self.duration if self.duration else Fraction(1)
+            rate = num_frames / length if length else Fraction(1)
         else:
             rate = Fraction(str(fps)) if isinstance(fps, numbers.Real) and math.isfinite(fps) else Fraction(0)
             if rate <= 0 or min_frames < 1 or (max_frames is not None and max_frames < min_frames):
                 raise ValueError(
                     f"fps must be positive and 1 <= min_frames <= max_frames, got {fps=}, {min_frames=}, {max_frames=}"
                 )
-            wanted = math.ceil(self.duration * rate)
+            wanted = math.ceil(length * rate)
             count = max(wanted, min_frames) if max_frames is None else min(max(wanted, min_frames), max_frames)
         if len(self.pts) == 1:
             return [Fraction(0)]
-        step = 1 / rate if count == wanted else self.duration / count
-        return [k * step for k in range(count)]
+        step = 1 / rate if count == wanted else length / count
+        return [begin + k * step for k in range(count)]
 
     def timing(self, indices: Sequence[int] | np.ndarray) -> VideoTiming:
         """When the frames with these indices are shown, for position IDs.
@@ -185,7 +248,8 @@ class Video(readers.Source):
             raise ValueError(f"indices must be of the {len(self.pts)} frames of {self.name} and not decrease, got {indices}")
         container = self.clock.container
         if container == "array":
-            return Frames("array", "given as an array", (to_uint8(self.source[i]) for i in wanted))
+            frames, white = self.source
+            return Frames("array", "given as an array", (to_uint8(frames[i], white) for i in wanted))
         if container == "images":
             return Frames("images", "given as images", (_still(self, int(i)) for i in wanted))
         if not self.clock.codec:
@@ -233,7 +297,9 @@ def open_video(
 
     Args:
         source: path, bytes or binary file object of a video or of an animation (GIF, WebP, PNG, AVIF); an array of frames
-            [T, H, W, 3] or a torch tensor [T, 3, H, W] (uint8, uint16, or float from 0 to 1); or a list of images of one size.
+            [T, H, W, 3] or a torch tensor [T, 3, H, W], or the other way round where the shape does not fit that; or a list of
+            images of one size. Their values are those of `load_image`; whether floats go to 1 or to 255 is decided once, by
+            the largest of all frames.
         fps: frames a second, for arrays, lists, and streams without a container (raw H.264); other files have their own clock.
         background: what shows through transparent pixels, RGB.
         damaged: "refuse" a film that ends before its container says or has packets that cannot be decoded, or "keep" what is
@@ -262,9 +328,9 @@ def open_video(
         raise ValueError(f"damaged must be 'refuse' or 'keep', got {damaged!r}")
     limits = limits or Limits()
     if is_tensor(source):
-        source = _tensor_frames(source)
-    if isinstance(source, np.ndarray):
-        video = _of_array(source, fps)
+        video = _of_array(as_array(source), fps, first=True)
+    elif isinstance(source, np.ndarray):
+        video = _of_array(source, fps, first=False)
     elif isinstance(source, (list, tuple)):
         video = _of_images(source, fps, background, color, limits, access)
     else:
@@ -302,18 +368,14 @@ def has_own_clock(source: Any) -> bool:
 # --- arrays and images ------------------------------------------------------------------------------------------------
 
 
-def _tensor_frames(tensor: Any) -> np.ndarray:
-    if tensor.ndim != 4 or tensor.shape[1] != 3:
-        raise MediaError(f"a tensor of frames has its channels second, [T, 3, H, W], got {list(tensor.shape)}")
-    tensor = tensor.float() if tensor.dtype.is_floating_point else tensor  # numpy has no bfloat16
-    return tensor.detach().cpu().permute(0, 2, 3, 1).numpy()  # [T, H, W, 3]
-
-
-def _of_array(frames: np.ndarray, fps: float | None) -> Video:
+def _of_array(frames: np.ndarray, fps: float | None, *, first: bool) -> Video:
+    frames = channels_last(frames, 4, first=first, channels=(3,))
     if frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        raise MediaError(f"an array of frames must be [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
-    to_uint8(frames[:1])  # refuses types without a range now, not halfway
-    return _ticking(frames, "array of frames", "array", frames.shape[:3], _tick(fps, "an array of frames"))
+        raise MediaError(
+            f"an array of frames must be [T, H, W, 3], or a tensor [T, 3, H, W], got {frames.dtype} {list(frames.shape)}"
+        )
+    white = white_of(frames)  # refuses other values now, not halfway
+    return _ticking((frames, white), "array of frames", "array", frames.shape[:3], _tick(fps, "an array of frames"))
 
 
 def _of_images(
@@ -323,8 +385,12 @@ def _of_images(
     if not images:
         raise MediaError("a list of images is empty; give at least one frame")
     check_frame_count("a list of images", len(images), limits)
-    first = load_image(images[0], background=background, color=color, limits=limits, access=access)
-    source = [(image, background, color, limits, access) for image in images]
+    arrays = (as_array(image) if is_tensor(image) else image for image in images)
+    floats = [white_of(array) for array in arrays if isinstance(array, np.ndarray) and array.dtype.kind == "f"]
+    options = {"background": background, "color": color, "white": max(floats, default=None)}
+    options |= {"limits": limits, "access": access}
+    first = load_image(images[0], **options)
+    source = [(image, options) for image in images]
     return _ticking(source, f"{len(images)} images", "images", (len(images), *first.shape[:2]), tick)
 
 
@@ -344,8 +410,8 @@ def _ticking(source: Any, name: str, container: str, shape: tuple[int, int, int]
 
 
 def _still(video: Video, index: int) -> np.ndarray:
-    source, background, color, limits, access = video.source[index]
-    image = load_image(source, background=background, color=color, limits=limits, access=access)
+    source, options = video.source[index]
+    image = load_image(source, **options)
     if image.shape[:2] != (video.height, video.width):
         raise MediaError(
             f"{source_name(source)}, frame {index} of a list of images, has {image.shape[1]} x {image.shape[0]} pixels, "

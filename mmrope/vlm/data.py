@@ -48,6 +48,7 @@ def task_processor(**changes: Any) -> Processor:
         "pixels": "uint8",
         "fps": float(1 / STEP),
         "min_frames": 1,
+        "sampling": "time",
     }
     return Processor(**settings | changes)
 
