@@ -333,8 +333,10 @@ class MediaProcessor:
             return self._at_times(video, video.sample(num_frames=count), patch)
         if rate is not None:
             self._check_whole(item, len(video.pts), patch)
-            times = [Fraction(k / item.get("raw_fps", rate)) for k in range(len(video.pts))]
-            return _Plan(np.arange(len(times)), times, float(np.float32(patch / rate)))
+            # to qwen-vl-utils the copies that fill the last grid are frames that follow
+            count = len(video.pts) + (-len(video.pts) % patch if self._sampling == "qwen_vl_utils" else 0)
+            times = [Fraction(k / item.get("raw_fps", rate)) for k in range(count)]
+            return _Plan(np.arange(len(video.pts)), times, float(np.float32(patch / rate)))
         return self._by_rule(item, video, patch)
 
     def _by_rule(self, item: Mapping[str, Any], video: Any, patch: int) -> _Plan:
