@@ -304,9 +304,11 @@ def _data(url: str, access: Access) -> bytes:
 
 
 def _local(url: str) -> str:
-    """The path of a file:// URL. It is taken as it is written, as qwen-vl-utils does; where there is no such file, percent signs
+    """The path of a file:// URL. It is taken as written, as qwen-vl-utils does; where there is no such file, percent signs
     are read as in other URLs."""
     name = url[7:]
+    if name[:10].lower() == "localhost/" and not os.path.exists(name):
+        name = name[9:]
     name = name[1:] if re.match(r"/[a-z]:[/\\]", name, re.IGNORECASE) else name  # of Windows: file:///C:/photo.jpg
     return name if "\0" in name or os.path.exists(name) else unquote(name)
 

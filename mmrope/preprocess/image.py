@@ -423,7 +423,7 @@ def white_of(array: np.ndarray) -> Literal[1, 255]:
     Raises:
         MediaError: values outside 0..255, or a type without numbers.
     """
-    if array.dtype in (np.uint8, np.uint16, np.bool_):
+    if array.dtype == np.bool_ or any(np.issubdtype(array.dtype, known) for known in (np.uint8, np.uint16)):
         return 255
     if array.dtype.kind not in "iuf":
         raise MediaError(
@@ -432,8 +432,8 @@ def white_of(array: np.ndarray) -> Literal[1, 255]:
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
     if not 0 <= low <= high <= 255:  # NaN is refused, too
         raise MediaError(
-            f"{array.dtype} pixels go from 0 (black) to {'1 or ' * (array.dtype.kind == 'f')}255 (white), but these from {low:g} to "
-            f"{high:g}; scale them, or give uint8"
+            f"{array.dtype} pixels go from 0 (black) to {'1 or ' * (array.dtype.kind == 'f')}255 (white), but these from "
+            f"{low:g} to {high:g}; scale them, or give uint8"
         )
     return 1 if array.dtype.kind == "f" and high <= 1 else 255
 
@@ -451,20 +451,21 @@ def to_uint8(array: np.ndarray, white: float | None = None) -> np.ndarray:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype == np.uint16:
+    if np.issubdtype(array.dtype, np.uint16):
         return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    own = white_of(array)
-    if array.dtype.kind != "f":
-        return array.astype(np.uint8)
-    if (white or own) < own:
-        raise MediaError(f"float pixels go from 0 to white={white:g}, but these to {float(array.max()):g}")
-    return (array if (white or own) == 255 else array * 255).round().astype(np.uint8)
+    if array.dtype.kind == "f" and white == 1 and not (array.min() >= 0 and array.max() <= 1):
+        low, high = float(array.min()), float(array.max())
+        raise MediaError(f"float pixels go from 0 (black) to 1 (white), but these from {low:g} to {high:g}; scale them")
+    found = white_of(array)
+    if array.dtype.kind != "f" or (white or found) == 255:
+        return array.round().astype(np.uint8)
+    return (array * 255).round().astype(np.uint8)
 
 
 def _of_array(array: np.ndarray, background: tuple[int, int, int], white: float | None) -> np.ndarray:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
         raise MediaError(
-            f"an image is an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or has these channels first, got {list(array.shape)}"
+            f"an image array is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or has these channels first, got {list(array.shape)}"
         )
     array = to_uint8(array, white)
     if array.ndim == 3 and array.shape[2] == 4:
@@ -505,9 +506,8 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "F" or (image.mode == "I" and image.format == "PPM"):
         values = np.asarray(image)
         try:
-            return Image.fromarray(
-                to_uint8(values.astype(np.uint16) if image.mode == "I" else values)
-            )  # Pillow scales PPM to 65535
+            # Pillow scales PPM to 65535; floats in files are 0 to 1
+            return Image.fromarray(to_uint8(values.astype(np.uint16) if image.mode == "I" else values, white=1))
         except MediaError as error:
             raise MediaError(f"{name}: {error}") from None
     if image.mode == "I":

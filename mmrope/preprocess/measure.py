@@ -75,8 +75,8 @@ class Media:
     name: str = ""
     """Of its file; empty where only the size is known."""
     times: Sequence[Fraction] = ()
-    """When the frames of a video were sampled, in seconds from its first frame, filled up to whole temporal grids: as the rule of
-    `Processor.sampling` states it, index / average frames a second for all but "time"."""
+    """When the frames of a video were sampled, in seconds from its first frame, filled up to whole temporal grids: as the rule
+    of `Processor.sampling` states it, index / average frames a second for all but "time"."""
     seconds_per_grid: float | None = None
     """From one temporal grid to the next, as the rule states it; None for uneven "times", which `timing` has."""
     timing: VideoTiming | None = None
@@ -122,9 +122,9 @@ class MediaProcessor:
     min_frames: int = 4
     max_frames: int = 768
     sampling: str | None = None
-    """Which frames are sampled, a name of mmrope.preprocess.sampling.SAMPLINGS: "time", even times and the frames on show then, or
-    the rule of "qwen_vl_utils" or of a video processor of transformers. None for the family's own: "qwen_vl_utils" for Qwen's,
-    "Glm4vVideoProcessor" for GLM-4V's, "time" for others."""
+    """Which frames are sampled, a name of mmrope.preprocess.sampling.SAMPLINGS: "time", even times and the frames on show then,
+    or the rule of "qwen_vl_utils" or of a video processor of transformers. None for the family's own: "qwen_vl_utils" for
+    Qwen's, "Glm4vVideoProcessor" for GLM-4V's, "time" for others."""
     background: tuple[int, int, int] = (255, 255, 255)
     """What shows through transparent pixels, RGB."""
     animation: Animation = "refuse"
@@ -274,9 +274,9 @@ class MediaProcessor:
         source, config = source_of(item), self._patches
         image = load_image(source, animation=self.animation, **self._options)
         if any(key in item for key in SIZE_KEYS):
-            size = keyed_image_size(*image.shape[:2], item, config, bounds=self.image_pixels, limits=self.limits)
+            size = keyed_image_size(image.shape[0], image.shape[1], item, config, bounds=self.image_pixels, limits=self.limits)
         else:
-            size = image_size(*image.shape[:2], config, self.limits)
+            size = image_size(image.shape[0], image.shape[1], config, self.limits)
         grid = self._checked_grid(1, size)
         patches = image_patches(image, size, config) if pixels else None
         return Media("image", grid, source_name(source), patches=patches)
@@ -325,8 +325,8 @@ class MediaProcessor:
         patch = self._patches.temporal_patch_size
         if rate is None and (extra := [key for key in ("sample_fps", "raw_fps") if key in item]):
             raise ValueError(
-                f"{' and '.join(extra)} say how many a second the frames of a list are; {video.name} has its own clock: sample it "
-                f"with fps, got {brief(item)}"
+                f"{' and '.join(extra)} say how many a second the frames of a list are; {video.name} has its own clock: sample "
+                f"it with fps, got {brief(item)}"
             )
         if "times" in item:
             return self._at_times(video, self._stated_times(item, video), patch)
@@ -338,8 +338,10 @@ class MediaProcessor:
             return self._at_times(video, video.sample(num_frames=count), patch)
         if rate is not None:
             self._check_whole(item, len(video.pts), patch)
-            times = [Fraction(k / item.get("raw_fps", rate)) for k in range(len(video.pts))]
-            return _Plan(np.arange(len(times)), times, float(np.float32(patch / rate)))
+            # to qwen-vl-utils the copies that fill the last grid are frames that follow
+            count = len(video.pts) + (-len(video.pts) % patch if self._sampling == "qwen_vl_utils" else 0)
+            times = [Fraction(k / item.get("raw_fps", rate)) for k in range(count)]
+            return _Plan(np.arange(len(video.pts)), times, float(np.float32(patch / rate)))
         return self._by_rule(item, video, patch)
 
     def _by_rule(self, item: Mapping[str, Any], video: Any, patch: int) -> _Plan:
@@ -347,7 +349,7 @@ class MediaProcessor:
         keyed, name = any(key in item for key in SAMPLING_KEYS), self._sampling
         start, end = item.get("video_start"), item.get("video_end")
         settings = {key: item.get(key, getattr(self, key)) for key in ("fps", "min_frames", "max_frames")}
-        if not (isinstance(settings["fps"], numbers.Real) and 0 < settings["fps"] < math.inf):
+        if not (isinstance(settings["fps"], (int, float, np.number)) and 0 < settings["fps"] < math.inf):
             raise ValueError(f"fps must be positive, got {brief(item)}")
         count = item.get("nframes", None if keyed else self.num_frames)
         if name == BY_TIME:
@@ -398,8 +400,8 @@ class MediaProcessor:
             why = " and ".join(clip)
         if why:
             raise ValueError(
-                f"a list or an array of frames is taken whole, its {frames} frames, but its item says {why}: leave out frames, or "
-                "sample within it with num_frames= or times="
+                f"a list or an array of frames is taken whole, its {frames} frames, but its item says {why}: leave out frames, "
+                "or sample within it with num_frames= or times="
             )
 
     def _check_count(self, frames: Any) -> None:

@@ -118,12 +118,12 @@ def items_of(content: Any) -> list[Mapping[str, Any]]:
         raise ValueError(f"content must be a text or a list of items, got {brief(content)}")
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    return [{"type": "text", "text": item} if isinstance(item, str) else _item(item) for item in content]
+    return [_item(item) for item in content]
 
 
 def _item(given: Any) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
-        raise ValueError(f"content has the types text, image and video, got {type(given).__name__} in {brief(given)}")
+        raise ValueError(f"content has the types text, image and video, got None in {brief(given)}")
     # tables, such as those of `datasets`, give every item every key: None where it has none
     item = {key: value for key, value in given.items() if value is not None}
     stated = item.pop("type", None)
@@ -136,7 +136,7 @@ def _item(given: Any) -> Mapping[str, Any]:
         raise ValueError(f"content has the types text, image and video, got {stated!r} in {brief(given)}{close}")
     if kind == "text":
         if set(item) != {"text"} or not isinstance(item["text"], str):
-            raise ValueError(f"text must be a string, and alone in its item, got {brief(given)}")
+            raise ValueError(f"text must be a string, got {brief(given)}")
         return {"type": "text", **item}
     known = [key for key, kinds in (SOURCE_KEYS | OPTION_KEYS).items() if kind in kinds]
     for key in item:
@@ -221,7 +221,8 @@ def media_items(messages: Messages) -> list[Mapping[str, Any]]:
         calls = "tool_calls" in said or "function_call" in said
         if "role" not in said or ("content" not in said and not calls):
             raise ValueError(
-                f"a message is a dict with 'role' and 'content' (which may be missing beside tool_calls), got keys {sorted(said)}"
+                f"a message is a dict with 'role' and 'content', got keys {sorted(said)} (content may be missing beside "
+                "tool_calls)"
             )
         if not isinstance(message["role"], str):
             raise ValueError(f"a role is a string, such as 'user', got {message['role']!r}")

@@ -245,8 +245,8 @@ def listed_frame_size(
     bounds: tuple[int, int] | None = None,
     limits: Limits | None = None,
 ) -> tuple[int, int]:
-    """The size (height, width) to which qwen-vl-utils 0.0.14 brings each image of a list of frames, before the list as a video is
-    sized by `keyed_frame_size`: as an image whose sides are multiples of twice config.factor.
+    """The size (height, width) to which qwen-vl-utils 0.0.14 brings each image of a list of frames, before the list as a video
+    is sized by `keyed_frame_size`: as an image whose sides are multiples of twice config.factor.
 
     Example:
         >>> from mmrope.preprocess.patches import PatchConfig, keyed_frame_size, listed_frame_size
@@ -269,8 +269,8 @@ def _keyed_size(
         least, most = keys.get("min_pixels", least), keys.get("max_pixels", most)
     if most < least:
         raise ValueError(
-            f"an item's most pixels, {most:g}, are fewer than its fewest, {least:g}: raise max_pixels, or lower min_pixels (without "
-            "that key it is the processor's, or qwen-vl-utils' constant)"
+            f"an item's most pixels, {most:g}, are fewer than its fewest, {least:g}: raise max_pixels, or lower min_pixels "
+            "(without that key it is the processor's, or qwen-vl-utils' constant)"
         )
     _checked_shape(height, width, limits)
     h, w = (max(factor, round(side / factor) * factor) for side in (height, width))

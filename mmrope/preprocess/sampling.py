@@ -1,7 +1,7 @@
 """Which frames of a video are sampled: the rules of qwen-vl-utils and of transformers' video processors, as a table.
 
-A rule sees a video as upstream does, as a number of frames at a constant rate, and answers with indices. Each is written with the
-float expressions of its source in their order, so that its answer is the same to the last bit.
+A rule sees a video as upstream does, as a number of frames at a constant rate, and answers with indices. Each is written with
+the float expressions of its source in their order, so that its answer is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def _qwen_vl_utils(total: int, rate: float, choice: FrameChoice) -> SampledFrame
             last = min(math.floor(max(0.0, min(choice.end, end_of_video)) * rate), total - 1)
         if first >= last:
             raise ValueError(
-                f"video_start={_said(choice.start, 0)} to video_end={_said(choice.end, end_of_video)} is less than two frames of a "
-                f"video of {end_of_video:.2f} s ({total} frames at {rate:g} a second); choose a longer part"
+                f"video_start={_said(choice.start, 0)} to video_end={_said(choice.end, end_of_video)} is less than two frames "
+                f"of a video of {end_of_video:.2f} s ({total} frames at {rate:g} a second); choose a longer part"
             )
         total = last - first + 1
     if choice.num_frames is not None:
@@ -92,8 +92,8 @@ def _said(seconds: float | None, otherwise: float) -> str:
 
 
 def _float32_linspace(first: int, last: int, count: int) -> np.ndarray:
-    """torch.linspace(first, last, count).round(), int64 [count]: single precision, from both ends to the middle, each value with
-    one rounding, as torch's kernel on every processor with fused multiply-add."""
+    """torch.linspace(first, last, count).round(), int64 [count]: single precision, from both ends to the middle, each value
+    with one rounding, as torch's kernel on every processor with fused multiply-add."""
     if count == 1:
         return np.array([first], dtype=np.int64)
     a, b = np.float32(first), np.float32(last)
@@ -113,12 +113,12 @@ def _qwen2_vl(total: int, rate: float, choice: FrameChoice) -> SampledFrames:
         count = math.floor(min(max(total / rate * choice.fps, choice.min_frames), most, total) / patch) * patch
     if not 0 < count <= total:
         raise ValueError(
-            f"Qwen2VLVideoProcessor samples frames in multiples of {patch}: {count} of a video of {total} frames is not possible; "
-            "change fps, num_frames or max_frames"
+            f"Qwen2VLVideoProcessor samples frames in multiples of {patch}: {count} of a video of {total} frames is not "
+            "possible; change fps, num_frames or max_frames"
         )
     step, k, lanes = total / count, np.arange(count), 8
-    # torch.arange: single precision, eight values at a time from a first one that is rounded, two of these groups at once and what
-    # is left over by itself; where it makes one value more than `count`, that is no frame's index
+    # torch.arange: single precision, eight values at a time from a first one that is rounded, two of these groups at once and
+    # what is left over by itself; where it makes one value more than `count`, that is no frame's index
     grouped = (step * (k // lanes * lanes)).astype(np.float32) + step * (k % lanes)
     values = np.where(k < count // (2 * lanes) * (2 * lanes), grouped, step * k)
     return _stated(values.astype(np.float32), total, rate)

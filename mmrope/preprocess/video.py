@@ -87,8 +87,8 @@ class Video(readers.Source):
 
     @property
     def average_fps(self) -> float:
-        """Frames a second on average, as decord and transformers read it from the container, where that agrees with the times of
-        the frames (within half a frame, or one of 500); elsewhere frames by duration.
+        """Frames a second on average, as decord and transformers read it from the container, where that agrees with the times
+        of the frames (within half a frame, or one of 500); elsewhere frames by duration.
 
         Example:
             >>> import numpy as np
@@ -181,7 +181,8 @@ class Video(readers.Source):
         length = (self.duration if end is None else min(self.duration, Fraction(str(end)))) - begin
         if length <= 0 < self.duration:
             raise ValueError(
-                f"start={start} to end={end} holds nothing of {self.name}, which lasts {float(self.duration):g} s: choose a part of it"
+                f"start={start} to end={end} holds nothing of {self.name}, which lasts {float(self.duration):g} s: "
+                "choose a part of it"
             )
         if num_frames is not None:
             if not isinstance(num_frames, (int, np.integer)) or num_frames < 1:

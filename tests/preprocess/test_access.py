@@ -305,8 +305,6 @@ def test_urls_are_off_by_default(serve):
         ("https://localhost/cat.png", r"the host localhost is not allowed"),
         ("https://[::1]/cat.png", r"the host \[::1\] is not allowed"),
         ("http://example.org/cat.png", r"http://example.org/cat.png is http, and allowed are https"),
-        ("file:///etc/hostname", r"file:///etc/hostname is a URL of a scheme that is never opened"),
-        ("FILE://localhost/etc/hostname", r"is a URL of a scheme that is never opened"),
         ("ftp://example.org/cat.png", r"ftp://example.org/cat.png is a URL of a scheme that is never opened"),
         (" file:///etc/hostname", r"file://\.\.\. is a URL of a scheme that is never opened"),
         ("https://example.org/my cat.png", r"is not a URL of the form https://host/path"),

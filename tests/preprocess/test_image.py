@@ -165,10 +165,11 @@ def bomb_header():
         (lambda d: np.full((8, 8, 3), np.nan), r"but these from nan to nan"),
         (lambda d: np.full((8, 8, 3), -0.5), r"but these from -0.5 to -0.5"),
         (lambda d: Image.new("I", (8, 8)), r"has 32-bit pixels, whose range is not stated"),
-        (lambda d: np.zeros((8, 8, 3), np.int64), r"int64 pixels have no stated range; give uint8, uint16, bool, or float"),
-        (lambda d: np.zeros((3, 8, 8), np.uint8), r"channels last, got \[3, 8, 8\]; transpose it, or give a torch tensor"),
+        (lambda d: np.full((8, 8, 3), 256, np.int64), r"int64 pixels go from 0 \(black\) to 255 \(white\), but these from 256 to 256"),
+        (lambda d: np.zeros((5, 8, 8), np.uint8), r"or has these channels first, got \[5, 8, 8\]"),
+        (lambda d: np.full((8, 8, 3), 255.5), r"float64 pixels go from 0 \(black\) to 1 or 255 \(white\), but these from 255.5"),
         (lambda d: np.zeros((0, 8, 3), np.uint8), r"an image array is .* got \[0, 8, 3\]"),
-        (lambda d: torch.zeros(8, 8, 3), r"has its channels first, .* got \[8, 8, 3\]; permute it, or give a numpy array"),
+        (lambda d: torch.zeros(8, 8, 5), r"an image array is .* got \[8, 8, 5\]"),
         (lambda d: open(d / "text.txt", "w+"), r"text.txt is open as text; open it with mode 'rb'"),  # noqa: SIM115
         (lambda d: 7, r"cannot open a int"),
         (lambda d: bomb_header(), r"67 bytes is too large: .*4294836225 pixels.* \(PIL.Image.MAX_IMAGE_PIXELS\)"),
@@ -221,6 +222,23 @@ def test_limits_are_checked_before_pixels_are_decoded_and_can_be_raised():
     with pytest.raises(MediaError, match=r"the limit is 0.0001 million"):
         load_image(np.zeros((20, 20, 3), np.uint8), limits=small)
     assert load_image(np.zeros((10, 10, 3), np.uint8), limits=small).shape == (10, 10, 3)
+
+
+def test_arrays_in_either_layout_and_range():
+    """The documented layout wins where both fit; floats go to 1, or to 255 if one of them does."""
+    photo = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    for other in (np.moveaxis(photo, 2, 0), torch.from_numpy(photo), torch.from_numpy(photo).permute(2, 0, 1)):
+        np.testing.assert_array_equal(load_image(other), photo)
+    for array in (photo.astype(np.float32), photo.astype(np.float64), photo.astype(np.int64), torch.from_numpy(photo).half()):
+        np.testing.assert_array_equal(load_image(array), photo)
+    square = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    np.testing.assert_array_equal(load_image(square), square)
+    np.testing.assert_array_equal(load_image(torch.from_numpy(square)), np.moveaxis(square, 0, 2))
+    dark = np.ones((8, 8, 3), np.float32)
+    assert load_image(dark)[0, 0].tolist() == [255, 255, 255]
+    assert load_image(dark, white=255)[0, 0].tolist() == [1, 1, 1]
+    with pytest.raises(MediaError, match=r"float pixels go from 0 \(black\) to 1 \(white\), but these from 2 to 2"):
+        load_image(2 * dark, white=1)
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def mixed(samples):
     ("name", "sizes"), [("qwen2_vl", SMALL), ("qwen2_5_vl", SMALL), ("qwen3_vl", {}), ("qwen2_vl", {}), ("qwen3_vl", LARGE)]
 )
 def test_keys_shapes_and_values_are_those_of_the_upstream_processor(name, sizes, mixed, samples):
-    ours = Processor(family=name, **sizes)(mixed)
+    ours = Processor(family=name, sampling="time", **sizes)(mixed)
     upstream_processor = upstream.processor(name, **sizes)
     prompts = [upstream_processor.apply_chat_template(m, add_generation_prompt=True, tokenize=False) for m in mixed]
     video = open_video(samples / "clip.mp4")
@@ -167,7 +167,7 @@ def test_sizes_alone_give_the_positions_of_files(h, w, t, fps):
 def test_uneven_films_are_looked_at_evenly(tmp_path):
     """Frames that last unequally long: looked at every half second, seen as often as they are on show."""
     path = film(tmp_path / "uneven.mp4", [0, 264, 561, 825, 1790, 3390])
-    inputs = Processor(**SMALL)(user({"type": "video", "video": path}))
+    inputs = Processor(sampling="time", **SMALL)(user({"type": "video", "video": path}))
     assert inputs["video_grid_thw"].tolist() == [[4, 4, 6]]  # 96 x 64 pixels in steps of 28, in patches of 14
     assert inputs["second_per_grid_ts"].tolist() == [1.0]
     assert inputs["video_timestamps"][0].tolist() == pytest.approx([0, 0.264, 0.825, 0.825, 1.79, 1.79, 1.79])
@@ -177,7 +177,7 @@ def test_uneven_films_are_looked_at_evenly(tmp_path):
 
 def test_frames_behind_text_time_stamps(samples):
     """Qwen3-VL: each temporal patch stands alone behind the mean time of its frames."""
-    processor = Processor(family="qwen3_vl", **SMALL)
+    processor = Processor(family="qwen3_vl", sampling="time", **SMALL)
     parts = processor.parts([{"type": "video", "video": samples / "clip.mp4"}])
     frames = [part for part in parts if part.segment.kind == "frame"]
     assert len(frames) == 8
@@ -198,7 +198,7 @@ def test_the_right_frames_become_pixels(samples):
     from PIL import ImageColor
 
     config = PatchConfig(mean=(0, 0, 0), std=(1, 1, 1))
-    inputs = Processor(patches=config, **SMALL)(user({"type": "video", "video": samples / "clip.mp4"}))
+    inputs = Processor(patches=config, sampling="time", **SMALL)(user({"type": "video", "video": samples / "clip.mp4"}))
     t, h, w = inputs["video_grid_thw"][0].tolist()
     corners = inputs["pixel_values_videos"].reshape(t, h * w, 3, 2, 14, 14)[:, 0, :, :, 2:6, 2:6]  # [T, 3, frames, 4, 4]
     colours = ("#b03030", "#30a030", "#3050c0", "#c0a020", "#a030a0", "#20a0a0", "#707070", "#e07020")
@@ -218,7 +218,7 @@ def test_videos_are_looked_at_as_their_item_says(samples):
     clip = samples / "clip.mp4"  # 8 s, 8 frames a second
 
     def looked(**options):
-        inputs = Processor(**SMALL)(user({"type": "video", "video": clip, **options}))
+        inputs = Processor(sampling="time", **SMALL)(user({"type": "video", "video": clip, **options}))
         return inputs, inputs["video_timestamps"][0].tolist()
 
     assert looked(fps=1)[1] == [0, 1, 2, 3, 4, 5, 6, 7]
@@ -259,7 +259,7 @@ def test_videos_are_looked_at_as_their_item_says(samples):
         ({"times": [2, 1]}, r"that do not decrease"),
         ({"times": [-1]}, r"from the video's first frame"),
         ({"times": [8.5]}, r"up to its end at 8"),
-        ({"times": [1], "fps": 2}, r"a video is looked at by fps or times, one of them"),
+        ({"times": [1], "fps": 2}, r"a video is sampled by fps or times, one of them"),
         ({"num_frames": 0}, r"num_frames must be a whole number, at least 1, got 0"),
         ({"fps": 0}, r"fps must be positive"),
         ({"fps": "2"}, r"fps must be positive"),
@@ -279,7 +279,7 @@ def test_looks_that_cannot_be_are_refused(options, message, samples):
 def test_animations_and_lists_of_images_are_videos(tmp_path):
     first, *rest = [Image.fromarray(np.full((56, 84, 3), 60 * n, np.uint8)) for n in range(4)]
     first.save(tmp_path / "film.gif", save_all=True, append_images=rest, duration=500)
-    processor = Processor(patches=PatchConfig(mean=(0, 0, 0), std=(1, 1, 1)), **SMALL)
+    processor = Processor(patches=PatchConfig(mean=(0, 0, 0), std=(1, 1, 1)), sampling="time", **SMALL)
     inputs = processor(user({"type": "video", "video": tmp_path / "film.gif"}))
     same = processor(user({"type": "video", "video": [first, *rest], "fps": 2.0}))
     assert inputs["video_timestamps"][0].tolist() == [0, 0.5, 1, 1.5]
@@ -749,13 +749,14 @@ def test_settings_that_are_interrupted_leave_the_old_ones(tmp_path, monkeypatch)
         ([{"role": "user", "content": iter([said("Hi")])}], r"content must be a text or a list of items, got <"),
         (user({"type": "image", "grid": 5}), r"grid is the size in tokens \(h, w\), got"),
         (user({"type": "video", "grid": (2, 2, 2), "fps": "2"}), r"a video grid needs fps"),
-        ([{"role": "user", "content": "Hi", "name": "Ann"}], r"got keys \['content', 'name', 'role'\]"),
+        ([{"role": "user", "content": "Hi", "nam": "Ann"}], r"a message has no key 'nam': did you mean 'name'\?"),
+        ([{"role": "user", "content": "Hi", "weight": 1}], r"a message has no key 'weight' \(known: role, content, name"),
         (user({"type": "audio", "audio": "a.wav"}), r"content has the types text, image and video, got 'audio'"),
-        (user({"type": "image", "text": "a"}), r"content of type 'image' takes one of base64, grid, image, path, url, got"),
+        (user({"type": "image", "text": "a"}), r"content of type 'image' has no key 'text' \(known: image, image_url"),
         (user({"type": "image"}), r"content of type 'image' takes"),
         (
             user({"type": "video", "fps": 2.0}),
-            r"content of type 'video' takes one of base64, grid, path, url, video, and may have fps, num_frames, times",
+            r"content of type 'video' takes one of video, video_url, path, url, base64, grid, got",
         ),
         (user({"type": "video", "grid": (2, 2, 2)}), r"a video grid needs fps"),
         (user({"type": "image", "grid": (2, 2)}), r"an item with 'grid' has positions but no pixels"),

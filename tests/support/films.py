@@ -34,12 +34,13 @@ def film(
     tick: Fraction = MILLISECONDS,
     container: dict[str, str] | None = None,
     pixel_aspect: Fraction | None = None,
+    rate: Fraction = Fraction(25),
 ) -> Path:
     """A video whose frame n has brightness grey_of(n) and is shown at times_ms[n]; its top left corner is white. With `moving`
-    it is a texture that wanders instead, so that every frame is coded from others."""
+    it is a texture that wanders instead, so that every frame is coded from others. `rate` is what the container states."""
     texture = np.random.default_rng(0).integers(0, 255, (size[1] // 8, size[0] // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     with av.open(str(path), "w", options=container or {}) as file:
-        stream = file.add_stream(codec, rate=25, options=options or {})
+        stream = file.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = tick
         stream.gop_size = keyframes
