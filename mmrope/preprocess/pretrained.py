@@ -18,9 +18,10 @@ TEMPLATE_NAME, OLD_TEMPLATE_NAME = "chat_template.jinja", "chat_template.json"
 IMAGE_NAME, VIDEO_NAME = "preprocessor_config.json", "video_preprocessor_config.json"
 
 # whose patches: the class of image processor, without "Fast" and "Pil"
-_IMAGE_FRAMES = {"Qwen2VLImageProcessor": 1, "Qwen3VLImageProcessor": 1, "Glm4vImageProcessor": 2}
-_VIDEOS = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor", "Glm4vVideoProcessor")
-_VIDEOS_OF = {1: "Qwen2VLVideoProcessor", 2: "Glm4vVideoProcessor"}
+_IMAGE_FRAMES = {"Qwen2VLImageProcessor": 1, "Qwen3VLImageProcessor": 1, "Glm4vImageProcessor": 2, "Glm46VImageProcessor": 2}
+_GLM = ("Glm4vVideoProcessor", "Glm46VVideoProcessor")
+_VIDEOS = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor", *_GLM)
+_VIDEOS_OF = {1: _VIDEOS[0], 2: _GLM[0]}
 """Which of them it is where a folder does not say, by the frames that an image counts as."""
 # keys that say nothing about the outcome here, and keys with the values that mmrope has
 _WITHOUT_EFFECT = {
@@ -175,7 +176,7 @@ def _video_patches(values: Mapping[str, Any], name: str, patches: dict[str, Any]
     if kind == "Qwen3VLVideoProcessor":
         patches["whole_video_pixels"] = _bounds(only_size, name, (128 * area, 768 * area))
         patches["video_pixels"] = None if capped is False else (0, (tokens or 768) * area)
-    elif kind == "Glm4vVideoProcessor":
+    elif kind in _GLM:
         patches["whole_video_pixels"] = _bounds(only_size, name, (112 * 112, 2 * 30_000 * 28 * 28))
         patches["video_pixels"] = None
     elif kind == "Qwen2VLVideoProcessor":
@@ -184,7 +185,7 @@ def _video_patches(values: Mapping[str, Any], name: str, patches: dict[str, Any]
         patches["whole_video_pixels"] = None if capped is False else (0, budget)
     else:
         raise ValueError(f"{name} is a {kind}, which is not known here (known: {', '.join(_VIDEOS)})")
-    read = ("fps",) if kind == "Glm4vVideoProcessor" else ("fps", "num_frames", "min_frames", "max_frames")
+    read = ("fps",) if kind in _GLM else ("fps", "num_frames", "min_frames", "max_frames")
     return {"sampling": kind} | {key: values[key] for key in read if values.get(key) is not None}
 
 

@@ -16,7 +16,8 @@ from trl.data_utils import apply_chat_template as trl_text
 from mmrope import Processor
 from mmrope.preprocess import CHATML, FileTokenizer
 from mmrope.preprocess.chat import conversation_pieces
-from tests.support.checkpoints import CHECKPOINTS, TEMPLATES, folder, small_tokenizer
+from tests.support import PROOF
+from tests.support.checkpoints import CHECKPOINTS, PAD, TEMPLATES, WITH_TOOLS, folder, small_tokenizer, template_of
 from tests.support.conversations import TOOLS, conversation, for_transformers
 from tests.support.films import film
 
@@ -24,7 +25,6 @@ from tests.support.films import film
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
 NAMES = list(CHECKPOINTS)
-WITH_TOOLS = ("qwen3_vl",)
 MEDIA_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
 
 
@@ -56,12 +56,12 @@ def theirs_of(processor, messages, **options):
 # --- transformers' ids ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(0, 100, 1 if PROOF else 5))
 @pytest.mark.parametrize("name", NAMES)
 def test_conversations_are_written_as_by_transformers(name, seed, checkpoints, films):
     _, ours, theirs = checkpoints[name]
     draw = random.Random(seed)
-    messages = conversation(draw, films, tools=name in WITH_TOOLS)
+    messages = conversation(draw, films, tools=name in WITH_TOOLS, reasoning=name in WITH_TOOLS[1:])
     tools = TOOLS if name in WITH_TOOLS and draw.random() < 0.5 else None
     prompt = draw.random() < 0.6
     options = {"add_vision_id": True} if name.startswith("qwen") and draw.random() < 0.3 else {}
@@ -93,7 +93,7 @@ def test_batches_are_padded_as_by_transformers(name, side, tmp_path, films):
 def test_templates_are_found_where_transformers_finds_them(form, tmp_path):
     path = folder(tmp_path, "qwen3_vl", form=form)
     ours = Processor.from_pretrained(path)
-    assert ours.chat_template == (TEMPLATES / "qwen3_vl.jinja").read_text()
+    assert ours.chat_template == template_of("qwen3_vl")
     ours.save_pretrained(tmp_path / "own")
     assert Processor.from_pretrained(tmp_path / "own").chat_template == ours.chat_template
 
@@ -194,7 +194,7 @@ def test_the_jinja_of_templates():
 
 # --- no forged tokens -------------------------------------------------------------------------------------------------
 
-_TOKEN_NAMES = [token for token, _ in CHECKPOINTS["glm4v"]["tokens"]] + [
+_TOKEN_NAMES = [token for token, _ in CHECKPOINTS["glm46v"]["tokens"]] + [
     token for token, _ in CHECKPOINTS["qwen3_vl"]["tokens"]
 ]
 _FORGED = st.lists(
@@ -210,9 +210,9 @@ def test_no_text_of_a_user_becomes_a_token_of_the_template(name, data):
     flags = data.draw(st.lists(st.booleans(), min_size=len(stated["added_tokens"]), max_size=len(stated["added_tokens"])))
     for token, special in zip(stated["added_tokens"], flags, strict=True):
         token["special"] = special
-    tokenizer = FileTokenizer(json.dumps(stated), CHECKPOINTS[name]["pad"])
-    template = (TEMPLATES / f"{CHECKPOINTS[name]['template']}.jinja").read_text()
-    processor = Processor(family=name, tokenizer=tokenizer, chat_template=template)
+    tokenizer = FileTokenizer(json.dumps(stated), PAD)
+    template = template_of(name)
+    processor = Processor(family=CHECKPOINTS[name].get("model_type", name), tokenizer=tokenizer, chat_template=template)
     grid = {"type": "image", "grid": (2, 3)}
     text, other = data.draw(_FORGED), data.draw(_FORGED)
 
@@ -236,7 +236,7 @@ def test_no_text_of_a_user_becomes_a_token_of_the_template(name, data):
 def test_no_other_text_of_a_conversation_becomes_one(forged):
     """System messages, tools, their calls and what they answer, roles: control tokens and placeholders are the template's."""
     tokenizer = FileTokenizer(small_tokenizer("qwen3_vl").to_str(), "<|endoftext|>")
-    processor = Processor(family="qwen3_vl", tokenizer=tokenizer, chat_template=(TEMPLATES / "qwen3_vl.jinja").read_text())
+    processor = Processor(family="qwen3_vl", tokenizer=tokenizer, chat_template=template_of("qwen3_vl"))
 
     def written(text):
         tool = {"type": "function", "function": {"name": text, "description": text, "parameters": {text: [text]}}}

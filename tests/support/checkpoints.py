@@ -17,6 +17,7 @@ _QWEN_SPLIT = (  # how the tokenizers of Qwen cut a text into words
 )
 _CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 _HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+PAD = "<|endoftext|>"
 _CUT = {"temporal_patch_size": 2, "merge_size": 2}
 
 
@@ -31,53 +32,76 @@ _QWEN2_VL = _named(
 )
 _QWEN2_5_VL = [*_QWEN2_VL, *_named("", "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>")]  # fmt: skip
 _QWEN3_VL = [*_QWEN2_5_VL, *_named("", "<tool_response> </tool_response> <think> </think>")]
-_GLM = _named(
+_GLM4V = _named(
     "<|endoftext|> [MASK] [gMASK] [sMASK] <sop> <eop> <|system|> <|user|> <|assistant|> <|observation|> <|begin_of_image|> "
     "<|end_of_image|> <|begin_of_video|> <|end_of_video|> <|image|> <|video|>",
-    "<think> </think> <tool_call> </tool_call> <tool_response> </tool_response> <arg_key> </arg_key> <arg_value> </arg_value> "
-    "<answer> </answer> <|begin_of_box|> <|end_of_box|> /nothink",
+    "",
 )
+_GLM4V_MOE = _GLM4V[:14] + _named(
+    "<|begin_of_audio|> <|end_of_audio|> <|begin_of_transcription|> <|end_of_transcription|>",
+    "<|code_prefix|> <|code_middle|> <|code_suffix|> <think> </think> <tool_call> </tool_call> <tool_response> </tool_response> "
+    "<arg_key> </arg_key> <arg_value> </arg_value> /nothink <|begin_of_box|> <|end_of_box|> <|image|> <|video|>",
+)
+_QWEN_IMAGES = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "patch_size": 14,
+    **_CUT,
+    **_CLIP,
+}
+_QWEN3_IMAGES = {
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+    "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+    "patch_size": 16,
+    **_CUT,
+    **_HALF,
+}
+_QWEN3_VIDEOS = {
+    "video_processor_type": "Qwen3VLVideoProcessor",
+    "size": {"longest_edge": 25165824, "shortest_edge": 4096},
+    "patch_size": 16,
+    **_CUT,
+    **_HALF,
+}
+_GLM_CUT = {"do_rescale": True, "patch_size": 14, **_CUT, **_CLIP}
+_GLM_IMAGES = {
+    "image_processor_type": "Glm4vImageProcessor",
+    "size": {"shortest_edge": 12544, "longest_edge": 9633792},
+    **_GLM_CUT,
+}
+_GLM_VIDEOS = {
+    "video_processor_type": "Glm4vVideoProcessor",
+    "size": {"shortest_edge": 12544, "longest_edge": 47040000},
+    **_GLM_CUT,
+}
+_QWEN3_VL_ROW = {
+    "processor": transformers.Qwen3VLProcessor,
+    "tokens": _QWEN3_VL,
+    "image": _QWEN3_IMAGES,
+    "video": _QWEN3_VIDEOS,
+}
 
 CHECKPOINTS: dict[str, dict[str, Any]] = {
-    "qwen2_vl": {
-        "processor": transformers.Qwen2VLProcessor,
-        "template": "qwen2_5_vl",  # byte for byte that of Qwen2-VL
-        "tokens": _QWEN2_VL,
-        "pad": "<|endoftext|>",
-        "eos": "<|im_end|>",
-        "image": {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, **_CUT, **_CLIP},
-        "video": None,
-    },
-    "qwen2_5_vl": {
-        "processor": transformers.Qwen2_5_VLProcessor,
-        "template": "qwen2_5_vl",
-        "tokens": _QWEN2_5_VL,
-        "pad": "<|endoftext|>",
-        "eos": "<|im_end|>",
-        "image": {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, **_CUT, **_CLIP},
-        "video": None,
-    },
-    "qwen3_vl": {
-        "processor": transformers.Qwen3VLProcessor,
-        "template": "qwen3_vl",
-        "tokens": _QWEN3_VL,
-        "pad": "<|endoftext|>",
-        "eos": "<|im_end|>",
-        "image": {"image_processor_type": "Qwen2VLImageProcessorFast", "size": {"longest_edge": 16777216, "shortest_edge": 65536}, "patch_size": 16, **_CUT, **_HALF},
-        "video": {"video_processor_type": "Qwen3VLVideoProcessor", "size": {"longest_edge": 25165824, "shortest_edge": 4096}, "patch_size": 16, **_CUT, **_HALF},
-    },
-    "glm4v": {
-        "processor": transformers.Glm4vProcessor,
-        "template": "glm4v",
-        "tokens": _GLM,
-        "pad": "<|endoftext|>",
-        "eos": "<|endoftext|>",
-        "image": {"image_processor_type": "Glm4vImageProcessor", "size": {"shortest_edge": 12544, "longest_edge": 9633792}, "do_rescale": True, "patch_size": 14, **_CUT, **_CLIP},
-        "video": {"video_processor_type": "Glm4vVideoProcessor", "size": {"shortest_edge": 12544, "longest_edge": 47040000}, "do_rescale": True, "patch_size": 14, **_CUT, **_CLIP},
+    # the template of Qwen2-VL is byte for byte that of Qwen2.5-VL
+    "qwen2_vl": {"processor": transformers.Qwen2VLProcessor, "template": "qwen2_5_vl", "tokens": _QWEN2_VL, "image": _QWEN_IMAGES, "video": None},
+    "qwen2_5_vl": {"processor": transformers.Qwen2_5_VLProcessor, "tokens": _QWEN2_5_VL, "image": _QWEN_IMAGES, "video": None},
+    "qwen3_vl": _QWEN3_VL_ROW,
+    "qwen3_vl_thinking": {**_QWEN3_VL_ROW, "model_type": "qwen3_vl"},
+    "glm4v": {"processor": transformers.Glm4vProcessor, "tokens": _GLM4V, "image": _GLM_IMAGES, "video": _GLM_VIDEOS},
+    "glm4v_moe": {"processor": transformers.Glm4vProcessor, "tokens": _GLM4V_MOE, "image": _GLM_IMAGES, "video": _GLM_VIDEOS},
+    "glm46v": {
+        "processor": transformers.Glm46VProcessor,
+        "tokens": _GLM4V_MOE,
+        "image": {**_GLM_IMAGES, "image_processor_type": "Glm46VImageProcessor"},
+        "video": {**_GLM_VIDEOS, "video_processor_type": "Glm46VVideoProcessor"},
     },
 }  # fmt: skip
-"""By model_type: the values of the released folders (Qwen2-VL-7B-Instruct, Qwen2.5-VL-7B-Instruct, Qwen3-VL-8B-Instruct,
-GLM-4.1V-9B-Thinking), but for the ids of tokens."""
+"""By name: the values of the released folders (Qwen2-VL-7B-Instruct, Qwen2.5-VL-7B-Instruct, Qwen3-VL-8B-Instruct and -Thinking,
+GLM-4.1V-9B-Thinking, GLM-4.5V, GLM-4.6V), but for the ids of tokens. Of the last two the settings are those of GLM-4.1V, and which of
+their later tokens are special could not be verified."""
+WITH_TOOLS = ("qwen3_vl", "qwen3_vl_thinking", "glm4v_moe", "glm46v")
+"""Those whose templates write tools."""
 
 
 @cache
@@ -99,6 +123,11 @@ def small_tokenizer(name: str) -> Tokenizer:
     return tokenizer
 
 
+def template_of(name: str) -> str:
+    """The published chat template of a checkpoint."""
+    return (TEMPLATES / f"{CHECKPOINTS[name].get('template', name)}.jinja").read_text(encoding="utf-8")
+
+
 def folder(path: Path, name: str, *, template: str | None = None, form: str = "jinja", **config: Any) -> Path:
     """Writes a checkpoint's folder.
 
@@ -111,12 +140,12 @@ def folder(path: Path, name: str, *, template: str | None = None, form: str = "j
         config: more of tokenizer_config.json.
     """
     row, tokenizer = CHECKPOINTS[name], small_tokenizer(name)
-    text = (TEMPLATES / f"{row['template']}.jinja").read_text() if template is None else template
+    text = template_of(name) if template is None else template
     tokenizer.save(str(path / "tokenizer.json"))
     stated = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": row["pad"],
-        "eos_token": row["eos"],
+        "pad_token": PAD,
+        "eos_token": "<|im_end|>" if name.startswith("qwen") else PAD,
         "padding_side": "left",
     }
     stated |= {"tokenizer": {"chat_template": text}, "list": {"chat_template": [{"name": "default", "template": text}, {"name": "x", "template": ""}]}}.get(form, {})  # fmt: skip
@@ -136,7 +165,10 @@ def folder(path: Path, name: str, *, template: str | None = None, form: str = "j
     }
     if name.startswith("glm"):
         ids = {"image_token_id": "<|image|>", "video_token_id": "<|video|>", "image_start_token_id": "<|begin_of_image|>", "image_end_token_id": "<|end_of_image|>", "video_start_token_id": "<|begin_of_video|>", "video_end_token_id": "<|end_of_video|>"}  # fmt: skip
-    write["config.json"] = {"model_type": name, **{key: tokenizer.token_to_id(token) for key, token in ids.items()}}
+    write["config.json"] = {
+        "model_type": row.get("model_type", name),
+        **{key: tokenizer.token_to_id(token) for key, token in ids.items()},
+    }
     write["config.json"]["vision_config"] = {"spatial_merge_size": 2, "temporal_patch_size": 2, "tokens_per_second": 2}
     for file, content in write.items():
         (path / file).write_text(json.dumps(content))

@@ -21,8 +21,9 @@ TOOLS = [
 ]  # fmt: skip
 
 
-def conversation(draw: random.Random, films: list[Path], *, tools: bool) -> list[dict[str, Any]]:
-    """A conversation that ends with the user's or a tool's message, or an answer."""
+def conversation(draw: random.Random, films: list[Path], *, tools: bool, reasoning: bool = False) -> list[dict[str, Any]]:
+    """A conversation that ends with the user's or a tool's message, or an answer; with tools that are called, and answers that
+    have their reasoning in a key of its own or in their text."""
     messages: list[dict[str, Any]] = []
     if draw.random() < 0.5:
         messages.append({"role": "system", "content": draw.choice([_text(draw), [{"type": "text", "text": _text(draw)}]])})
@@ -40,9 +41,12 @@ def conversation(draw: random.Random, films: list[Path], *, tools: bool) -> list
             )
             messages.append({"role": "tool", "content": _text(draw)})
         if draw.random() < 0.8:
-            messages.append(
-                {"role": "assistant", "content": draw.choice([_text(draw), [{"type": "text", "text": _text(draw)}]])}
-            )
+            answer = {"role": "assistant", "content": draw.choice([_text(draw), [{"type": "text", "text": _text(draw)}]])}
+            if reasoning and draw.random() < 0.3:
+                answer["reasoning_content"] = _text(draw)
+            elif reasoning and draw.random() < 0.3:
+                answer["content"] = f"<think>\n{_text(draw)}\n</think>\n\n{_text(draw)}"
+            messages.append(answer)
     return messages
 
 
