@@ -267,12 +267,8 @@ def test_files_straight_from_a_phone(tmp_path):
     ]
     turned, flat = [12, 8], [8, 12]  # films of a few frames have the fewest pixels of a frame, 128 tokens
     assert media[0]["grid"] == [1, 6, 4]
-    assert [segment["grid"][0] for segment in media[1:]] == [
-        4,
-        10,
-        3,
-        2,
-    ]  # 3.4, 9.04, 3 and 2 s: two looks a second, two a grid
+    # two sampled frames a second and two a grid, of 3.4, 9.04, 3 and 2 s; but no frame twice: the first two have six
+    assert [segment["grid"][0] for segment in media[1:]] == [3, 3, 2, 2]
     for segment, (h, w) in zip(media[1:], [turned, flat, flat, flat], strict=True):
         assert (segment["grid"][1] > segment["grid"][2]) == (h > w), segment
 

@@ -201,7 +201,13 @@ def test_the_guide_to_conversations_runs_from_top_to_bottom(monkeypatch, capsys)
     monkeypatch.chdir(ROOT)
     names = {}
     for code in re.findall(r"```python\n(.*?)```", CONVERSATIONS, re.DOTALL):
-        exec(code, names)
+        code = code.replace("/path/to/video1.mp4", str(ROOT / "samples" / "clip.mp4"))
+        exec(re.sub(r"/path/to/[\w/]*\.jpg", str(ROOT / "samples" / "cat.jpg"), code), names)
+        if "messages1" in code:
+            grids = names["inputs"]["video_grid_thw"].tolist()
+            assert [grid[0] for grid in grids] == [4, 2]  # 8 s at one a second, and four frames, two a grid
+            assert names["inputs"]["image_grid_thw"].tolist() == [[1, 20, 30]]
+            assert names["inputs"]["second_per_grid_ts"].tolist() == [2.0, 2.0]
     assert capsys.readouterr().out.startswith(
         "<|im_start|>system\nAnswer in one word.<|im_end|>\n<|im_start|>user\n<|vision_start|>cat.jpg<|vis"
     )
