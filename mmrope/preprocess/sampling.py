@@ -151,6 +151,8 @@ def _glm46v(total: int, rate: float, choice: FrameChoice) -> SampledFrames:
     counted = min(duration, 2400)
     fps = 3 if counted <= 30 else 1 if counted <= 300 else 0.5
     wanted = min(int(counted * fps * patch), 640)
+    if not wanted:
+        raise ValueError(f"Glm46VVideoProcessor samples nothing of a video of {duration:.3f} s; say num_frames= or times=")
     if total < wanted:
         indices = np.linspace(0, total - 1, wanted, dtype=int).tolist()
     else:
