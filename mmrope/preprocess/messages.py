@@ -157,7 +157,7 @@ def _item(given: Any) -> Mapping[str, Any]:
             f"detail={item['detail']!r} means a size that depends on the server; say max_pixels= instead, or leave it out "
             "('auto' and 'high' have no effect)"
         )
-    options = {name: value for name, value in item.items() if name not in _WITHOUT_EFFECT}
+    options = {name: _number(name, value) for name, value in item.items() if name not in _WITHOUT_EFFECT}
     _check_options(options, given, grid=key == "grid")
     return {"type": kind, (key if key in ("base64", "grid") else kind): source, **options}
 
@@ -170,6 +170,17 @@ def _address(key: str, source: Any, item: dict[str, Any], given: Any) -> tuple[A
     if "url" not in inner or not set(inner) <= {"url", *OPTION_KEYS} or set(inner) & set(item):
         raise ValueError(f"{key} is a URL or {{'url': ...}}, each option once, got {brief(inner)} in {brief(given)}")
     return inner.pop("url"), item | inner
+
+
+def _number(key: str, value: Any) -> Any:
+    """The value of an option. Those of qwen-vl-utils may be texts: Qwen3-VL's README has "sample_fps": "1"."""
+    if isinstance(value, str) and key in (*SIZE_KEYS, *SAMPLING_KEYS, "sample_fps", "raw_fps"):
+        for read in (int, float):
+            try:
+                return read(value)
+            except ValueError:
+                pass
+    return value
 
 
 def _check_options(options: Mapping[str, Any], given: Any, *, grid: bool) -> None:
