@@ -248,7 +248,7 @@ def test_files_that_are_nowhere_in_the_repository(tmp_path):
 
 def test_files_straight_from_a_phone(tmp_path):
     """A turned photograph, a turned film with a variable frame rate, a screen recording whose picture stands still, an
-    animation, a trimmed clip: sizes as they are seen, and as many looks as each lasts."""
+    animation, a trimmed clip: sizes as they are seen, and as many sampled frames as each lasts."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((112, 168, 3), np.uint8)).save(tmp_path / "photo.jpg", exif=exif)

@@ -323,11 +323,6 @@ class MediaProcessor:
     def _plan(self, item: Mapping[str, Any], video: Any, rate: float | None) -> _Plan:
         """Which frames of a video are sampled, as its item says, or as this processor does."""
         patch = self._patches.temporal_patch_size
-        if rate is None and (extra := [key for key in ("sample_fps", "raw_fps") if key in item]):
-            raise ValueError(
-                f"{' and '.join(extra)} say how many a second the frames of a list are; {video.name} has its own clock: sample "
-                f"it with fps, got {brief(item)}"
-            )
         if "times" in item:
             return self._at_times(video, self._stated_times(item, video), patch)
         count = item.get("num_frames")

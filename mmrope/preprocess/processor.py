@@ -61,13 +61,14 @@ class Processor(MediaProcessor):
     """Turns messages into model inputs. Its fields are its settings; `dataclasses.replace` changes one. It can be pickled, and
     holds no open file: workers may have one each.
 
-    Messages are Hugging Face's: `{"role": "user", "content": [{"type": "text", "text": "Describe"},
-    {"type": "image", "image": "photo.jpg"}, {"type": "video", "video": "clip.mp4"}]}`. The file may also be under "path",
-    "url" or "base64". Images are what `mmrope.preprocess.image.load_image` takes: paths, bytes, binary files, PIL images,
-    arrays, tensors. Videos are paths, bytes or binary files of videos and animations, arrays of frames or lists of images.
-    A video's item may say "fps" (looks a second; of arrays and lists, which have no clock, the frames a second that they
-    hold), "num_frames", or "times" (seconds from its first frame) for itself. Instead of a file, "grid" states a size in
-    tokens, (h, w) or (t, h, w) with "fps", for positions without pixels (`parts` only).
+    Messages are Hugging Face's, OpenAI's or qwen-vl-utils': `{"role": "user", "content": [{"type": "text", "text": "Describe"},
+    {"type": "image", "image": "photo.jpg"}, {"type": "video", "video": "clip.mp4", "fps": 1.0}]}`. The file may also be under
+    "image_url", "video_url", "path", "url" or "base64": what `mmrope.preprocess.load_image` and `open_video` take. An item may
+    have the keys of qwen-vl-utils, with their meaning there: "min_pixels", "max_pixels", "total_pixels", "resized_height" and
+    "resized_width"; "fps", "nframes", "min_frames", "max_frames", "video_start", "video_end"; of lists of frames "sample_fps"
+    and "raw_fps". Or a video's item says "num_frames", evenly spread, or "times", seconds from its first frame. Instead of a
+    file, "grid" states a size in tokens, (h, w) or (t, h, w) with "fps", for positions without pixels (`parts` only).
+    docs/media.md has a table of all keys.
 
     Example:
         >>> import numpy as np

@@ -26,6 +26,10 @@ FORMS = [
     ({"video": "a.mp4", "fps": 1.0, "image": None}, {**VIDEO, "fps": 1.0}),
     ({"type": "video_url", "video_url": {"url": "a.mp4"}}, VIDEO),
     ({"type": "video", "video_url": "a.mp4", "total_pixels": 9.5}, {**VIDEO, "total_pixels": 9.5}),
+    (
+        {"video": ["a.jpg"], "sample_fps": "1", "max_frames": "8"},
+        {"type": "video", "video": ["a.jpg"], "sample_fps": 1, "max_frames": 8},
+    ),
     ({"text": "Hi"}, {"type": "text", "text": "Hi"}),
     ({"type": "input_text", "text": "Hi"}, {"type": "text", "text": "Hi"}),
 ]

@@ -749,7 +749,7 @@ def test_settings_that_are_interrupted_leave_the_old_ones(tmp_path, monkeypatch)
         ([iter(user(said("Hi")))], r"a conversation is a list of messages, got <"),
         ([{"role": "user", "content": iter([said("Hi")])}], r"content must be a text or a list of items, got <"),
         (user({"type": "image", "grid": 5}), r"grid is the size in tokens \(h, w\), got"),
-        (user({"type": "video", "grid": (2, 2, 2), "fps": "2"}), r"a video grid needs fps"),
+        (user({"type": "video", "grid": (2, 2, 2), "fps": "two"}), r"a video grid needs fps"),
         ([{"role": "user", "content": "Hi", "nam": "Ann"}], r"a message has no key 'nam': did you mean 'name'\?"),
         ([{"role": "user", "content": "Hi", "weight": 1}], r"a message has no key 'weight' \(known: role, content, name"),
         (user({"type": "audio", "audio": "a.wav"}), r"content has the types text, image and video, got 'audio'"),

@@ -44,7 +44,7 @@ def test_indices_and_rates_are_those_of_transformers(name):
             if not len(expected):
                 raise ValueError("nothing is sampled")
         except (ValueError, ZeroDivisionError, RuntimeError):  # of torch.arange with a step of 0 or without end
-            with pytest.raises(ValueError, match="samples frames in multiples of 2|samples nothing of a video"):
+            with pytest.raises(ValueError, match=r"samples frames in multiples of 2|samples nothing of a video"):
                 SAMPLING_RULES[name](total, rate, FrameChoice(**asked))
             continue
         sampled = SAMPLING_RULES[name](total, rate, FrameChoice(**asked))
