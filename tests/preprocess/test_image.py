@@ -25,7 +25,7 @@ from transformers.models.glm4v.image_processing_glm4v import smart_resize as glm
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as upstream_resize
 
 from mmrope import MediaError, Processor, patch_position_ids
-from mmrope.preprocess import Limits, PatchConfig
+from mmrope.preprocess import CHATML, Limits, PatchConfig
 from mmrope.preprocess.image import load_image
 from mmrope.preprocess.patches import (
     FAMILY_PATCHES,
@@ -334,10 +334,10 @@ def test_pixels_are_those_of_transformers(name, photograph):
     image = Image.fromarray(getattr(data, photograph)())
     upstream = IMAGE_PROCESSORS[name]()(image, return_tensors="pt")
     content = [{"role": "user", "content": [{"type": "image", "image": image}]}]
-    inputs = Processor(family=name)(content)
+    inputs = Processor(family=name, chat_template=CHATML)(content)
     assert torch.equal(inputs["image_grid_thw"], upstream["image_grid_thw"])
     torch.testing.assert_close(inputs["pixel_values"], upstream["pixel_values"], rtol=0, atol=1e-6)
-    raw = Processor(family=name, pixels="uint8")
+    raw = Processor(family=name, pixels="uint8", chat_template=CHATML)
     packed = raw(content)["pixel_values"]
     assert packed.dtype == torch.uint8
     assert packed.nbytes * 8 == inputs["pixel_values"].nbytes
@@ -353,9 +353,9 @@ def test_pixels_are_those_of_transformers_at_every_size(height, width, name):
         upstream = IMAGE_PROCESSORS[name]()(Image.fromarray(image), return_tensors="pt")
     except ValueError:
         with pytest.raises(MediaError, match=r"more elongated than 200:1"):
-            Processor(family=name)(content)
+            Processor(family=name, chat_template=CHATML)(content)
     else:
-        inputs = Processor(family=name)(content)
+        inputs = Processor(family=name, chat_template=CHATML)(content)
         assert torch.equal(inputs["image_grid_thw"], upstream["image_grid_thw"])
         torch.testing.assert_close(inputs["pixel_values"], upstream["pixel_values"], rtol=0, atol=1e-6)
 

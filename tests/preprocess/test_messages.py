@@ -76,7 +76,7 @@ def test_keys_of_messages():
     with pytest.raises(ValueError, match=r"a message is a dict with 'role' and 'content', got keys \['name', 'role'\]"):
         media_items([{"role": "user", "content": None, "name": "Ann"}])
     with pytest.raises(ValueError, match=r"a message has no key 'tool_cals': did you mean 'tool_calls'\?"):
-        media_items([{"role": "assistant", "content": "", "tool_cals": [call]}])
+        Processor()([{"role": "assistant", "content": "", "tool_cals": [call]}])
 
 
 def test_file_urls(samples, tmp_path):
