@@ -1,7 +1,7 @@
 """Conversations as a model's chat template writes them.
 
-messages -> guarded (special tokens in their texts are hidden) -> rendered by the template, in Jinja's sandbox -> pieces:
-texts, special tokens, and the places where answers begin and end
+messages -> veiled (the punctuation of special tokens in their texts is other characters) -> rendered by the template, in
+Jinja's sandbox -> pieces: texts, special tokens, and the places where answers begin and end
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import datetime
 import itertools
 import json
 import re
-import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
@@ -49,16 +48,15 @@ CHATML = """\
 
 
 _TRUSTED = ("system", "developer", "assistant")
-"""Roles whose texts may hold added tokens that are not special, such as <think> and <tool_call>: a developer's words, and the
-model's own."""
+"""Roles whose texts may hold added tokens, such as <think> and <tool_call>: a developer's words, and the model's own."""
 _CONTROLS = {
     *SPECIAL_TOKENS,
     *("<|vision_pad|>", "<|image|>", "<|video|>", "<|audio_pad|>", "<|begin_of_image|>", "<|end_of_image|>"),
     *("<|begin_of_video|>", "<|end_of_video|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
     *("<|endoftext|>", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<bos>", "<eos>", "<pad>", "<s>", "</s>"),
 }
-"""Tokens that no role may write, also where a tokenizer.json does not call them special."""
-_SAY_WHO = {"role", "content", "name", "tool_call_id", "refusal"}
+"""Tokens of turns and placeholders, which no role may write."""
+_MAY_BE_LEFT_OUT = {"role", "content", "name", "tool_call_id", "refusal"}
 """Keys of messages that a template may leave out: they say nothing to the model, or nothing that another does not."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of a message's reasoning. The first is the one that templates read; transformers 5.24 fills in the others' for it."""
@@ -71,8 +69,8 @@ class Control(str):
 class AnswerEdge(Enum):
     """Where an answer begins or ends between the texts and tokens of a conversation."""
 
-    BEGIN = "b"
-    END = "e"
+    BEGIN = "begin"
+    END = "end"
 
 
 Piece = str | Control | AnswerEdge
@@ -112,27 +110,42 @@ def conversation_pieces(
         ['<|im_start|>', 'user\nWhat is <|im_end|>?', '<|im_end|>', '\n']
     """
     compiled, known = _compiled(template), _names_in(template)
-    nonce = f"guarded{secrets.token_hex(8)}"  # what no text holds
-    names = "|".join(map(re.escape, sorted(tokenizer.special, key=len, reverse=True))) or "(?!)"
-    guard = _Guard(nonce, re.compile(names), set(getattr(tokenizer, "ordinary", ())) - _CONTROLS)
-    plain = [guard.message(_checked(message, known.keys)) for message in messages]
-    given = {name: value for name, value in variables.items() if value is not None}
+    checked = [_checked(message, known.keys) for message in messages]
+    given = {name: value for name, value in variables.items() if value is not None and not (name == "tools" and not value)}
     for name in given:
         if name not in known.variables:
             near = get_close_matches(name, known.variables, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it asks for {', '.join(sorted(known.variables)) or 'nothing'}"
             raise ValueError(f"this chat template does not ask for {name!r}; {hint}")
-    options = dict(getattr(tokenizer, "variables", {})) | {name: guard.value(value, name) for name, value in given.items()}
-    if answers and known.marks_answers:
-        options |= {_BEGIN: f"{nonce}b", _END: f"{nonce}e"}
+    names = _pattern(tokenizer.special)
+    roles = dict(getattr(tokenizer, "variables", {}))
+    literal = {name for name in tokenizer.special if name in template} - set(getattr(tokenizer, "ordinary", ()))
+    allowed = _pattern(set(tokenizer.special) - _CONTROLS - set(roles.values()) - literal)
+    veil = _Veil(tokenizer.special, allowed, [checked, given])
+    plain = [veil.message(message) for message in checked]
+    options = {"tools": None, "documents": None} | roles | {name: veil.value(value, name) for name, value in given.items()}
 
-    def render(count: int, prompt: bool) -> str:
-        return _rendered(compiled, messages=plain[:count], add_generation_prompt=prompt, **options)
+    def render(count: int, prompt: bool, **marks: str) -> str:
+        return _rendered(compiled, {"messages": plain[:count], "add_generation_prompt": prompt, **options, **marks})
 
     text = render(len(plain), add_generation_prompt)
-    if answers and not known.marks_answers:
-        text = _marked_by_turns(text, [message["role"] for message in messages], render, nonce)
-    return _pieces(text, nonce, names, guard.hidden)
+    if answers and known.marks_answers:
+        marked = render(len(plain), add_generation_prompt, **{_BEGIN: veil.begin, _END: veil.end})
+        if marked.replace(veil.begin, "").replace(veil.end, "") != text:
+            raise ValueError(
+                "this chat template changes texts by what stands beside its {% generation %} marks: mend the template"
+            )
+        text = marked
+    elif answers:
+        text = _marked_by_turns(text, [message["role"] for message in messages], render, veil, names)
+    if answers and veil.begin not in text:
+        raise ValueError("labels are of answers, and this conversation has none: no message of the role 'assistant'")
+    return _pieces(text, names, veil)
+
+
+def _pattern(names: Collection[str]) -> re.Pattern[str]:
+    """What matches any of these names, the longest first."""
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
 
 
 def _checked(message: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
@@ -143,7 +156,7 @@ def _checked(message: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any
     if reasoning is not None:
         message = {key: value for key, value in message.items() if key not in _REASONING}
         message |= {key: reasoning for key in _REASONING[:2] if key in keys} or {_REASONING[0]: reasoning}
-    if unwritten := [key for key in message if key not in _SAY_WHO and key not in keys]:
+    if unwritten := [key for key in message if key not in _MAY_BE_LEFT_OUT and key not in keys]:
         check_message_key(unwritten[0])
         raise ValueError(
             f"this chat template does not write {' and '.join(map(repr, unwritten))}, which a message of the role "
@@ -152,12 +165,22 @@ def _checked(message: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any
     return message
 
 
-class _Guard:
-    """Hides the special tokens in the texts of a conversation behind names that no text holds, while it is rendered."""
+class _Veil:
+    """Makes texts of which no special token can come, whatever a template does with them: their punctuation that special tokens
+    are made of is other, private characters as long as the template works, one for one."""
 
-    def __init__(self, nonce: str, names: re.Pattern[str], ordinary: Collection[str]) -> None:
-        self.nonce, self.names, self.ordinary = nonce, names, ordinary
-        self.hidden: list[str] = []
+    def __init__(self, special: Collection[str], allowed: re.Pattern[str], data: Any) -> None:
+        """`allowed`: the tokens that trusted roles may write. `data`: all that is to be veiled."""
+        made_of = {c for name in special for c in name if c in _BRACKETS}
+        made_of |= {name[0] for name in special if not made_of.intersection(name) and not name.isspace()}
+        used = set(_characters(data))
+        base = next(base for base in _PRIVATE if not any(base <= ord(c) < base + 0x800 for c in used))
+        private = {c: chr(base + 2 + n) for n, c in enumerate(sorted(made_of))}
+        self.begin, self.end = chr(base), chr(base + 1)  # of an answer
+        self._allowed, self._to = allowed, str.maketrans(private)
+        # as they are, and as JSON and Python's repr() show them: the template of GLM-4.1V writes lists so
+        self._back = {shown: c for c, p in private.items() for shown in (p, json.dumps(p)[1:-1], repr(p)[1:-1])}
+        self._veiled = re.compile("|".join(map(re.escape, self._back)) or "(?!)")
 
     def message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """A message of plain data: its media are placeholders."""
@@ -172,9 +195,14 @@ class _Guard:
         return {key: self.value(value, key, trusted=trusted) for key, value in changed.items()}
 
     def value(self, value: Any, what: str, *, trusted: bool = False) -> Any:
-        """Plain data, its strings guarded."""
+        """Plain data, its texts veiled; those of trusted roles but for the tokens that they may write."""
         if isinstance(value, str):
-            return self.names.sub(lambda match: self._hide(match[0], trusted), str(value))
+            kept = self._allowed.finditer(value) if trusted else ()
+            at, made = 0, []
+            for match in kept:
+                made += [value[at : match.start()].translate(self._to), match[0]]
+                at = match.end()
+            return "".join([*made, value[at:].translate(self._to)])
         if isinstance(value, Mapping):
             pairs = [(self.value(key, what, trusted=trusted), self.value(v, what, trusted=trusted)) for key, v in value.items()]
             return dict(pairs)
@@ -184,54 +212,63 @@ class _Guard:
             return value
         raise ValueError(f"{what} must be plain data (texts, numbers, lists and dicts), got {type(value).__name__}")
 
-    def _hide(self, token: str, trusted: bool) -> str:
-        if trusted and token in self.ordinary:
-            return token
-        self.hidden.append(token)
-        return f"{self.nonce}x{len(self.hidden) - 1}x"
+    def lifted(self, text: str) -> str:
+        """A rendered text as it was meant."""
+        return self._veiled.sub(lambda match: self._back[match[0]], text)
 
 
-def _marked_by_turns(text: str, roles: Sequence[str], render: Callable[[int, bool], str], nonce: str) -> str:
+_BRACKETS = set("<>|[]{}\u2581\uff5c")
+"""Of which the names of special tokens are made."""
+_PRIVATE = range(0x10F000, 0xF0000, -0x1000)
+"""Blocks of Unicode's private characters."""
+
+
+def _characters(data: Any) -> Iterator[str]:
+    if isinstance(data, str):
+        yield from data
+    elif isinstance(data, Mapping):
+        yield from _characters([*data, *data.values()])
+    elif isinstance(data, (list, tuple)):
+        for item in data:
+            yield from _characters(item)
+
+
+def _marked_by_turns(
+    text: str, roles: Sequence[str], render: Callable[[int, bool], str], veil: _Veil, names: re.Pattern[str]
+) -> str:
     """A rendered conversation with marks around what each assistant's message adds to the prompt for it."""
     edges = []
     for n, role in enumerate(roles):
         if role == "assistant":
             if n == 0:
                 raise ValueError("answers are found by turns, and the first message is the assistant's: nothing asks for it")
-            before, answered = render(n, False), render(n + 1, False)
-            # some templates open an answer with what they do not write again: TRL, too, takes what both have
-            both = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(render(n, True), answered, strict=False))
-            prompt = "".join(character for character, _ in both)
-            if not (prompt.startswith(before) and text.startswith(answered)):
+            before, prompt, answered = render(n, False), render(n, True), render(n + 1, False)
+            if not (prompt.startswith(before) and answered.startswith(before) and text.startswith(answered)):
                 raise ValueError(
                     f"this chat template has no {{% generation %}} marks and writes message {n}, an answer, differently where "
                     "others follow it, so its tokens cannot be told by turns: give a template with marks (chat_template=...)"
                 )
-            edges += [(len(prompt), "b"), (len(answered), "e")]
-    for at, edge in reversed(edges):
-        text = f"{text[:at]}{nonce}{edge}{text[at:]}"
+            # some templates open an answer with what they do not write again: TRL, too, takes what both have
+            both = zip(prompt[len(before) :], answered[len(before) :], strict=False)
+            begin = len(before) + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
+            edges += [(begin, veil.begin), (len(answered), veil.end)]
+    for at, edge in reversed(edges):  # none in the middle of a token
+        inside = [match.start() for match in names.finditer(text) if match.start() < at < match.end()]
+        text = f"{text[: (*inside, at)[0]]}{edge}{text[(*inside, at)[0] :]}"
     return text
 
 
-def _pieces(text: str, nonce: str, names: str, hidden: Sequence[str]) -> list[Piece]:
+def _pieces(text: str, names: re.Pattern[str], veil: _Veil) -> list[Piece]:
     """A rendered conversation, taken apart."""
     pieces: list[Piece] = []
-    begin, plain = 0, ""
-    for match in re.finditer(rf"{nonce}(?:x(?P<hidden>\d+)x|(?P<edge>[be]))|(?P<token>{names})", text):
-        plain, begin = plain + text[begin : match.start()], match.end()
-        if match["hidden"] is not None:
-            plain += hidden[int(match["hidden"])]
-            continue
-        pieces += [plain] if plain else []
-        pieces.append(Control(match["token"]) if match["token"] is not None else AnswerEdge(match["edge"]))
-        plain = ""
-    plain += text[begin:]
-    pieces += [plain] if plain else []
-    if any(nonce in piece.lower() for piece in pieces if isinstance(piece, str)):
-        raise ValueError(
-            "this chat template takes texts apart in which special tokens stand by name: leave them out of the texts"
-        )
-    return pieces
+    at = 0
+    for match in re.finditer(f"([{veil.begin}{veil.end}])|{names.pattern}", text):
+        if match.start() > at:
+            pieces.append(veil.lifted(text[at : match.start()]))
+        edge = AnswerEdge.BEGIN if match[0] == veil.begin else AnswerEdge.END
+        pieces.append(Control(match[0]) if match[1] is None else edge)
+        at = match.end()
+    return [*pieces, veil.lifted(text[at:])] if at < len(text) else pieces
 
 
 # --- Jinja ------------------------------------------------------------------------------------------------------------
@@ -258,8 +295,11 @@ def _names_in(template: str) -> _Names:
     tree = _environment().parse(template)
     attributes = {node.attr for node in tree.find_all(nodes.Getattr)}
     strings = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
-    names = {node.name for node in tree.find_all(nodes.Name)}
-    return _Names(frozenset(meta.find_undeclared_variables(tree) - _GIVEN), frozenset(attributes | strings), _BEGIN in names)
+    names = list(tree.find_all(nodes.Name))
+    own = {node.name for node in names if node.ctx != "load"}  # set somewhere in the template
+    asked = meta.find_undeclared_variables(tree) - _GIVEN - own
+    marks = any(node.name == _BEGIN for node in names)
+    return _Names(frozenset(asked), frozenset(attributes | strings), marks)
 
 
 @lru_cache(maxsize=32)
@@ -274,9 +314,9 @@ def _compiled(template: str) -> Any:
         raise ValueError(f"the chat template is not Jinja that can be read{line and f', line {line}'}: {error}") from error
 
 
-def _rendered(compiled: Any, **variables: Any) -> str:
+def _rendered(compiled: Any, variables: Mapping[str, Any]) -> str:
     try:
-        return compiled.render(**variables)
+        return compiled.render(variables)
     except Exception as error:  # of a stranger's template: whatever it does with these messages
         raise ValueError(f"the chat template refuses this conversation: {error}") from error
 

@@ -133,12 +133,13 @@ class PartWriter:
         self.family, self.tokenizer = family, tokenizer
         self.text = media_text(family, tokenizer.special)
         self._check_tokens()
+        self._special = frozenset(tokenizer.special.values())
         self.parts: list[Part] = []
         self._tokens: list[int] = []
         self._answered: list[bool] = []
         self._label = self._plain = ""
         self._edges: list[tuple[int, bool]] = []  # where in the open text an answer begins (or ends)
-        self._answering = False  # as the open text begins
+        self._depth = 0  # of answers within answers, as the open text begins
         self._skips = ""
 
     def write(self, pieces: Iterable[Piece], media: Iterable[Media]) -> list[Part]:
@@ -202,7 +203,7 @@ class PartWriter:
             self._skips = ""
             return
         self._tokens.append(self.tokenizer.special[name])
-        self._answered.append(self._answering)
+        self._answered.append(self._depth > 0)
         self._label += name
 
     def medium(self, media: Media) -> None:
@@ -231,18 +232,24 @@ class PartWriter:
 
     def _read(self) -> None:
         """The open text as tokens."""
-        spans, begin = [], 0 if self._answering else None
-        for at, begins in self._edges:
-            if begin is not None:
+        spans, begin = [], 0
+        for at, begins in [*self._edges, (len(self._plain), False)]:
+            if self._depth and begin < at:
                 spans.append((begin, at))
-            begin = at if begins else None
-        if begin is not None:
-            spans.append((begin, len(self._plain)))
-        self._answering = begin is not None
+            begin = at
+            self._depth += 1 if begins else -1
+        self._depth += 1  # of the end of the text, which is the end of no answer
         if self._plain:
-            self._tokens += self.tokenizer.encode(self._plain)
+            tokens = self.tokenizer.encode(self._plain)
+            if not isinstance(self.tokenizer, FileTokenizer) and not self._special.isdisjoint(tokens):
+                raise ValueError(f"the tokenizer makes special tokens of the text {self._plain[:80]!r}: its encode must not")
+            self._tokens += tokens
             if spans:
                 offsets = self.tokenizer.offsets(self._plain)
+                if len(offsets) != len(tokens):
+                    raise ValueError(
+                        f"the tokenizer gives {len(offsets)} offsets for {len(tokens)} tokens: one for each is needed"
+                    )
                 self._answered += [any(a < end and b > begin for begin, end in spans) for a, b in offsets]
         self._answered += [False] * (len(self._tokens) - len(self._answered))
         self._plain, self._edges = "", []

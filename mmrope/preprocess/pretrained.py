@@ -14,7 +14,7 @@ from mmrope.preprocess.patches import FAMILY_PATCHES, PatchConfig
 from mmrope.preprocess.text import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, ByteTokenizer, FileTokenizer, WordTokenizer
 
 CONFIG_NAME = "processor_config.json"
-TEMPLATE_NAME, OLD_TEMPLATE_NAME = "chat_template.jinja", "chat_template.json"
+TEMPLATE_NAME, OLD_TEMPLATE_NAME, OTHER_TEMPLATES = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
 IMAGE_NAME, VIDEO_NAME = "preprocessor_config.json", "video_preprocessor_config.json"
 
 # whose patches: the class of image processor, without "Fast" and "Pil"
@@ -112,10 +112,12 @@ def _chat(folder: Path) -> dict[str, Any]:
     """The chat template, and the side that its prompts are padded on, from where transformers looks for them."""
     tokenizer = _read(folder / TOKENIZER_CONFIG_NAME) or {}
     side = {} if tokenizer.get("padding_side") is None else {"padding_side": tokenizer["padding_side"]}
-    if (folder / TEMPLATE_NAME).is_file():
-        return side | {"chat_template": (folder / TEMPLATE_NAME).read_text(encoding="utf-8")}
-    of_processor = _read(folder / OLD_TEMPLATE_NAME) or _read(folder / CONFIG_NAME) or {}
-    stated = of_processor.get("chat_template") or tokenizer.get("chat_template")
+    stated = (_read(folder / OLD_TEMPLATE_NAME) or {}).get("chat_template")
+    for path in (folder / TEMPLATE_NAME, folder / OTHER_TEMPLATES / "default.jinja"):
+        if stated is None and path.is_file():
+            stated = _text_of(path)
+    if stated is None:
+        stated = (_read(folder / CONFIG_NAME) or {}).get("chat_template", tokenizer.get("chat_template"))
     if isinstance(stated, list) and all(isinstance(named, dict) for named in stated):  # several, by name
         stated = {named.get("name"): named.get("template") for named in stated}
     if isinstance(stated, dict):
@@ -127,6 +129,13 @@ def _chat(folder: Path) -> dict[str, Any]:
     if not isinstance(stated, str):
         raise ValueError(f"{folder} has a chat_template of type {type(stated).__name__}: it must be a text, or several by name")
     return side | {"chat_template": stated}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
 def _own_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from mmrope.preprocess.measure import Media, MediaProcessor
 from mmrope.preprocess.messages import Messages, is_conversation, items_of, media_items
 from mmrope.preprocess.parts import Part, PartWriter
 from mmrope.preprocess.patches import normalize
-from mmrope.preprocess.pretrained import CONFIG_NAME, read_settings
+from mmrope.preprocess.pretrained import CONFIG_NAME, TEMPLATE_NAME, read_settings
 from mmrope.preprocess.text import ByteTokenizer, FileTokenizer, Tokenizer, WordTokenizer
 
 _VISION = (MEDIA["image"], MEDIA["video"])
@@ -89,6 +89,8 @@ class Processor(MediaProcessor):
         super().__post_init__()
         if self.padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {self.padding_side!r}")
+        if not isinstance(self.chat_template, str | None):
+            raise ValueError(f"chat_template must be a text of Jinja, got {type(self.chat_template).__name__}")
 
     # --- messages to inputs -----------------------------------------------------------------------------------------------
 
@@ -145,7 +147,8 @@ class Processor(MediaProcessor):
             raise ValueError("messages must hold at least one conversation")
         items = [item for conversation in conversations for item in media_items(conversation)]
         media = self.prepare_media(items)
-        options = {"labels": labels, "max_length": max_length, "tools": tools, "documents": documents, **variables}
+        options = {"labels": labels, "max_length": max_length}
+        options["variables"] = {"tools": tools, "documents": documents, **variables}
         upcoming = iter(media)
         counts = [len(media_items(conversation)) for conversation in conversations]
         batch = [
@@ -245,7 +248,15 @@ class Processor(MediaProcessor):
 
     # --- messages to parts ------------------------------------------------------------------------------------------------
 
-    def conversation(self, messages: Messages, *, add_generation_prompt: bool | None = None, **options: Any) -> list[Part]:
+    def conversation(
+        self,
+        messages: Messages,
+        *,
+        add_generation_prompt: bool | None = None,
+        labels: bool = False,
+        max_length: int | None = None,
+        **variables: Any,
+    ) -> list[Part]:
         """The parts of one conversation, as the chat template writes it. Files are opened and measured, and `__call__`, which
         has the same options, makes their pixels.
 
@@ -256,6 +267,7 @@ class Processor(MediaProcessor):
             [('text', 7), ('image', 6), ('text', 14)]
         """
         media = [self.measure(item) for item in media_items(messages)]
+        options = {"labels": labels, "max_length": max_length, "variables": variables}
         return self._conversation(messages, media, add_generation_prompt, **options)
 
     def parts(self, content: str | Iterable[Mapping[str, Any]]) -> list[Part]:
@@ -286,12 +298,14 @@ class Processor(MediaProcessor):
         media: Iterable[Media],
         add_generation_prompt: bool | None,
         *,
-        labels: bool = False,
-        max_length: int | None = None,
-        **variables: Any,
+        labels: bool,
+        max_length: int | None,
+        variables: Mapping[str, Any],
     ) -> list[Part]:
+        if max_length is not None and (type(max_length) is not int or max_length < 1):
+            raise ValueError(f"max_length must be a whole number of tokens, at least 1, got {max_length!r}")
         writer = PartWriter(self._family, self.tokenizer)
-        template = self.chat_template or writer.text.chat_template
+        template = writer.text.chat_template if self.chat_template is None else self.chat_template
         if template is None:
             raise ValueError(
                 f"how {self.family} writes conversations is not known without its chat template: read the checkpoint's folder "
@@ -357,6 +371,9 @@ class Processor(MediaProcessor):
         Path(folder).mkdir(parents=True, exist_ok=True)
         if isinstance(self.tokenizer, FileTokenizer):
             self.tokenizer.save(folder)
+        if self.chat_template is not None:  # for other readers of the folder, too
+            with replacing(Path(folder) / TEMPLATE_NAME) as path:
+                path.write_text(self.chat_template, encoding="utf-8")
         with replacing(Path(folder) / CONFIG_NAME) as path:
             path.write_text(content, encoding="utf-8")
 

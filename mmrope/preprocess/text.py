@@ -25,13 +25,14 @@ SPECIAL_TOKENS = (
 """The special tokens, ids 256 and up; their names are those of the Qwen tokenizers."""
 PAD, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD = range(256, 256 + len(SPECIAL_TOKENS))
 VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
-TOKENIZER_NAME, TOKENIZER_CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
+TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, SPECIAL_NAME = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Of special tokens, in tokenizer_config.json."""
 
 
 class Tokenizer(Protocol):
-    """What a Processor asks of a tokenizer.
+    """What a Processor asks of a tokenizer. One may also have `variables`, special tokens by what chat templates call them
+    ({"eos_token": ...}), and `ordinary`, the names of those in `special` that are no special ones, such as <think>.
 
     Example:
         >>> from mmrope.preprocess import ByteTokenizer, Tokenizer
@@ -183,7 +184,8 @@ class FileTokenizer:
 
     content: str = field(repr=False)
     """Of a tokenizer.json."""
-    pad_token: str
+    pad_token: str | None = None
+    """The token to pad with; None where a checkpoint names none, and its prompts are not padded."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Special tokens by what they are for, which chat templates may ask for: {"eos_token": "<|im_end|>", ...}."""
     special: Mapping[str, int] = field(init=False)
@@ -206,7 +208,9 @@ class FileTokenizer:
                 token["special"] = True  # the library then can leave them all alone in a text
             stated["truncation"] = stated["padding"] = None  # for other uses: a prompt is neither cut nor filled up
             tokenizer = tokenizers.Tokenizer.from_str(json.dumps(stated))
-            unknown = stated["model"].get("unk_token")
+            unknown = stated["model"].get("unk_id", stated["model"].get("unk_token"))
+            if '"prepend_scheme": "first"' in json.dumps([stated.get("pre_tokenizer"), stated.get("normalizer")]):
+                raise ValueError("it puts a blank before the first word of a prompt alone, which is not read here")
         except Exception as error:  # the library raises bare Exceptions
             raise ValueError(f"a {TOKENIZER_NAME} cannot be read: {type(error).__name__}: {error}") from error
         special = {token["content"]: token["id"] for token in added}
@@ -217,14 +221,14 @@ class FileTokenizer:
         if len(set(special.values())) < len(special):
             twice = [name for name, token in special.items() if list(special.values()).count(token) > 1]
             raise ValueError(f"a {TOKENIZER_NAME} gives one id to several added tokens: {', '.join(twice)}")
-        if tokenizer.token_to_id(self.pad_token) is None:
+        if self.pad_token is not None and tokenizer.token_to_id(self.pad_token) is None:
             raise ValueError(f"a {TOKENIZER_NAME} has no token {self.pad_token!r}, which is the one to pad with")
         for name, value in (
             ("special", special),
             ("_tokenizer", tokenizer),
             ("_left_out", left_out),
             ("ordinary", [name for name, token in special.items() if token not in left_out]),
-            ("_unknown", None if unknown is None else tokenizer.token_to_id(unknown)),
+            ("_unknown", tokenizer.token_to_id(unknown) if isinstance(unknown, str) else unknown),
         ):
             object.__setattr__(self, name, value)
 
@@ -243,17 +247,35 @@ class FileTokenizer:
         try:
             content = path.read_text(encoding="utf-8")
             config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-            variables = {role: _content(config[role]) for role in _ROLES if config.get(role) is not None}
+            named = Path(folder) / SPECIAL_NAME
+            stated = (json.loads(named.read_text(encoding="utf-8")) if named.is_file() else {}) | config
+            variables = {role: _content(stated[role]) for role in _ROLES if stated.get(role) is not None}
+            extra = stated.get("extra_special_tokens") or {}
+            variables |= {role: _content(token) for role, token in extra.items()} if isinstance(extra, Mapping) else {}
+            listed = [*(config.get("added_tokens_decoder") or {}).values(), *(stated.get("additional_special_tokens") or ())]
+            listed = {*map(_content, listed), *variables.values()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the tokenizer of {folder} cannot be read: {error}") from error
         try:
-            return cls(content, variables.get("pad_token", SPECIAL_TOKENS[0]), variables)
+            tokenizer = cls(content, variables.get("pad_token"), variables)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        if missing := sorted(listed - set(tokenizer.special)):
+            raise ValueError(
+                f"{config_path} names tokens that are not among the added tokens of {TOKENIZER_NAME}: {', '.join(missing)}; "
+                "save the folder again with the tokenizer of transformers"
+            )
+        return tokenizer
 
     @property
     def pad(self) -> int:
-        """The id of the padding token."""
+        """The id of the padding token.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.pad_token is None:
+            raise ValueError(f"{TOKENIZER_CONFIG_NAME} names no pad_token: give conversations one by one, or of one length")
         return self._tokenizer.token_to_id(self.pad_token)
 
     def encode(self, text: str) -> list[int]:
@@ -270,6 +292,12 @@ class FileTokenizer:
 
     def _encodings(self, text: str) -> list[tuple[int, Any]]:
         """The tokens of a text, in pieces with the places where they begin: one, if the vocabulary spells no added token."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"a text has half of a character (a lone surrogate) at {error.start}, behind {text[: error.start][-30:]!a}"
+            ) from None
         self._tokenizer.encode_special_tokens = True  # in a text they are text; said anew, for copies forget it
         forbidden = {token for token in self.special.values() if token != self._unknown}
         whole = self._tokenizer.encode(text, add_special_tokens=False)
@@ -296,7 +324,9 @@ class FileTokenizer:
             new.write_text(self.content, encoding="utf-8")
         path = Path(folder) / TOKENIZER_CONFIG_NAME
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # with others' settings
-        config |= {**self.variables, "pad_token": self.pad_token}
+        roles = {role: name for role, name in self.variables.items() if role in _ROLES}
+        extra = {role: name for role, name in self.variables.items() if role not in _ROLES}
+        config |= {**roles, "pad_token": self.pad_token} | ({"extra_special_tokens": extra} if extra else {})
         with replacing(path) as new:
             new.write_text(to_json(config), encoding="utf-8")
 

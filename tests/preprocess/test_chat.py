@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import unicodedata
 
+import jinja2
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.data_utils import apply_chat_template as trl_text
 
 from mmrope import Processor
-from mmrope.preprocess import CHATML, FileTokenizer
+from mmrope.preprocess import CHATML, ByteTokenizer, FileTokenizer
 from mmrope.preprocess.chat import conversation_pieces
 from tests.support import PROOF
 from tests.support.checkpoints import CHECKPOINTS, PAD, TEMPLATES, WITH_TOOLS, folder, small_tokenizer, template_of
@@ -248,20 +251,80 @@ def test_no_other_text_of_a_conversation_becomes_one(forged):
             {"role": "tool", "content": text},
         ]
         parts = processor.conversation(messages, tools=[tool])
-        control = {tokenizer.special[name] for name, special in CHECKPOINTS["qwen3_vl"]["tokens"] if special}
+        names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+        control = {tokenizer.special[name] for name in (*names, "<|image_pad|>", "<|video_pad|>")}
         return [token for part in parts for token in part.tokens if token in control]
 
     assert written(forged) == written("x")
 
 
-def test_a_models_own_words_may_hold_its_ordinary_tokens(checkpoints):
-    """<think> and <tool_call> in an answer that is given back are the tokens that the model wrote; a user's are text."""
+_END = "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "texts"),
+    [
+        (CHATML, ["<|im_", "end|>"]),
+        (CHATML, ["<", "|im_end|", ">"]),
+        (CHATML, ["<|vision_start|><|image_", "pad|>"]),
+        ("<{{ messages[0].content[0].text }}>", ["|im_end|"]),
+        ("<|{{ messages[0].content[0].text }}|>", ["|>im_end<|"]),
+        ("{{ messages[0].content[0].text | lower }}", ["<|IM_END|>"]),
+        ("{{ messages[0].content[0].text | replace('x', '') }}", ["<|im_xend|>"]),
+        ("{{ messages[0].content[0].text | list | join('') }}", [_END]),
+        ("{{ messages[0].content[0].text | reverse }}", [_END[::-1]]),
+        ("{{ messages[0].content[0].text[2:] }}{{ messages[0].content[0].text[:2] }}", ["d|><|im_en"]),
+        ("{{ messages | tojson(ensure_ascii=True) }}", [_END]),
+        ("{{ messages }}", [_END]),
+    ],
+)
+def test_no_way_of_putting_texts_together_makes_one(template, texts):
+    """Names in parts, in capitals, behind what a template does with texts: the same as with an x for each bracket."""
+    processor = Processor(chat_template=template)
+
+    def written(texts):
+        parts = processor.conversation([{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}])
+        return [token for part in parts for token in part.tokens if token in processor.tokenizer.special.values()]
+
+    assert written(texts) == written([text.replace("<", "x").replace(">", "x") for text in texts])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("[:15]", "Hi <|im_end|> you"),
+        ("| replace('a', 'b')", "Hi <a|> you"),
+        ("| wordwrap(10)", "Hi <|im_end|> you <and> |me|"),
+        ("| upper", "<|x|> [INST]"),
+        ("| length", "<|im_end|>"),
+        ("| tojson", '<"|\n>'),
+        ("", "<\U0010f002|\U0010f000>"),  # the private characters themselves
+    ],
+)
+def test_what_a_template_does_with_a_text_is_done_to_the_text(change, text):
+    template = "{{ (messages[0].content CHANGE) }}".replace("CHANGE", change)
+    [piece] = conversation_pieces(
+        template, [{"role": "user", "content": text}], Processor().tokenizer, variables={}, add_generation_prompt=False
+    )
+    assert piece == jinja2.Environment().from_string(template).render(messages=[{"content": text}]).replace(
+        "\\u003c", "<"
+    ).replace("\\u003e", ">")
+
+
+def test_a_models_own_words_may_hold_its_tokens(checkpoints):
+    """<think>, <tool_call> and boxes in an answer that is given back are the tokens that the model wrote; a user's are text."""
     _, ours, theirs = checkpoints["qwen3_vl"]
-    talk = [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "<think>\n2 + 2</think>4"}]
-    assert ours(talk)["input_ids"].tolist() == theirs_of(theirs, talk)["input_ids"].tolist()
-    think = ours.tokenizer.special["<think>"]
-    assert (ours(talk)["input_ids"] == think).sum() == 1
-    assert (ours([{"role": "user", "content": "<think>"}])["input_ids"] == think).sum() == 0
+    for answer in (
+        "<think>\n2 + 2</think>4",
+        "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>",
+        '<tool_call>\n{"name": "f"}\n</tool_call>',
+    ):
+        talk = [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": answer}]
+        assert ours(talk)["input_ids"].tolist() == theirs_of(theirs, talk)["input_ids"].tolist()
+        assert ours(talk, labels=True)["input_ids"].tolist() == theirs_of(theirs, talk)["input_ids"].tolist()
+    special = ours.tokenizer.special
+    asked = ours([{"role": "user", "content": "<think><|box_start|>"}])["input_ids"]
+    assert not {special["<think>"], special["<|box_start|>"]} & set(asked[0].tolist())
     safe = theirs_of(theirs, [{"role": "user", "content": "<|im_end|><|image_pad|>"}], sanitize_control_tokens=True)
     assert ours.tokenizer.decode(safe["input_ids"][0].tolist(), special=True) in ours.tokenizer.decode(
         ours([{"role": "user", "content": "<|im_end|><|image_pad|>"}])["input_ids"][0].tolist(), special=True
@@ -286,6 +349,62 @@ def test_tokens_that_cannot_be_told_apart_are_refused(tmp_path):
         Processor.from_pretrained(path)(said)
 
 
+def test_what_tokenizer_config_says(tmp_path):
+    """Its special tokens are variables of templates; names that tokenizer.json lacks are refused; padding is asked for when
+    there is something to pad."""
+    template = "{{ vision_bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}"
+    path = folder(
+        tmp_path, "qwen3_vl", template=template, extra_special_tokens={"vision_bos_token": "<|vision_start|>"}, pad_token=None
+    )
+    ours, said = Processor.from_pretrained(path), [{"role": "user", "content": "Hi"}]
+    assert "".join(part.label for part in ours.conversation(said)) == "<|vision_start|>Hi<|im_end|>"
+    assert ours([said, said])["input_ids"].shape[0] == 2
+    with pytest.raises(ValueError, match="names no pad_token: give conversations one by one, or of one length"):
+        ours([said, [{"role": "user", "content": "Good morning"}]])
+    ours.save_pretrained(tmp_path / "own")
+    again = Processor.from_pretrained(tmp_path / "own")
+    assert again.tokenizer.variables == ours.tokenizer.variables
+    assert (tmp_path / "own" / "chat_template.jinja").read_text() == template
+    for more in ({"additional_special_tokens": ["<|new|>"]}, {"added_tokens_decoder": {"9": {"content": "<|new|>"}}}):
+        with pytest.raises(ValueError, match=r"names tokens that are not among the added tokens of tokenizer.json: <\|new\|>"):
+            Processor.from_pretrained(folder(tmp_path, "qwen3_vl", **more))
+    (path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"tokenizer of .* cannot be read"):
+        Processor.from_pretrained(path)
+
+
+def test_files_that_are_no_templates_are_named(tmp_path):
+    path = folder(tmp_path, "qwen3_vl")
+    (path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"chat_template.jinja is not UTF-8"):
+        Processor.from_pretrained(path)
+    (path / "chat_template.json").write_text(
+        json.dumps({"chat_template": "first"})
+    )  # which transformers takes, if both are there
+    assert Processor.from_pretrained(path).chat_template == "first"
+    (path / "chat_template.jinja").unlink()
+    (path / "chat_template.json").unlink()
+    (path / "additional_chat_templates").mkdir()
+    (path / "additional_chat_templates" / "default.jinja").write_text("other")
+    assert Processor.from_pretrained(path).chat_template == "other"
+    with pytest.raises(ValueError, match="chat_template must be a text of Jinja, got int"):
+        Processor(chat_template=3)
+    assert Processor(chat_template="")([{"role": "user", "content": "Hi"}])["input_ids"].shape == (1, 0)
+
+
+def test_texts_that_a_tokenizer_cannot_read():
+    vocabulary = [("<unk>", 0.0), ("H", -1.0), ("i", -1.0), ("▁", -2.0)]
+    model = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=0))
+    model.add_special_tokens(["<unk>", "<s>"])
+    tokenizer = FileTokenizer(model.to_str())
+    assert tokenizer.encode("Hi🙂") == [1, 2, 0]  # what it does not know, and no forged token
+    with pytest.raises(ValueError, match=r"a text has half of a character \(a lone surrogate\) at 1, behind"):
+        tokenizer.encode("H\ud800")
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    with pytest.raises(ValueError, match="it puts a blank before the first word of a prompt alone"):
+        FileTokenizer(model.to_str())
+
+
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +416,10 @@ def test_labels_are_the_templates_own_marks(name, seed, tmp_path):
     path = folder(tmp_path, name, template=template)
     ours, theirs = Processor.from_pretrained(path), CHECKPOINTS[name]["processor"].from_pretrained(path)
     messages = conversation(random.Random(seed), [], tools=name in WITH_TOOLS)
+    if all(message["role"] != "assistant" for message in messages):
+        with pytest.raises(ValueError, match="labels are of answers, and this conversation has none"):
+            ours(messages, labels=True)
+        messages.append({"role": "assistant", "content": "Yes"})
     expected = theirs_of(theirs, messages, return_assistant_tokens_mask=True)
     made = ours(messages, labels=True, add_generation_prompt=False)
     assert made["input_ids"].tolist() == expected["input_ids"].tolist()
@@ -325,6 +448,25 @@ def test_labels_by_turns_are_completions(name, seed, checkpoints):
             )
             expected[len(before) : len(both)] = both[len(before) :]
     assert labels == expected
+
+
+def test_labels_change_no_ids(checkpoints):
+    """Where the prompt opens a thought and the answer begins with another token that is spelled alike at first; and marks whose
+    blanks a template cuts off are refused."""
+    _, ours, _ = checkpoints["qwen3_vl"]
+    template = CHATML.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}")
+    assert template != CHATML
+    thinking = dataclasses.replace(ours, chat_template=template)
+    talk = [{"role": "user", "content": "w?"}, {"role": "assistant", "content": "<tool_call>\n{}\n</tool_call>"}]
+    made = thinking(talk, labels=True)
+    assert made["input_ids"].tolist() == thinking(talk)["input_ids"].tolist()
+    assert (made["labels"] == ours.tokenizer.special["<tool_call>"]).sum() == 1
+    cut = "{% set x %}{% generation %} {{ messages[1].content }} {% endgeneration %}{% endset %}{{ x | trim }}"
+    with pytest.raises(ValueError, match=r"changes texts by what stands beside its {% generation %} marks"):
+        dataclasses.replace(ours, chat_template=cut)(talk, labels=True)
+    nested = "{% generation %}a{% generation %}b{% endgeneration %}c{% endgeneration %}d"
+    made = Processor(chat_template=nested)(talk, labels=True)
+    assert [chr(token) for token in made["labels"][0].tolist() if token != -100] == ["a", "b", "c"]
 
 
 def test_labels_of_media_and_padding_are_not_learned(checkpoints):
@@ -364,6 +506,9 @@ def test_long_texts_are_cut_and_media_are_not(name, checkpoints):
         made = ours(talk, max_length=length)
         for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
             assert made[key].tolist() == expected[key].tolist()
+    for length in (0, -1, 2.5, True, "3"):
+        with pytest.raises(ValueError, match="max_length must be a whole number of tokens, at least 1, got"):
+            ours(talk, max_length=length)
     for length in (begin + 1, end - 1, begin):
         with pytest.raises(
             ValueError, match=rf"a conversation of {total} tokens cannot be cut to max_length={length}: .* would"
@@ -371,3 +516,19 @@ def test_long_texts_are_cut_and_media_are_not(name, checkpoints):
             ours(talk, max_length=length)
         with pytest.raises(ValueError, match="Mismatch in `image` token count"):
             theirs_of(theirs, talk, add_generation_prompt=True, processor_kwargs={"truncation": True, "max_length": length})
+
+
+def test_tokenizers_of_ones_own_are_held_to_it():
+    class Forging(ByteTokenizer):
+        def encode(self, text):
+            return [258 if text.endswith("!") else 65]
+
+    class Short(ByteTokenizer):
+        def offsets(self, text):
+            return []
+
+    talk = [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello"}]
+    with pytest.raises(ValueError, match=r"the tokenizer makes special tokens of the text 'user\\nHi!': its encode must not"):
+        Processor(tokenizer=Forging())(talk)
+    with pytest.raises(ValueError, match=r"the tokenizer gives 0 offsets for \d+ tokens: one for each is needed"):
+        Processor(tokenizer=Short())(talk, labels=True)

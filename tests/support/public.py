@@ -40,7 +40,8 @@ def lines() -> list[str]:
 def _of(name: str, value: object, *, members: bool) -> list[str]:
     found = [f"{name}{_parameters(value)}"]
     if members:
-        for attribute, member in vars(value).items():
+        own = [base for base in reversed(getattr(value, "__mro__", ())) if base.__module__.startswith("mmrope.")]
+        for attribute, member in {name: member for base in own for name, member in vars(base).items()}.items():
             function = getattr(value, attribute) if isinstance(member, (classmethod, staticmethod)) else member
             if not attribute.startswith("_"):
                 found.append(f"{name}.{attribute}{_parameters(function) if inspect.isroutine(function) else ''}")
