@@ -129,7 +129,8 @@ class Processor(MediaProcessor):
 
         Raises:
             MediaError: a file that cannot be used.
-            ValueError: messages of another form.
+            ValueError: messages of another form, or that the chat template does not write; media that max_length would cut;
+                answers that cannot be told.
             ImportError: torch is not installed (`parts` works without).
 
         Example:
@@ -145,15 +146,14 @@ class Processor(MediaProcessor):
         conversations: list[Any] = [messages] if is_conversation(messages) else list(messages)
         if not conversations:
             raise ValueError("messages must hold at least one conversation")
-        items = [item for conversation in conversations for item in media_items(conversation)]
-        media = self.prepare_media(items)
+        items = [media_items(conversation) for conversation in conversations]
+        media = self.prepare_media(list(itertools.chain(*items)))
         options = {"labels": labels, "max_length": max_length}
         options["variables"] = {"tools": tools, "documents": documents, **variables}
         upcoming = iter(media)
-        counts = [len(media_items(conversation)) for conversation in conversations]
         batch = [
-            self._conversation(conversation, itertools.islice(upcoming, count), add_generation_prompt, **options)
-            for conversation, count in zip(conversations, counts, strict=True)
+            self._conversation(conversation, itertools.islice(upcoming, len(held)), add_generation_prompt, **options)
+            for conversation, held in zip(conversations, items, strict=True)
         ]
         length = max(sum(part.segment.length for part in parts) for parts in batch)
         padded = [self._pad(parts, length) for parts in batch]
