@@ -1,4 +1,4 @@
-"""Messages as READMEs write them: tests/references/message_examples.json has the forms that users of Qwen and vLLM are shown."""
+"""Messages as READMEs write them: tests/references/messages/examples.json has the forms that users of Qwen and vLLM are shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmrope import Processor
 from tests.support import ROOT
 from tests.support.films import film
 
-EXAMPLES = json.loads((ROOT / "tests" / "references" / "message_examples.json").read_text(encoding="utf-8"))
+EXAMPLES = json.loads((ROOT / "tests" / "references" / "messages" / "examples.json").read_text(encoding="utf-8"))
 SIZES = {"image_pixels": (56 * 56, 40 * 28 * 28), "video_pixels": (4 * 28 * 28, 20 * 28 * 28)}
 
 
