@@ -1,12 +1,14 @@
 """Files and words in, model inputs with position IDs out.
 
-messages.py   a conversation, checked            text.py        its words as tokens
-access.py     what may be opened                 errors.py      what is too large, and how it is said
-image.py      any image file to pixels           patches.py     pixels to patches
-animation.py  GIF, WebP, PNG and AVIF as films    formats.py     which images are opened, and why
-video.py      a film: times, then frames         probe.py       its clock, from packets     readers.py   its frames
-processor.py  all of it, for a model             pretrained.py  a checkpoint's settings
-isolation.py, isolation_worker.py                bulk work in processes that can be killed
+messages.py   a conversation, checked              chat.py        as a chat template writes it    text.py      its tokens
+access.py     what may be opened                   errors.py      what is too large, and how it is said
+image.py      any image file to pixels             formats.py     which images are opened         jpeg.py      JPEG, faster
+video.py      a video: times, then frames          probe.py       its clock, from packets         readers.py   its frames
+animation.py  GIF, WebP, PNG and AVIF as videos    ends.py        what a cut file lacks           hdr.py       its colours
+sampling.py   which frames are sampled             patches.py     sizes, and pixels to patches
+measure.py    images and videos to patches         parts.py       text and media as segments, with their tokens
+processor.py  all of it, for a model               pretrained.py  a checkpoint's settings
+isolation.py, isolation_worker.py                  bulk work in processes that can be killed
 """
 
 from mmrope.extras import names_of

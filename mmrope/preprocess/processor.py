@@ -123,7 +123,7 @@ class Processor(MediaProcessor):
             all int64. With images `pixel_values` [patches, patch_dim] float32 and `image_grid_thw` [images, 3]; with
             videos `pixel_values_videos`, `video_grid_thw`, `video_timestamps` (per video the presentation times of
             the sampled frames, in seconds from its first frame) and, for families that place by time, `second_per_grid_ts`
-            (left out if a video was looked at at uneven "times": no single number says where its frames are). With
+            (left out if a video was sampled at uneven "times": no single number says where its frames are). With
             pixels="uint8" the pixels are bytes, and those of images lack the copies that fill a temporal patch:
             [patches, patch_dim / temporal_patch_size]. `labels` [B, S] are -100 where a token is not to be learned.
 
