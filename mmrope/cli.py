@@ -343,7 +343,7 @@ def ask(
     if figure is not None and chat.messages:
         from mmrope.view.figure import save
         from mmrope.view.model import plot_looks
-        from mmrope.vlm.attention import looked_at
+        from mmrope.vlm.looks import looked_at
 
         *asked, answer = chat.messages
         look = looked_at(assistant.model, assistant.processor, asked)[-1]

@@ -20,7 +20,7 @@ from mmrope.view.figure import save
 from mmrope.view.ids import overlapping_text, plot_ids, plot_rules
 from mmrope.view.model import plot_looks
 from mmrope.vlm.assistant import Assistant
-from mmrope.vlm.attention import looked_at
+from mmrope.vlm.looks import looked_at
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 QUESTION = [

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from mmrope.lab.encodings import TOKEN_STD, Encoding, counted
-from mmrope.vlm.config import DecoderConfig
-from mmrope.vlm.decoder import DecoderBlock, KVCache, causal_mask
+from mmrope.vlm.attention import causal_mask
+from mmrope.vlm.cache import KVCache
+from mmrope.vlm.config import DecoderConfig, GenerationConfig
+from mmrope.vlm.decoder import DecoderBlock
 from mmrope.vlm.generate import choose_token
-from mmrope.vlm.norm import RMSNorm
+from mmrope.vlm.layers import RMSNorm
 
 
 def sizes(hidden: int, heads: int, layers: int) -> DecoderConfig:
@@ -78,11 +80,11 @@ class Reader(nn.Module):
     ) -> Tensor:
         """What follows each of the prompts [B, S] of symbols: [B, n], n <= most, less if all have written `end` before."""
         batch, length = prompts.shape
-        cache = KVCache(self.config, batch, length + most, device=prompts.device, dtype=torch.float32)
+        cache, how = KVCache(length + most), GenerationConfig(temperature=temperature)
         ids, x = counted(batch, length + most, prompts.device), prompts
         written = prompts[:, :0]
         while written.shape[1] < most and (end is None or not (written == end).any(dim=1).all()):
             logits = self(x, ids[..., cache.length : cache.length + x.shape[1]], cache)[:, -1]
-            x = choose_token(logits, temperature, 1.0, generator)[:, None]  # [B, 1]
+            x = choose_token(logits, how, generator)[:, None]  # [B, 1]
             written = torch.cat([written, x], dim=1)
         return written

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmrope.checkpoints.configs import family_from_config
+from mmrope.files import read_object
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
 from mmrope.preprocess.patches import FAMILY_PATCHES, PatchConfig
@@ -89,15 +89,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold an object, got {type(values).__name__}")
-    return values
+    return read_object(path) if path.is_file() else None
 
 
 def _tokenizer(folder: Path) -> dict[str, Any]:

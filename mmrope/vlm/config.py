@@ -1,11 +1,11 @@
-"""The sizes of the model. Everything that shapes a weight is here."""
+"""What a model is made of. Everything that shapes a weight is here; the released models are rows of mmrope.vlm.released."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,6 +34,19 @@ class VisionConfig:
     num_heads: int = 6
     theta: float | None = 1e4
     """Of the 2D RoPE; None for patches without places."""
+    norm: Literal["rms", "layer"] = "rms"
+    hidden_act: str = "gelu"
+    """A name of `mmrope.vlm.layers.ACTIVATIONS`."""
+    gated_mlp: bool = False
+    patch_bias: bool = True
+    table_side: int = 0
+    """Of the square table of learned positions, which is stretched over every image (Qwen3-VL); 0 for none."""
+    window_size: int = 0
+    """The side, in pixels, of the windows that patches attend in (Qwen2.5-VL); 0 for whole images."""
+    full_layers: tuple[int, ...] = ()
+    """Where there are windows: the layers that attend to whole images all the same."""
+    deepstack_layers: tuple[int, ...] = ()
+    """The layers whose outputs the decoder adds, too: that of the first after its first block, and so on (Qwen3-VL)."""
 
     @property
     def rotary(self) -> RotarySpec:
@@ -63,10 +76,43 @@ class DecoderConfig:
     num_heads: int = 8
     num_kv_heads: int = 2
     head_dim: int = 32
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False
+    qk_norm: bool = True
+    tie_word_embeddings: bool = True
+    """Whether logits are read out by the embeddings' matrix, or by one of their own."""
+    num_experts: int = 0
+    """Of each block's mixture, in place of its MLP; 0 for none."""
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    mlp_only_layers: tuple[int, ...] = ()
+    """Where there are experts: the layers that have an MLP all the same."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.num_experts and not (0 < self.num_experts_per_tok <= self.num_experts and self.moe_intermediate_size > 0):
+            raise ValueError(
+                f"{self.num_experts} experts need a moe_intermediate_size and 1 to {self.num_experts} num_experts_per_tok, "
+                f"got {self.moe_intermediate_size} and {self.num_experts_per_tok}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How a model writes where it is not told otherwise; the fields are options of `VLM.generate`.
+
+    Example:
+        >>> from mmrope import VLM
+        >>> from mmrope.vlm import GenerationConfig, VLMConfig
+        >>> VLM(VLMConfig(generation=GenerationConfig(temperature=0.7, top_p=0.8, top_k=20))).config.generation.top_k
+        20
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +133,17 @@ class VLMConfig:
     """The decoder's rotary embedding. If it is left out: M-RoPE with interleaved axes, theta 1e4, a third of the pairs each."""
     family: Family | str | None = None
     """The rule of the position IDs that it is trained with, if known. A processor of another rule is refused beside it."""
-    eos_token_id: int = IM_END
+    eos_token_id: int | tuple[int, ...] = IM_END
+    """The token, or the tokens, that end an answer."""
     pad_token_id: int = PAD
+    generation: GenerationConfig = GenerationConfig()
 
     def __post_init__(self) -> None:
+        if len(self.vision.deepstack_layers) > self.decoder.num_layers:
+            raise ValueError(
+                f"deepstack_layers {self.vision.deepstack_layers} need as many layers of the decoder, "
+                f"which has {self.decoder.num_layers}"
+            )
         if self.rotary is None:
             object.__setattr__(self, "rotary", _mrope(self.decoder.head_dim))
         if self.family is not None:
@@ -123,11 +176,10 @@ class VLMConfig:
             >>> values["decoder"]["hidden_size"], values["vision"]["patches"]["patch_size"]
             (256, 14)
         """
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        parts = {name: dataclasses.asdict(getattr(self, name)) for name in _PARTS}
         return {
-            **values,
-            "vision": dataclasses.asdict(self.vision),
-            "decoder": dataclasses.asdict(self.decoder),
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
+            **parts,
             "rotary": self.rotary.to_dict(),
             "family": None if self.family is None else find_family(self.family).to_dict(),
         }
@@ -142,16 +194,28 @@ class VLMConfig:
             >>> config.decoder.num_layers, config.vision.num_layers
             (2, 4)
         """
-        values = dict(values)
-        vision, decoder = dict(values.pop("vision", {})), dict(values.pop("decoder", {}))
-        if "patches" in vision:
-            cut = {key: tuple(value) if isinstance(value, list) else value for key, value in vision["patches"].items()}
-            vision["patches"] = PatchConfig(**dict[str, Any](cut))
+        values = {key: _plain(value) for key, value in values.items()}
+        for name, part in _PARTS.items():
+            values[name] = part(**values.get(name, {}))
         if values.get("rotary") is not None:
             values["rotary"] = RotarySpec.from_dict(values["rotary"])
         if values.get("family") is not None:
             values["family"] = Family.from_dict(values["family"])
-        return cls(vision=VisionConfig(**vision), decoder=DecoderConfig(**decoder), **values)
+        return cls(**values)
+
+
+_PARTS: dict[str, Any] = {
+    "vision": lambda patches=None, **sizes: VisionConfig(patches=PatchConfig(**(patches or {})), **sizes),
+    "decoder": DecoderConfig,
+    "generation": GenerationConfig,
+}
+
+
+def _plain(value: Any) -> Any:
+    """With tuples for JSON's lists, in it, too."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _mrope(head_dim: int) -> RotarySpec:

@@ -8,57 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
 from mmrope.encodings.spec import RotarySpec
+from mmrope.vlm.attention import attend, causal_mask
+from mmrope.vlm.cache import KVCache
 from mmrope.vlm.config import DecoderConfig
-from mmrope.vlm.norm import RMSNorm
+from mmrope.vlm.layers import MLP, Experts, RMSNorm
 
 Rotate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Puts queries [B, N, S, D] and keys [B, K, S, D] to their places."""
 
 
-class KVCache:
-    """Rotated keys, and values, of the tokens so far; `length` of them, the same number in every row.
+class Deep(NamedTuple):
+    """What the first blocks' outputs get added at media tokens (DeepStack)."""
 
-    Example:
-        >>> import torch
-        >>> from mmrope import VLM, Processor
-        >>> from mmrope.vlm import KVCache
-        >>> model, inputs = VLM(), Processor()([{"role": "user", "content": "Hello"}])
-        >>> cache = KVCache(model.config.decoder, 1, 64, device=torch.device("cpu"), dtype=torch.float32)
-        >>> cache.length, tuple(model(**inputs, cache=cache).logits.shape), cache.length
-        (0, (1, 24, 263), 24)
-    """
-
-    def __init__(self, config: DecoderConfig, batch: int, max_length: int, *, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.num_layers, 2, batch, config.num_kv_heads, max_length, config.head_dim)
-        self.kv = torch.empty(shape, device=device, dtype=dtype)  # [layers, 2, B, K, max_length, D]
-        self.length = 0
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores a layer's new k and v [B, K, S, D] after the first `length`; returns all, [B, K, length + S, D].
-
-        Example:
-            >>> import torch
-            >>> from mmrope.vlm import DecoderConfig, KVCache
-            >>> cache = KVCache(DecoderConfig(), 1, 64, device=torch.device("cpu"), dtype=torch.float32)
-            >>> k, v = torch.randn(2, 1, 2, 5, 32)  # 5 tokens of 2 KV heads
-            >>> keys, values = cache.extend(0, k, v)
-            >>> tuple(keys.shape)
-            (1, 2, 5, 32)
-        """
-        stop = self.length + k.shape[-2]
-        if stop > self.kv.shape[-2]:
-            raise ValueError(f"the cache has room for {self.kv.shape[-2]} tokens, {stop} are needed")
-        self.kv[layer, 0, :, :, self.length : stop] = k
-        self.kv[layer, 1, :, :, self.length : stop] = v
-        return self.kv[layer, 0, :, :, :stop], self.kv[layer, 1, :, :, :stop]
+    slots: Tensor
+    """[B, S], the row of `features` that a token gets; the last is zero."""
+    features: Tensor
+    """[layers, tokens + 1, hidden]"""
 
 
 class Decoder(nn.Module):
@@ -68,11 +41,16 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.rotary = RotaryEmbedding(rotary)
-        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size)
+        self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(
-        self, x: Tensor, position_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        deep: Deep | None = None,
     ) -> Tensor:
         """Hidden states of S new tokens.
 
@@ -81,6 +59,7 @@ class Decoder(nn.Module):
             position_ids: [3, B, S].
             attention_mask: [B, T], nonzero at real tokens, T = S plus what the cache holds; None if nothing is padding.
             cache: extended by the S tokens.
+            deep: of these tokens.
 
         Returns:
             [B, S, hidden].
@@ -92,13 +71,21 @@ class Decoder(nn.Module):
                 f"got {list(position_ids.shape)}: every row has its own"
             )
         turn = self.turn(position_ids)
-        # without a cache and without padding, attention is causal as it is: no mask to build, and the fastest kernels
-        mask = None if attention_mask is None and not past else causal_mask(x.shape[1], past, attention_mask, x.device)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, turn, mask, cache, layer)
+        # without padding, a whole row is causal as it is, and a last token sees all: no mask to build, and the fastest kernels
+        free = attention_mask is None and (not past or x.shape[1] == 1)
+        mask = None if free else causal_mask(x.shape[1], past, attention_mask, x.device)
+        for layer in range(len(self.blocks)):
+            x = self.step(layer, x, turn, mask, cache, deep)
         if cache:
             cache.length += x.shape[1]
         return self.norm(x)
+
+    def step(
+        self, layer: int, x: Tensor, turn: Rotate, mask: Tensor | None, cache: KVCache | None = None, deep: Deep | None = None
+    ) -> Tensor:
+        """What one block, and the media's embeddings for it, make of x [B, S, hidden]."""
+        x = self.blocks[layer](x, turn, mask, cache, layer)
+        return x if deep is None or layer >= len(deep.features) else x + F.embedding(deep.slots, deep.features[layer])
 
     def turn(self, position_ids: Tensor) -> Rotate:
         """The rotation to position_ids [3, B, S], which all blocks share."""
@@ -107,38 +94,27 @@ class Decoder(nn.Module):
         return partial(apply_rotary, cos=cos, sin=sin, pairing=spec.pairing, blocks=spec.blocks)
 
 
-def causal_mask(length: int, past: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
-    """Who may look at whom, bool [1 or B, 1, S, T]: no token ahead, no padding; a padding token looks at itself."""
-    keys = torch.arange(past + length, device=device)
-    queries = keys[past:, None]  # [S, 1]
-    seen = (keys <= queries)[None, None]  # [1, 1, S, T]
-    if attention_mask is None:
-        return seen
-    if attention_mask.shape[-1] != past + length:
-        raise ValueError(
-            f"attention_mask has {attention_mask.shape[-1]} columns, but there are {past} cached and {length} new tokens"
-        )
-    return seen & attention_mask[:, None, None, :].bool() | (keys == queries)  # [B, 1, S, T]
-
-
 class DecoderBlock(nn.Module):
-    """Grouped-query attention and a SwiGLU MLP, each behind a norm and added to the stream.
+    """Grouped-query attention and a gated MLP, or a mixture of them, each behind a norm and added to the stream.
 
-    Queries and keys are normalised per head before they are rotated, as in Qwen3: training then bears large steps.
+    With `qk_norm`, queries and keys are normalised per head before they are rotated, as in Qwen3: training then bears large
+    steps.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, layer: int = 0) -> None:
         super().__init__()
-        d, head, wide = config.hidden_size, config.head_dim, config.intermediate_size
+        d, head, eps, bias = config.hidden_size, config.head_dim, config.norm_eps, config.qkv_bias
         self.head_dim = head
-        self.norm1, self.norm2 = RMSNorm(d), RMSNorm(d)
-        self.q = nn.Linear(d, config.num_heads * head, bias=False)
-        self.k = nn.Linear(d, config.num_kv_heads * head, bias=False)
-        self.q_norm, self.k_norm = RMSNorm(head), RMSNorm(head)
-        self.v = nn.Linear(d, config.num_kv_heads * head, bias=False)
+        self.norm1, self.norm2 = RMSNorm(d, eps), RMSNorm(d, eps)
+        self.q = nn.Linear(d, config.num_heads * head, bias=bias)
+        self.k = nn.Linear(d, config.num_kv_heads * head, bias=bias)
+        self.v = nn.Linear(d, config.num_kv_heads * head, bias=bias)
+        self.q_norm, self.k_norm = (RMSNorm(head, eps) if config.qk_norm else nn.Identity() for _ in "qk")
         self.out = nn.Linear(config.num_heads * head, d, bias=False)
-        self.gate, self.up = nn.Linear(d, wide, bias=False), nn.Linear(d, wide, bias=False)
-        self.down = nn.Linear(wide, d, bias=False)
+        if config.num_experts and layer not in config.mlp_only_layers:
+            self.mlp = Experts(d, config.moe_intermediate_size, config.num_experts, config.num_experts_per_tok)
+        else:
+            self.mlp = MLP(d, config.intermediate_size, "silu", gated=True, bias=False)
 
     def forward(
         self, x: Tensor, turn: Rotate, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
@@ -147,10 +123,8 @@ class DecoderBlock(nn.Module):
         q, k, v = self.project(x, turn)
         if cache:
             k, v = cache.extend(layer, k, v)  # [B, K, T, D]
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)  # [B, N, S, D]
-        x = x + self.out(rearrange(a, "b n s d -> b s (n d)"))
-        h = self.norm2(x)
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+        x = x + self.out(rearrange(attend(q, k, v, mask), "b n s d -> b s (n d)"))
+        return x + self.mlp(self.norm2(x))
 
     def project(self, x: Tensor, turn: Rotate) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries [B, N, S, D] and keys [B, K, S, D], and values [B, K, S, D]."""

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mmrope.vlm.config import VLMConfig
-from mmrope.vlm.decoder import KVCache
+from mmrope.vlm.cache import KVCache, rest_of
+from mmrope.vlm.config import GenerationConfig, VLMConfig
+from mmrope.vlm.decoder import Decoder, Deep
 from mmrope.vlm.inputs import check_inputs
 
-_OPTIONS = ("max_new_tokens", "temperature", "top_p", "stop", "generator")
+_OPTIONS = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "stop",
+    "generator",
+    "cache",
+    "prefill_chunk",
+)
 
 
 class Writer(Protocol):
@@ -20,9 +32,18 @@ class Writer(Protocol):
 
     config: VLMConfig
     embedding: nn.Embedding
+    decoder: Decoder
 
-    def __call__(self, **inputs: Any) -> Any:
-        """What has the `logits` [B, S, vocab] of a Processor's output."""
+    def embed(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Deep | None]:
+        """What the decoder reads, [B, S, hidden]."""
+        ...
+
+    def places(self, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Where it puts the tokens, [A, B, S]."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of the next token, [..., vocab]."""
         ...
 
 
@@ -44,13 +65,17 @@ def stream(
     attention_mask: Tensor,
     next_position: Tensor,
     max_new_tokens: int = 32,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
     stop: Sequence[int] = (),
     generator: torch.Generator | None = None,
+    cache: KVCache | None = None,
+    prefill_chunk: int = 2048,
     **media: Any,
 ) -> Iterator[list[int]]:
-    """Writes a token in each row, yields them, and goes on until every row has ended.
+    """Writes a token in each row, yields them, and goes on until every row has ended. A row that has ended is computed no more.
 
     The device is waited for once a token: for the token itself.
 
@@ -58,56 +83,119 @@ def stream(
         input_ids, position_ids, attention_mask, next_position, **media: a Processor's output, padded on the left.
             Token i of the answer has the id next_position + i on every axis.
         max_new_tokens: most tokens to write in a row.
-        temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature).
+        temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature). This and the next
+            three are the model's own (config.generation) where they are None.
+        top_k: draw only from the likeliest tokens, this many; 0 for all.
         top_p: draw only from the likeliest tokens that together have this probability.
+        repetition_penalty: logits of tokens that the row has already are divided by it, or multiplied where they are negative.
         stop: tokens that end a row, besides the model's own; the one that did is written.
         generator: where drawing takes its randomness, on the model's device.
+        cache: of one conversation, whose earlier turns it holds from the last time: what it holds is not computed again.
+            What begins otherwise than it was (other tokens, positions or pixels) is.
+        prefill_chunk: how many tokens of the inputs the decoder reads at a time.
 
     Yields:
         The new token of each row; the padding token in rows that have ended.
 
     Raises:
-        ValueError: rows padded on the right, options out of range, or what is neither an input nor an option.
+        ValueError: rows padded on the right, options out of range, several conversations with one cache, or what is neither an
+            input nor an option.
     """
-    check_inputs({"input_ids": input_ids, "position_ids": position_ids, **media}, options=_OPTIONS)
+    inputs = {"input_ids": input_ids, "position_ids": position_ids, **media}
+    check_inputs(inputs, options=_OPTIONS)
+    batch, length = input_ids.shape
+    own = model.config.generation
+    how = GenerationConfig(
+        temperature=own.temperature if temperature is None else temperature,
+        top_k=own.top_k if top_k is None else top_k,
+        top_p=own.top_p if top_p is None else top_p,
+        repetition_penalty=own.repetition_penalty if repetition_penalty is None else repetition_penalty,
+    )
+    _check_options(model.config, how, max_new_tokens, prefill_chunk, stop)
     if not bool(attention_mask[:, -1].all()):
         raise ValueError(
             "a row ends in padding, so its next token cannot be read off: pad on the left (Processor(padding_side='left'))"
         )
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(
-            f"need max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, got {max_new_tokens=}, {temperature=}, {top_p=}"
-        )
-    batch, length = input_ids.shape
     if next_position.shape != (batch,):
         raise ValueError(f"next_position must be [{batch}], one id a row, got {list(next_position.shape)}")
-    if len(stop) and not all(0 <= token < model.config.decoder.vocab_size for token in stop):
-        raise ValueError(f"stop must be tokens of a vocabulary of {model.config.decoder.vocab_size}, got {list(stop)}")
-    ends, pad = {model.config.eos_token_id, *stop}, model.config.pad_token_id
-    weight = model.embedding.weight
-    cache = KVCache(model.config.decoder, batch, length + max_new_tokens, device=weight.device, dtype=weight.dtype)
-    mask = attention_mask.new_ones(batch, length + max_new_tokens)  # [B, T]
-    mask[:, :length] = attention_mask
-    output = model(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, cache=cache, **media)
-    ended = [False] * batch
+    if cache is not None and batch > 1:
+        raise ValueError(f"a cache holds one conversation, got {batch}")
+    cache = KVCache() if cache is None else cache
+    unread = rest_of(cache, inputs, model.config.vision.patches.merge_size)
+    cache.room = max(cache.room, length + max_new_tokens)
+    eos, pad = model.config.eos_token_id, model.config.pad_token_id
+    ends = {*((eos,) if isinstance(eos, int) else eos), *stop}
+    padded = not bool(attention_mask.all())
+    places = model.places(position_ids, attention_mask)  # [A, B, S]
+    logits = prefill(model, unread, places, attention_mask if padded else None, cache, prefill_chunk)  # [B, vocab]
+    seen = None
+    if how.repetition_penalty != 1:
+        counts = torch.zeros_like(logits, dtype=torch.int32).scatter_add_(1, input_ids, attention_mask.int())  # [B, vocab]
+        seen = counts > 0
+    rows = list(range(batch))  # those that have not ended
     for n in range(1, max_new_tokens + 1):
-        token = choose_token(output.logits[:, -1].float(), temperature, top_p, generator)  # [B]
-        written = [pad if over else t for t, over in zip(token.tolist(), ended, strict=True)]
-        yield written
-        ended = [over or t in ends for t, over in zip(written, ended, strict=True)]
-        if all(ended) or n == max_new_tokens:
+        token = choose_token(logits.float(), how, generator, seen)  # [b]
+        values = token.tolist()
+        written = dict(zip(rows, values, strict=True))
+        yield [written.get(row, pad) for row in range(batch)]
+        going = [i for i, value in enumerate(values) if value not in ends]
+        if not going or n == max_new_tokens:
             return
-        # a row that has ended goes on unread: what it writes reaches no other
-        ids = (next_position + n - 1).expand(len(position_ids), -1)[..., None]  # [A, B, 1]
-        output = model(input_ids=token[:, None], position_ids=ids, attention_mask=mask[:, : length + n], cache=cache)
+        if len(going) < len(rows):
+            left, rows = torch.tensor(going, device=token.device), [rows[i] for i in going]
+            cache.keep(left)
+            token, next_position, attention_mask = token[left], next_position[left], attention_mask[left]
+            seen = None if seen is None else seen[left]
+        if seen is not None:
+            seen = seen.scatter(1, token[:, None], True)
+        attention_mask = F.pad(attention_mask, (0, 1), value=1)  # [b, T]
+        ids = (next_position + n - 1).expand(len(position_ids), -1)[..., None]  # [A, b, 1]
+        x, places = model.embedding(token)[:, None], model.places(ids, attention_mask)  # [b, 1, hidden], [A, b, 1]
+        hidden = model.decoder(x, places, attention_mask if padded else None, cache)  # [b, 1, hidden]
+        cache.written.append((token[:, None], ids))
+        logits = model.logits(hidden[:, 0])  # [b, vocab]
 
 
-def choose_token(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """The next token of each row, from logits [B, vocab]."""
-    if temperature == 0:
+def prefill(
+    model: Writer, inputs: Mapping[str, Any], places: Tensor, mask: Tensor | None, cache: KVCache, chunk: int
+) -> Tensor:
+    """The logits of the token after `inputs`, [B, vocab], which the decoder reads a chunk at a time; `places` and `mask` are of
+    what the cache holds, too."""
+    x, deep = model.embed(inputs)  # [B, S, hidden]
+    past, hidden = cache.length, x
+    for start in range(0, x.shape[1], chunk):
+        part = slice(start, start + chunk)
+        now = slice(past + start, min(past + start + chunk, places.shape[-1]))
+        seen = None if mask is None else mask[:, : now.stop]
+        some = None if deep is None else Deep(deep.slots[:, part], deep.features)
+        hidden = model.decoder(x[:, part], places[..., now], seen, cache, some)  # [B, chunk, hidden]
+    return model.logits(hidden[:, -1])
+
+
+def choose_token(
+    logits: Tensor, how: GenerationConfig, generator: torch.Generator | None = None, seen: Tensor | None = None
+) -> Tensor:
+    """The next token of each row, from logits [B, vocab]; `seen`, bool [B, vocab], are the tokens that it has already."""
+    if seen is not None:
+        penalty = how.repetition_penalty
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if how.temperature == 0:
         return logits.argmax(dim=-1)
-    p, order = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)  # [B, vocab]
-    p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0.0)  # what is likelier than the rest together is always kept
+    count = min(how.top_k or logits.shape[-1], logits.shape[-1])
+    likeliest, order = logits.topk(count, dim=-1)  # [B, count], falling
+    p = (likeliest / how.temperature).softmax(dim=-1)
+    p = p.masked_fill(p.cumsum(dim=-1) - p >= how.top_p, 0.0)  # what is likelier than the rest together is always kept
     # the first of exponential clocks of these rates to ring: draws as torch.multinomial does, which may wait for the device
     drawn = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(dim=-1, keepdim=True)  # [B, 1]
     return order.gather(-1, drawn).squeeze(-1)  # [B]
+
+
+def _check_options(config: VLMConfig, how: GenerationConfig, new: int, chunk: int, stop: Sequence[int]) -> None:
+    good = how.temperature >= 0 and how.top_k >= 0 and 0 < how.top_p <= 1 and how.repetition_penalty > 0
+    if new < 1 or chunk < 1 or not good:
+        raise ValueError(
+            "need max_new_tokens >= 1, prefill_chunk >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1 and "
+            f"repetition_penalty > 0, got max_new_tokens={new}, prefill_chunk={chunk} and {how}"
+        )
+    if len(stop) and not all(0 <= token < config.decoder.vocab_size for token in stop):
+        raise ValueError(f"stop must be tokens of a vocabulary of {config.decoder.vocab_size}, got {list(stop)}")

@@ -1,8 +1,8 @@
 """The model: tokens, pixels and position IDs in, logits out.
 
 pixels -> VisionEncoder --+
-                          v   (in place of the media tokens' embeddings)
-tokens -> embedding ------+--> Decoder (position_ids) --> logits
+                          v   (in place of the media tokens' embeddings; DeepStack: added to them in the first blocks, too)
+tokens -> embedding ------+--> Decoder (position_ids) --> head --> logits
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from torch.nn import functional as F
 from typing_extensions import Unpack  # of typing from Python 3.11 on; torch brings it
 
 from mmrope.encodings.rotary import RotaryEmbedding
-from mmrope.files import replacing, to_json
+from mmrope.files import read_object, replacing, to_json
 from mmrope.positions.segments import MEDIA, MediaKind
+from mmrope.vlm.cache import KVCache
 from mmrope.vlm.config import VLMConfig
-from mmrope.vlm.decoder import Decoder, KVCache
+from mmrope.vlm.decoder import Decoder, Deep
 from mmrope.vlm.generate import new_tokens, stream
 from mmrope.vlm.inputs import Inputs, check_inputs
+from mmrope.vlm.manifest import verify, write_manifest
+from mmrope.vlm.released import released_config, renaming
 from mmrope.vlm.vision import VisionEncoder
-from mmrope.vlm.weights import refuse_pickles, verify, write_manifest
+from mmrope.vlm.weights import WEIGHTS_NAME, load_weights, weight_files
 
-CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+CONFIG_NAME, GENERATION_NAME = "config.json", "generation_config.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +67,28 @@ class VLM(nn.Module):
     def __init__(self, config: VLMConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or VLMConfig()
-        self.embedding = nn.Embedding(config.decoder.vocab_size, config.decoder.hidden_size)  # read out by the same matrix
-        self.vision = VisionEncoder(config.vision, config.decoder.hidden_size)
+        vocabulary, hidden = config.decoder.vocab_size, config.decoder.hidden_size
+        self.embedding = nn.Embedding(vocabulary, hidden)
+        self.vision = VisionEncoder(config.vision, hidden)
         self.decoder = Decoder(config.decoder, config.rotary)
-        nn.init.normal_(self.embedding.weight, std=0.02)  # small, since it is also the readout: the first guess is even
+        self.head = None if config.decoder.tie_word_embeddings else nn.Linear(hidden, vocabulary, bias=False)
+        nn.init.normal_(self.embedding.weight, std=0.02)  # small, since it may be the head, too: the first guess is even
 
-    def forward(self, *, labels: Tensor | None = None, cache: KVCache | None = None, **inputs: Unpack[Inputs]) -> VLMOutput:
+    def forward(
+        self,
+        *,
+        labels: Tensor | None = None,
+        cache: KVCache | None = None,
+        logits_to_keep: int = 0,
+        **inputs: Unpack[Inputs],
+    ) -> VLMOutput:
         """Logits of every token.
 
         Args:
             inputs: a Processor's output, whose keys `Inputs` describes.
             labels: [B, S] tokens to learn, -100 where nothing is to be learned; token s is predicted from those before it.
             cache: keys and values of earlier tokens; extended.
+            logits_to_keep: of how many last tokens logits are wanted; 0 for all.
 
         Raises:
             ValueError: inputs that are missing or unknown; media tokens and pixels that do not belong together.
@@ -89,39 +102,55 @@ class VLM(nn.Module):
             ((2, 31, 263), True)
         """
         check_inputs(inputs)
-        x = self.embed(inputs)  # [B, S, hidden]
-        hidden = self.decoder(x, inputs["position_ids"], inputs.get("attention_mask"), cache)  # [B, S, hidden]
-        logits = F.linear(hidden, self.embedding.weight)  # [B, S, vocab]
+        x, deep = self.embed(inputs)  # [B, S, hidden]
+        mask = inputs.get("attention_mask")
+        hidden = self.decoder(x, self.places(inputs["position_ids"], mask), mask, cache, deep)  # [B, S, hidden]
+        logits = self.logits(hidden[:, -logits_to_keep:])  # [B, S, vocab]
         return VLMOutput(logits, None if labels is None else next_token_loss(logits, labels))
 
-    def embed(self, inputs: Mapping[str, Any]) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of the next token, [..., vocab], from hidden states [..., hidden]."""
+        return F.linear(hidden, (self.embedding if self.head is None else self.head).weight)
+
+    def places(self, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Where the decoder puts the tokens, [A, B, S]: at their position_ids."""
+        return position_ids
+
+    def embed(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Deep | None]:
         """What the decoder reads, [B, S, hidden]: embeddings of tokens, and of pixels in their places."""
         x, types = self.embedding(inputs["input_ids"]), inputs.get("mm_token_type_ids")  # [B, S, hidden]
+        media: list[tuple[Tensor, Tensor]] = []
         for kind in (MEDIA["image"], MEDIA["video"]):
             pixels = inputs.get(kind.pixels)
             if pixels is not None and len(pixels):  # a row without media has none of them
-                x = self._with_media(x, kind, pixels, inputs.get(kind.grids), types)
+                media.append(self._media(kind, pixels, inputs.get(kind.grids), types))
+                x = x.masked_scatter(media[-1][0][..., None], media[-1][1][0].to(x.dtype))  # [B, S, hidden]
             elif types is not None and bool((types == kind.token_type).any()):
                 raise ValueError(
                     f"the row has {kind.name} tokens, but no pixels were given; pass all that the processor returned"
                 )
-        return x
+        if not media or not self.config.vision.deepstack_layers:
+            return x, None
+        features = torch.cat([made[1:] for _, made in media], dim=1)  # [deep, tokens, hidden]
+        slots = torch.full_like(inputs["input_ids"], features.shape[1])  # [B, S]
+        for places, first in zip([places for places, _ in media], (0, media[0][1].shape[1]), strict=False):
+            slots = slots.masked_scatter(places, torch.arange(first, features.shape[1], device=x.device))
+        return x, Deep(slots, F.pad(features, (0, 0, 0, 1)))
 
-    def _with_media(self, x: Tensor, kind: MediaKind, pixels: Tensor, grid: Tensor | None, types: Tensor | None) -> Tensor:
-        """x with the embeddings of media of a kind in their tokens' places."""
+    def _media(self, kind: MediaKind, pixels: Tensor, grid: Tensor | None, types: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Where the tokens of a kind of media are, bool [B, S], and their features [1 + deep, tokens, hidden]."""
         if grid is None or types is None:
             raise ValueError(
                 f"{kind.name} pixels need their grids ({kind.grids}) and mm_token_type_ids; pass all that the processor "
                 "returned"
             )
-        media = self.vision(pixels, grid)  # [tokens, hidden]
-        places = types == kind.token_type
-        if int(places.sum()) != len(media):
+        features, places = self.vision.features(pixels, grid), types == kind.token_type
+        if int(places.sum()) != features.shape[1]:
             raise ValueError(
-                f"{int(places.sum())} {kind.name} tokens, but the pixels make {len(media)}; "
+                f"{int(places.sum())} {kind.name} tokens, but the pixels make {features.shape[1]}; "
                 "was the row truncated, or are pixels missing?"
             )
-        return x.masked_scatter(places[..., None], media.to(x.dtype))  # [B, S, hidden]
+        return places, features
 
     def generate(self, **inputs: Any) -> Tensor:
         """New tokens [B, n] after a Processor's output; see `mmrope.vlm.generate.stream` for the options.
@@ -209,11 +238,19 @@ class VLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: Any = None, dtype: torch.dtype | None = None) -> VLM:
-        """The model that `save_pretrained` wrote, in evaluation mode.
+        """The model of a folder, in evaluation mode: a released one as it was downloaded, or one that `save_pretrained` wrote.
+
+        Released Qwen2-VL, Qwen2.5-VL, Qwen3-VL and its mixtures of experts are read from `config.json`,
+        `generation_config.json` and safetensors, in one file or several. Weights are mapped into memory, not copied, where
+        neither device nor dtype change them. A folder's `manifest.json`, if it has one, must describe its files.
+
+        Args:
+            device: where the weights go; None for the CPU.
+            dtype: theirs; None for that of the files.
 
         Raises:
             ValueError: files that are missing, differ from their manifest, or are not of one model; weights in another format
-                than safetensors; a model of another class.
+                than safetensors, or quantized; a model that is not known here, or of another class.
 
         Example:
             >>> import tempfile
@@ -226,27 +263,29 @@ class VLM(nn.Module):
             >>> model.training, model.config.decoder.num_layers
             (False, 1)
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        refuse_pickles(folder, WEIGHTS_NAME)
-        contents = verify(folder, [CONFIG_NAME, WEIGHTS_NAME])
-        try:
-            stated = json.loads(contents[CONFIG_NAME])
-            saved_as = stated.pop("class", VLM.__name__)
-            config = VLMConfig.from_dict(stated)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{Path(folder) / CONFIG_NAME} is not the config of a VLM: {error}") from error
-        if saved_as != cls.__name__:
-            raise ValueError(f"{folder} holds a {saved_as}, not a {cls.__name__}: load it with {saved_as}.from_pretrained")
-        model = cls(config)
-        try:
-            model.load_state_dict(load(contents[WEIGHTS_NAME]))
-        except (RuntimeError, SafetensorError) as error:
+        folder = Path(folder)
+        if not (folder / CONFIG_NAME).is_file():
             raise ValueError(
-                f"{WEIGHTS_NAME} in {folder} does not hold the weights that {CONFIG_NAME} needs: {error}"
-            ) from error
-        return model.to(device=device, dtype=dtype).eval()
+                f"no {CONFIG_NAME} in {folder}: it is the folder of a released model, or one of VLM.save_pretrained"
+            )
+        files = weight_files(folder)
+        verify(folder, [CONFIG_NAME, *files])
+        stated = read_object(folder / CONFIG_NAME)
+        kind, saved_as = stated.get("model_type"), stated.pop("class", VLM.__name__)
+        try:
+            if kind is None:
+                config = VLMConfig.from_dict(stated)
+            else:
+                generation = folder / GENERATION_NAME
+                config = released_config(stated, read_object(generation) if generation.is_file() else None)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{folder / CONFIG_NAME} is not the config of a VLM: {error}") from error
+        if saved_as != cls.__name__ and kind is None:
+            raise ValueError(f"{folder} holds a {saved_as}, not a {cls.__name__}: load it with {saved_as}.from_pretrained")
+        with torch.device("meta"):
+            model = cls(config)
+        load_weights(model, [folder / file for file in files], renaming(kind), device=device, dtype=dtype)
+        return model.eval()
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

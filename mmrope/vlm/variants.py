@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmrope.encodings.spec import RotarySpec
 from mmrope.vlm.config import VLMConfig
-from mmrope.vlm.model import VLM, VLMOutput
+from mmrope.vlm.model import VLM
 
 
 class FlatIds(VLM):
     """1D RoPE: whatever the ids are, every token is at its place in the row, on every axis. Padding takes no place."""
 
-    def forward(self, **inputs: Any) -> VLMOutput:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As a VLM, whose arguments these are."""
-        tokens, real = inputs["input_ids"], inputs.get("attention_mask")
-        real = torch.ones_like(tokens) if real is None else real
-        places = (real.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]  # [B, S]
-        changed: Any = {**inputs, "position_ids": places.expand_as(inputs["position_ids"])}  # [3, B, S]
-        return super().forward(**changed)
+    def places(self, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Each token's number in its row, on every axis."""
+        tokens = position_ids.shape[-1]
+        real = torch.ones_like(position_ids[0], dtype=torch.long) if attention_mask is None else attention_mask
+        return (real.cumsum(-1) - 1).clamp_min(0)[:, -tokens:].expand_as(position_ids)  # [3, B, S]
 
 
 def contiguous(config: VLMConfig) -> VLM:

@@ -1,25 +1,26 @@
 """The vision encoder: patches of images of any size, packed one after the other, to one embedding per token.
 
-    patches [P, patch_dim] -> linear -> blocks (attention with 2D RoPE, MLP) -> merge 2 x 2 -> [P / 4, out]
+    patches [P, patch_dim] -> linear (+ table of places) -> blocks (attention with 2D RoPE, MLP) -> merge 2 x 2 -> [P / 4, out]
 
-Each image, and each temporal grid of a video, attends to itself alone.
+Each image, and each temporal grid of a video, attends to itself alone; with windows, most layers attend inside a window.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
+import numpy as np
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
 from mmrope.positions.build import patch_position_ids
 from mmrope.preprocess.patches import normalize
+from mmrope.vlm.attention import attend_packed
 from mmrope.vlm.config import VisionConfig
-from mmrope.vlm.norm import RMSNorm
+from mmrope.vlm.layers import MLP, make_norm
 
 
 class VisionEncoder(nn.Module):
@@ -28,38 +29,64 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig, out_size: int) -> None:
         super().__init__()
         self.config = config
-        merged = config.hidden_size * config.patches.merge_size**2
-        self.embed = nn.Linear(config.patches.patch_dim, config.hidden_size)
+        self.embed = nn.Linear(config.patches.patch_dim, config.hidden_size, bias=config.patch_bias)
+        self.table = nn.Embedding(config.table_side**2, config.hidden_size) if config.table_side else None
         self.rotary = RotaryEmbedding(config.rotary)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size)
-        self.merge = nn.Sequential(nn.Linear(merged, merged), nn.GELU(), nn.Linear(merged, out_size))
+        self.merger = Merger(config, out_size)
+        self.deep_mergers = nn.ModuleList(Merger(config, out_size, norm_merged=True) for _ in config.deepstack_layers)
 
     def forward(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
-        """Token embeddings of packed images and videos.
+        """Token embeddings [P / merge_size^2, out_size] of packed images and videos; arguments as of `features`."""
+        return self.features(patches, grid_thw)[0]
+
+    def features(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
+        """Token embeddings of packed images and videos, and those of the DeepStack layers.
 
         Args:
             patches: [P, patch_dim], merge blocks together, as a Processor emits them; uint8 ones are normalised here.
             grid_thw: [n, 3] patch grids; reading it waits for its device.
 
         Returns:
-            [P / merge_size^2, out_size].
+            [1 + DeepStack layers, P / merge_size^2, out_size].
         """
-        grids, m = grid_thw.tolist(), self.config.patches.merge_size
+        config, grids, m = self.config, grid_thw.tolist(), self.config.patches.merge_size
         if sum(t * h * w for t, h, w in grids) != len(patches):
             raise ValueError(
                 f"grid_thw {grids} describes {sum(t * h * w for t, h, w in grids)} patches, but there are {len(patches)}"
             )
         if patches.dtype == torch.uint8:
-            patches = normalize(patches, self.config.patches)
-        ids = torch.from_numpy(patch_position_ids(grids, axes="hw", order="blocks", merge=m))  # [2, P]
-        cos, sin = self.rotary(ids.to(patches.device))  # [P, pairs]
-        lengths = [h * w for t, h, w in grids for _ in range(t)]
+            patches = normalize(patches, config.patches)
         x = self.embed(patches.to(self.embed.weight.dtype))  # [P, hidden]
-        for block in self.blocks:
-            x = block(x, cos, sin, lengths)
-        x = rearrange(self.norm(x), "(p m) d -> p (m d)", m=m * m)  # [P / m^2, m^2 hidden]
-        return self.merge(x)  # [P / m^2, out]
+        if self.table is not None:
+            x = x + self._places(grids)
+        ids = torch.from_numpy(patch_position_ids(grids, axes="hw", order="blocks", merge=m))  # [2, P]
+        frames = windows = [h * w for t, h, w in grids for _ in range(t)]
+        order = None
+        if config.window_size:
+            tokens, windows = in_windows(grids, m, config.window_size // config.patches.patch_size // m)
+            order = torch.from_numpy(tokens).to(x.device)  # [P / m^2]
+            ids = rearrange(rearrange(ids, "a (n k) -> a n k", k=m * m)[:, tokens], "a n k -> a (n k)")
+            x = rearrange(rearrange(x, "(n k) d -> n k d", k=m * m)[order], "n k d -> (n k) d")
+        cos, sin = self.rotary(ids.to(x.device))  # [P, pairs]
+        deep = []
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cos, sin, frames if layer in config.full_layers else windows)
+            if layer in config.deepstack_layers:
+                deep.append(self.deep_mergers[len(deep)](x))
+        features = torch.stack([self.merger(x), *deep])  # [1 + deep, P / m^2, out]
+        return features if order is None else torch.empty_like(features).index_copy_(1, order, features)
+
+    def _places(self, grids: Sequence[Sequence[int]]) -> Tensor:
+        """The table of positions, stretched over each grid: [P, hidden], in the order of patches."""
+        assert self.table is not None
+        side, m = self.config.table_side, self.config.patches.merge_size
+        table = rearrange(self.table.weight, "(h w) d -> 1 d h w", h=side)
+        places = []
+        for t, h, w in grids:
+            stretched = F.interpolate(table, (h, w), mode="bilinear", align_corners=True)[0]  # [hidden, h, w]
+            places.append(repeat(stretched, "d (h m) (w n) -> (t h w m n) d", t=t, m=m, n=m))
+        return torch.cat(places)
 
 
 class VisionBlock(nn.Module):
@@ -69,9 +96,9 @@ class VisionBlock(nn.Module):
         super().__init__()
         d = config.hidden_size
         self.heads = config.num_heads
-        self.norm1, self.norm2 = RMSNorm(d), RMSNorm(d)
+        self.norm1, self.norm2 = make_norm(config.norm, d), make_norm(config.norm, d)
         self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.mlp = nn.Sequential(nn.Linear(d, config.intermediate_size), nn.GELU(), nn.Linear(config.intermediate_size, d))
+        self.mlp = MLP(d, config.intermediate_size, config.hidden_act, gated=config.gated_mlp, bias=True)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
         """x [P, hidden], cos and sin [P, pairs]; `lengths` are the patches that attend to each other, in order."""
@@ -81,15 +108,40 @@ class VisionBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def attend_packed(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Full attention inside each of the packed sequences: q, k, v [P, N, D], lengths sum up to P, result [P, N, D].
+class Merger(nn.Module):
+    """The patches of a token to one embedding: an MLP behind a norm, of each patch or of all of a token together."""
 
-    Neighbours of equal length (the frames of a video) go through attention as one batch.
+    def __init__(self, config: VisionConfig, out_size: int, *, norm_merged: bool = False) -> None:
+        super().__init__()
+        self.patches = config.patches.merge_size**2
+        merged = config.hidden_size * self.patches
+        self.norm_merged = norm_merged
+        self.norm = make_norm(config.norm, merged if norm_merged else config.hidden_size)
+        self.up, self.down = nn.Linear(merged, merged), nn.Linear(merged, out_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[P, hidden] to [P / merge_size^2, out]."""
+        x = x if self.norm_merged else self.norm(x)
+        x = rearrange(x, "(p m) d -> p (m d)", m=self.patches)  # [P / m^2, m^2 hidden]
+        return self.down(F.gelu(self.up(self.norm(x) if self.norm_merged else x)))
+
+
+def in_windows(grids: Sequence[Sequence[int]], merge: int, side: int) -> tuple[np.ndarray, list[int]]:
+    """Tokens of packed grids, window by window of side x side tokens from the top left, cut off at the edges.
+
+    Returns:
+        The tokens' indices [P / merge^2], a frame's still together, and the number of patches in each window. In a frame,
+        windows of one size are neighbours, so that few products do them all.
     """
-    parts, start = [], 0
-    for length, group in groupby(lengths):
-        stop = start + length * len(list(group))
-        q_, k_, v_ = (rearrange(x[start:stop], "(b l) n d -> b n l d", l=length) for x in (q, k, v))
-        parts.append(rearrange(F.scaled_dot_product_attention(q_, k_, v_), "b n l d -> (b l) n d"))
-        start = stop
-    return torch.cat(parts)  # [P, N, D]
+    order, lengths, start = [], [], 0
+    for t, h, w in grids:
+        rows, columns = h // merge, w // merge
+        for frame in np.arange(start, start + t * rows * columns).reshape(t, rows, columns):
+            for band in np.split(frame, [rows // side * side]):  # of whole windows, and what is left of them
+                for part in np.split(band, [columns // side * side], axis=1):
+                    if part.size:
+                        a, b = min(side, part.shape[0]), min(side, part.shape[1])
+                        order.append(rearrange(part, "(i a) (j b) -> (i j a b)", a=a, b=b))
+                        lengths += [a * b * merge**2] * (part.size // (a * b))
+        start += t * rows * columns
+    return np.concatenate(order), lengths

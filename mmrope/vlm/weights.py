@@ -1,71 +1,103 @@
-"""The files of a saved model: whether they are those that were saved is known before one of them is parsed."""
+"""A model's weights, from safetensors files into the model without a second copy in memory."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrope.files import replacing, to_json
+import torch
+from torch import Tensor, nn
 
-MANIFEST_NAME = "manifest.json"
+from mmrope.files import read_object
+
+WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of weights in formats that are not read."""
-_AGAIN = "copy the folder again, or save the model again with save_pretrained"
-_WORDS = {"bytes": "its size in bytes", "sha256": "its SHA-256"}
 
 
-def write_manifest(folder: str | Path, names: Sequence[str]) -> None:
-    """Writes `manifest.json`: the SHA-256 and the size in bytes of each of these files of the folder, as they are now."""
-    files = {name: _entry((Path(folder) / name).read_bytes()) for name in names}
-    with replacing(Path(folder) / MANIFEST_NAME) as path:
-        path.write_text(to_json({"files": files}), encoding="utf-8")
-
-
-def verify(folder: str | Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The contents of these files of the folder, which are those that the manifest describes.
-
-    Parse what is returned, and do not read the files again: they may be others by then. A manifest tells damage and mixed-up
-    files; it comes with the files, and says nothing about who made them.
+def weight_files(folder: Path) -> list[str]:
+    """The names of a folder's safetensors files: one, or those that an index lists.
 
     Raises:
-        ValueError: a file is missing or differs from its manifest, or there is no manifest that describes it.
+        ValueError: there are none, or an index lists what is not there.
     """
-    folder = Path(folder)
-    for name in (*names, MANIFEST_NAME):
-        if not (folder / name).is_file():
-            raise ValueError(f"no {name} in {folder}: a model is saved with save_pretrained")
-    try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8
-        raise ValueError(f"{folder / MANIFEST_NAME} is not a manifest ({error}); {_AGAIN}") from error
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    contents = {}
-    for name in names:
-        expected = files.get(name) if isinstance(files, dict) else None
-        if not isinstance(expected, dict) or set(expected) != {"sha256", "bytes"}:
-            raise ValueError(f"{folder / name} is not in the manifest ({MANIFEST_NAME}), with its sha256 and bytes; {_AGAIN}")
-        content = (folder / name).read_bytes()
-        for key, value in _entry(content).items():
-            if expected[key] != value:
-                raise ValueError(
-                    f"{folder / name} differs from its manifest: {_WORDS[key]} is {value}, not {expected[key]!r}. It was "
-                    f"changed or damaged after it was saved, or the saving was interrupted; {_AGAIN}"
-                )
-        contents[name] = content
-    return contents
-
-
-def refuse_pickles(folder: str | Path, name: str) -> None:
-    """Raises ValueError if a folder has weights as pickles instead of the safetensors file of this name."""
-    pickles = sorted(path.name for path in Path(folder).glob("*") if path.suffix in PICKLES)
-    if pickles and not (Path(folder) / name).is_file():
+    names = [WEIGHTS_NAME]
+    if not (folder / WEIGHTS_NAME).is_file() and (folder / INDEX_NAME).is_file():
+        index = read_object(folder / INDEX_NAME).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) and Path(name).name == name for name in index.values()):
+            raise ValueError(f"{folder / INDEX_NAME} has no weight_map from weights to files of the folder")
+        names = sorted(set(index.values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing and (pickles := sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)):
         raise ValueError(
-            f"{folder} has {pickles[0]} and no {name}: weights are read from safetensors only, pickles can run code; convert it"
+            f"{folder} has {pickles[0]} and no {missing[0]}: weights are read from safetensors only, pickles can run code; "
+            "convert it"
         )
+    if missing or not names:
+        raise ValueError(f"no {', '.join(missing) or 'weights'} in {folder}: was the folder copied whole?")
+    return names
 
 
-def _entry(content: bytes) -> dict[str, Any]:
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+def load_weights(
+    model: nn.Module,
+    files: Sequence[Path],
+    rename: Callable[[str], str | None],
+    *,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Gives a model the weights of these files in place of its own, which may be on the meta device.
+
+    On the CPU, weights of the wanted dtype stay where the files are mapped into memory: nothing is copied.
+
+    Args:
+        rename: from a file's names of weights to the model's; None for what the model does not need.
+
+    Raises:
+        ValueError: weights that are missing, unknown, or of another shape; a damaged file.
+    """
+    needed = {name: weight.shape for name, weight in model.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    theirs: dict[str, str] = {}
+    unknown, heads = [], []
+    for name, tensor in _tensors(files, str(device or "cpu")):
+        ours = rename(name)
+        if ours == "head.weight" and ours not in needed:  # written though the embedding is the head
+            heads.append(tensor)
+        elif ours is not None:
+            if ours not in needed:
+                unknown.append(name)
+            if tensor.ndim == 5:  # a convolution over patches that do not overlap is a product
+                tensor = tensor.flatten(1)  # [hidden, patch_dim]
+            theirs[ours], state[ours] = name, tensor.to(dtype=dtype)
+    # experts are released as [experts, in, out]; transformers 5 writes its own as [experts, out, in]; one of two may be square
+    pairs = {name: name.rpartition(".")[0] for name, tensor in state.items() if tensor.ndim == 3}
+    turned = {pair for name, pair in pairs.items() if state[name].shape != needed.get(name)}
+    state |= {name: state[name].mT for name, pair in pairs.items() if pair in turned}
+    wrong = [
+        f"{theirs[name]} is {list(tensor.shape)}, not {list(needed[name])}"
+        for name, tensor in state.items()
+        if name in needed and tensor.shape != needed[name]
+    ]
+    for what, found in (("unknown", unknown), ("missing", sorted(needed.keys() - state.keys())), ("of another shape", wrong)):
+        if found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            raise ValueError(
+                f"the weights in {files[0].parent} are not those of its config.json; {what}: {', '.join(found[:5])}{more}"
+            )
+    if any(not torch.equal(head.to(dtype=dtype), state["embedding.weight"]) for head in heads):
+        raise ValueError(f"config.json in {files[0].parent} ties the head to the embedding, but the weights have another head")
+    model.load_state_dict(state, assign=True)
+
+
+def _tensors(files: Sequence[Path], device: str) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    for file in files:
+        try:
+            with safe_open(file, framework="pt", device=device) as weights:
+                for name in weights.keys():  # noqa: SIM118  (it is no mapping)
+                    yield name, weights.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged, or no safetensors file: {error}; copy the folder again") from error

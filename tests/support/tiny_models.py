@@ -351,10 +351,12 @@ def model(name: str, **overrides: Any) -> Any:
     """
     tiny = MODELS[name]
     attention = overrides.pop("attn_implementation", "eager" if name == "hy_v4_vl" else "sdpa")
+    vision = overrides.pop("vision", {})
+    top = {key: overrides.pop(key) for key in ("tie_word_embeddings",) if key in overrides}
     text = {**_TEXT, **tiny.text, **_rope(tiny, overrides.pop("rope", {})), **overrides}
     torch.manual_seed(0)
     if tiny.vision:
-        config = _class(tiny, "Config")(text_config=text, vision_config=dict(tiny.vision), **tiny.more)
+        config = _class(tiny, "Config")(text_config=text, vision_config={**tiny.vision, **vision}, **tiny.more, **top)
     else:  # NeoMME's has no others within it, and no tokens that begin and end
         config = _class(tiny, "Config")(**{key: value for key, value in text.items() if not key.startswith(("bos", "eos"))})
     config._attn_implementation = attention

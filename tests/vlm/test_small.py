@@ -18,9 +18,9 @@ from mmrope.preprocess.image import load_image
 from mmrope.prompting import extract_answer, self_consistency
 from mmrope.vlm import VLMConfig
 from mmrope.vlm.assistant import Assistant, Chat, small_model
-from mmrope.vlm.attention import attention_weights, looked_at
 from mmrope.vlm.data import small_config, task_processor
 from mmrope.vlm.evaluate import answers, draw_question, examine, exams
+from mmrope.vlm.looks import attention_weights, looked_at
 from tests.support import ROOT
 
 EXAMS = {exam.name: exam for exam in exams()}
