@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -296,6 +297,14 @@ def _as_dict(positions: Positions, labels: list[str]) -> dict[str, Any]:
     }
 
 
+class DType(str, Enum):
+    """In what numbers a model computes."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 @app.command(cls=InOrder, no_args_is_help=True)
 def ask(
     parts: Annotated[
@@ -303,22 +312,32 @@ def ask(
         typer.Argument(help="Image and video files, then the question; without one, a conversation.", show_default=False),
     ],
     text: Annotated[list[str] | None, TEXT] = None,
-    model: Annotated[Path | None, typer.Option(help="The folder of a saved model; by default the one that is shipped.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The folder of a released checkpoint, or of a saved model; by default the shipped one.")
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, ..., or auto: a GPU if there is one.", callback=known_device)
     ] = "auto",
-    temperature: Annotated[float, typer.Option(help="0 for the likeliest answer.", callback=between(0, 100))] = 0.0,
+    dtype: Annotated[DType | None, typer.Option(help="Of the weights; by default that of the files.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 for the likeliest answer; by default the model's own.", callback=between(0, 100))
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 512,
     figure: Annotated[
         Path | None,
         typer.Option(help="Draw where the decoder looked in the last file (png, svg, pdf, jpg).", callback=drawable),
     ] = None,
 ) -> None:
-    """Ask a small model about images and videos.
+    """Ask a model about images and videos.
 
     \b
     mmrope ask samples/grid.png "What is at row 2, column 3?"
+    mmrope ask --model Qwen3-VL-4B-Instruct photo.jpg "What is on the table?"
 
-    The model that is shipped reads handwritten digits, and adds. It knows ten questions, and nothing else of the world.
+    Checkpoints of Qwen2-VL, Qwen2.5-VL and Qwen3-VL are run as they are downloaded. The model that is shipped reads handwritten
+    digits, and adds. It knows ten questions, and nothing else of the world.
+
+    In a conversation, a line may begin with the names of more files.
     """
     media = [item_of(part) for part in parts]
     given = [media.pop()["text"]] if media[-1]["type"] == "text" else None
@@ -329,15 +348,21 @@ def ask(
     if figure is not None and not media:
         raise ValueError("--figure draws where the decoder looked in a file: give one")
     _need("torch", "einops", "safetensors", *(["mmrope_small"] if model is None else []))
-    from mmrope.vlm.assistant import Assistant, Chat
+    import torch
 
-    assistant = Assistant.from_pretrained(model, device=device)
+    from mmrope.vlm.assistant import Assistant, Chat
+    from mmrope.vlm.looks import check_looks
+
+    assistant = Assistant.from_pretrained(model, device=device, dtype=dtype and getattr(torch, dtype.value))
+    if figure is not None:
+        check_looks(assistant.model, assistant.processor)
     chat, noted = Chat(assistant, media), set[str]()
-    for question in given or _typed():
+    for more, question in [([], given[0])] if given else _typed():
+        media = [*media, *more]
         if model is None and (note := _doubt(assistant, media, question)) and note not in noted:
             typer.echo(note, err=True)
             noted.add(note)
-        for piece in chat.stream(question, temperature=temperature):
+        for piece in chat.stream(question, media=more, temperature=temperature, max_new_tokens=max_new_tokens):
             typer.echo(piece, nl=False)
         typer.echo()
     if figure is not None and chat.messages:
@@ -351,8 +376,8 @@ def ask(
         typer.echo(f"wrote {figure}", err=True)
 
 
-def _typed() -> Iterator[str]:
-    """Questions from the terminal, until an empty line or its end."""
+def _typed() -> Iterator[tuple[list[dict[str, Any]], str]]:
+    """Questions from the terminal, each after the files that its line begins with, until an empty line or its end."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -360,7 +385,9 @@ def _typed() -> Iterator[str]:
             return
         if not line:
             return
-        yield line
+        words = line.split()
+        files = list(takewhile(lambda word: Path(word).is_file(), words))
+        yield [item_of(word) for word in files], " ".join(words[len(files) :]) if files else line
 
 
 def _doubt(assistant: Any, media: Sequence[dict[str, Any]], question: str) -> str:

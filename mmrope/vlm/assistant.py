@@ -14,6 +14,7 @@ from mmrope.extras import needed_for
 from mmrope.positions.rules import Family
 from mmrope.preprocess.messages import Messages, is_conversation
 from mmrope.preprocess.processor import Processor
+from mmrope.vlm.cache import KVCache
 from mmrope.vlm.model import VLM
 
 _UNFINISHED = "\ufffd"  # what the first bytes of a longer character decode to
@@ -51,7 +52,7 @@ def small_model() -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Assistant:
-    """Answers messages with text, in float32.
+    """Answers messages with text.
 
     Example:
         >>> from mmrope import VLM, Processor
@@ -66,9 +67,14 @@ class Assistant:
     processor: Processor
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path | None = None, *, device: str = "cpu") -> Assistant:
-        """A model that `save_pretrained` wrote, with its processor beside it; by default the small model. The device
-        "auto" is a GPU if there is one.
+    def from_pretrained(
+        cls, folder: str | Path | None = None, *, device: str = "cpu", dtype: torch.dtype | None = None
+    ) -> Assistant:
+        """A folder's model and processor: a released checkpoint, or what `save_pretrained` wrote; by default the small model.
+
+        Args:
+            device: "auto" is a GPU if there is one.
+            dtype: of the weights; None for that of the files.
 
         Raises:
             ImportError: no folder, and mmrope-small is not installed.
@@ -90,7 +96,7 @@ class Assistant:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         check_device(device)
         folder = small_model() if folder is None else folder
-        model = VLM.from_pretrained(folder, device=device, dtype=torch.float32)
+        model = VLM.from_pretrained(folder, device=device, dtype=dtype)
         return cls(model, Processor.from_pretrained(folder, padding_side="left"))
 
     def __post_init__(self) -> None:
@@ -107,7 +113,7 @@ class Assistant:
         Args:
             messages: the last is the user's.
             seed: of the randomness at temperatures above 0; None for another answer each time.
-            options: `max_new_tokens` (100 by default), `temperature`, `top_p`, `stop` of `mmrope.vlm.generate.stream`.
+            options: `max_new_tokens` (100 by default), `temperature`, `cache` and the others of `mmrope.vlm.generate.stream`.
 
         Raises:
             ValueError: several conversations.
@@ -158,7 +164,9 @@ class Assistant:
 
 
 class Chat:
-    """A conversation about some media, which come before its first question.
+    """A conversation about some media, which come before its first question; others may come with later ones.
+
+    What has been read stays in one cache: a turn computes what is new in it.
 
     Example:
         >>> import numpy as np
@@ -175,6 +183,7 @@ class Chat:
         self.assistant, self.media = assistant, media
         self.messages: list[dict[str, Any]] = []
         """What has been said so far."""
+        self.cache = KVCache()
 
     def answer(self, question: str, **options: Any) -> str:
         """The answer to the next question; options as of `Assistant.stream`.
@@ -190,8 +199,11 @@ class Chat:
         """
         return "".join(self.stream(question, **options))
 
-    def stream(self, question: str, **options: Any) -> Iterator[str]:
+    def stream(self, question: str, *, media: Sequence[Mapping[str, Any]] = (), **options: Any) -> Iterator[str]:
         """The same, piece by piece. An answer that is not read to its end is forgotten.
+
+        Args:
+            media: images and videos that come with this question.
 
         Example:
             >>> from mmrope import VLM, Processor
@@ -201,11 +213,10 @@ class Chat:
             >>> chat.messages[-1]["content"] == said
             True
         """
-        text = {"type": "text", "text": question}
-        content = [text] if self.messages else [*self.media, text]
+        content = [*([] if self.messages else self.media), *media, {"type": "text", "text": question}]
         messages = [*self.messages, {"role": "user", "content": content}]
         said = ""
-        for piece in self.assistant.stream(messages, **options):
+        for piece in self.assistant.stream(messages, cache=self.cache, **options):
             said += piece
             yield piece
         self.messages = [*messages, {"role": "assistant", "content": said}]

@@ -74,6 +74,20 @@ class Looked:
     """[layers, heads, T, rows, columns]; over all media and text they sum up to 1."""
 
 
+def check_looks(model: VLM, processor: Processor) -> None:
+    """That `looked_at` can show where this model looks.
+
+    Raises:
+        ValueError: a processor or a model of another kind.
+    """
+    frames = model.config.vision.patches.temporal_patch_size
+    if frames != 1 or processor.pixels != "uint8":
+        raise ValueError(
+            "looks are drawn over the patches, which must be bytes of single frames: they need a Processor(pixels='uint8') "
+            f"and temporal_patch_size 1, got pixels={processor.pixels!r} and {frames}"
+        )
+
+
 def looked_at(model: VLM, processor: Processor, messages: Messages) -> list[Looked]:
     """Where the decoder looks when it writes the first token of its next answer.
 
@@ -101,12 +115,8 @@ def looked_at(model: VLM, processor: Processor, messages: Messages) -> list[Look
         >>> looked.pixels.shape, looked.weights.shape
         ((1, 56, 84, 3), (4, 8, 1, 2, 3))
     """
+    check_looks(model, processor)
     config = model.config.vision.patches
-    if config.temporal_patch_size != 1 or processor.pixels != "uint8":
-        raise ValueError(
-            "looks are drawn over the patches, which must be bytes of single frames: they need a Processor(pixels='uint8') "
-            f"and temporal_patch_size 1, got pixels={processor.pixels!r} and {config.temporal_patch_size}"
-        )
     inputs = processor(messages, add_generation_prompt=True).to(model.device)
     weights = attention_weights(model, inputs)[:, 0]  # [layers, heads, S]
     types = inputs["mm_token_type_ids"][0]
