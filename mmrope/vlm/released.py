@@ -197,6 +197,9 @@ def _vision(kind: str, values: Mapping[str, Any], out: int) -> dict[str, Any]:
         raise ValueError(f"the vision encoder reads {channels} channels of color, VLM's 3")
     cut = {"patch_size": values["patch_size"], "merge_size": values.get("spatial_merge_size", 2)}
     cut["temporal_patch_size"] = values.get("temporal_patch_size", 2)
+    side = math.isqrt(places := values.get("num_position_embeddings", 0))
+    if side**2 != places:
+        raise ValueError(f"num_position_embeddings {places} is not the size of a square table")
     rope = values.get("rope_parameters") or {}
     if rope.get("rope_type", "axial") != "axial":
         raise ValueError(f"the vision encoder's rope_type is {rope['rope_type']!r}, VLM's is 'axial'")
@@ -208,7 +211,7 @@ def _vision(kind: str, values: Mapping[str, Any], out: int) -> dict[str, Any]:
         "num_heads": values["num_heads"],
         "hidden_act": values["hidden_act"],
         "theta": float(rope.get("rope_theta", 1e4)),
-        "table_side": math.isqrt(values.get("num_position_embeddings", 0)),
+        "table_side": side,
         "window_size": values.get("window_size", 0),
         "full_layers": tuple(values.get("fullatt_block_indexes", ())),
         "deepstack_layers": tuple(values.get("deepstack_visual_indexes", ())),

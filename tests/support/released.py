@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import mmrope
 from mmrope import VLM, Segment
 from mmrope.vlm.released import RELEASED
-from tests.support import tiny_models
+from tests.support import checkpoints, tiny_models
 from tests.support.upstream_ids import with_tokens
 
 _DEEPER = {"depth": 5, "num_heads": 2}
@@ -25,7 +26,7 @@ _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3}
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "qwen2_vl": {
         "plain": {"vision": _DEEPER},
-        "tied": {"tie_word_embeddings": True},
+        "tied": {"more": {"tie_word_embeddings": True}},
         "one key head": {"num_key_value_heads": 1},
         "as many key heads": {"num_key_value_heads": 4, "rms_norm_eps": 1e-2},
         "wider mlp": {"vision": {**_DEEPER, "mlp_ratio": 3}},
@@ -36,14 +37,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "wide windows": {"vision": {**_WINDOWED, "window_size": 24}},
         "windows alone": {"vision": {**_WINDOWED, "fullatt_block_indexes": []}},
         "whole images alone": {"vision": {**_WINDOWED, "fullatt_block_indexes": [0, 1, 2, 3, 4]}},
-        "tied": {"tie_word_embeddings": True, "vision": _WINDOWED},
+        "tied": {"more": {"tie_word_embeddings": True}, "vision": _WINDOWED},
         "yarn": {**_YARN, "vision": _WINDOWED},
     },
     "qwen3_vl": {
         "deepstack": {"vision": _STACKED},
         "no deepstack": {"vision": {**_STACKED, "deepstack_visual_indexes": []}},
         "deepstack to the last layer": {"num_hidden_layers": 3, "vision": _STACKED},
-        "tied": {"tie_word_embeddings": True, "vision": _STACKED},
+        "tied": {"more": {"tie_word_embeddings": True}, "vision": _STACKED},
         "heads wider than the model": {"head_dim": 16, "num_attention_heads": 8, "vision": _STACKED},
         "a table of one": {"vision": {**_STACKED, "num_position_embeddings": 1}},
     },
@@ -52,7 +53,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "all experts": {"num_experts": 3, "num_experts_per_tok": 3, "vision": _STACKED},
         "one expert of many": {"num_experts": 16, "num_experts_per_tok": 1},
         "some layers without": {"mlp_only_layers": [0, 2], "vision": _STACKED, **_EXPERTS},
-        "tied": {"tie_word_embeddings": True, "vision": _STACKED, **_EXPERTS},
+        "tied": {"more": {"tie_word_embeddings": True}, "vision": _STACKED, **_EXPERTS},
     },
 }
 CASES = [(name, option) for name, options in OPTIONS.items() for option in options]
@@ -119,3 +120,32 @@ def written(name: str, one: Segment) -> list[Segment]:
 def without_positions(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """For transformers, which makes its own."""
     return {key: value for key, value in inputs.items() if key not in ("position_ids", "next_position")}
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def checkpoint(path: Path, name: str, **saving: Any) -> Path:
+    """Writes a checkpoint's folder as `checkpoints.folder` does, with the weights of a random model of transformers.
+
+    Args:
+        name: one of `checkpoints.CHECKPOINTS`.
+        saving: of save_pretrained, such as max_shard_size; `dtype`.
+    """
+    dtype, tied = saving.pop("dtype", torch.float32), saving.pop("tied", False)
+    checkpoints.folder(path, name)
+    stated = json.loads((path / "config.json").read_text())
+    kind, tokens = stated["model_type"], checkpoints.small_tokenizer(name)
+    ends = [tokens.token_to_id("<|im_end|>"), tokens.token_to_id(checkpoints.PAD)]
+    patch = checkpoints.CHECKPOINTS[name]["image"]["patch_size"]
+    model = tiny_models.model(
+        kind,
+        vocab_size=tokens.get_vocab_size(),
+        eos_token_id=ends[0],
+        vision={"patch_size": patch, "window_size": 112} if kind == "qwen2_5_vl" else {"patch_size": patch},
+        more={key: value for key, value in stated.items() if key.endswith("_token_id")} | {"tie_word_embeddings": tied},
+    ).to(dtype)
+    said = model.generation_config
+    said.eos_token_id, said.pad_token_id, said.suppress_tokens = ends, ends[1], None
+    model.save_pretrained(path, **saving)
+    return path

@@ -347,16 +347,16 @@ def model(name: str, **overrides: Any) -> Any:
     where tokens stand makes no difference to what it says. generate() writes text only, and never stops early.
 
     Args:
-        overrides: of the text config; `rope` (a dict) of its rope parameters; `attn_implementation`.
+        overrides: of the text config; `rope` (a dict) of its rope parameters; `vision` of the vision config, `more` of the whole
+            one; `attn_implementation`.
     """
     tiny = MODELS[name]
     attention = overrides.pop("attn_implementation", "eager" if name == "hy_v4_vl" else "sdpa")
-    vision = overrides.pop("vision", {})
-    top = {key: overrides.pop(key) for key in ("tie_word_embeddings",) if key in overrides}
+    vision, top = overrides.pop("vision", {}), {**tiny.more, **overrides.pop("more", {})}
     text = {**_TEXT, **tiny.text, **_rope(tiny, overrides.pop("rope", {})), **overrides}
     torch.manual_seed(0)
     if tiny.vision:
-        config = _class(tiny, "Config")(text_config=text, vision_config={**tiny.vision, **vision}, **tiny.more, **top)
+        config = _class(tiny, "Config")(text_config=text, vision_config={**tiny.vision, **vision}, **top)
     else:  # NeoMME's has no others within it, and no tokens that begin and end
         config = _class(tiny, "Config")(**{key: value for key, value in text.items() if not key.startswith(("bos", "eos"))})
     config._attn_implementation = attention
