@@ -353,7 +353,7 @@ def ask(
     from mmrope.vlm.assistant import Assistant, Chat
     from mmrope.vlm.looks import check_looks
 
-    assistant = Assistant.from_pretrained(model, device=device, dtype=dtype and getattr(torch, dtype.value))
+    assistant = Assistant.from_pretrained(model, device=device, dtype=None if dtype is None else getattr(torch, dtype.value))
     if figure is not None:
         check_looks(assistant.model, assistant.processor)
     chat, noted = Chat(assistant, media), set[str]()

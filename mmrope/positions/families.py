@@ -28,7 +28,7 @@ from mmrope.positions.rules import register_family as register_family  # from he
 
 _QWEN_TRAINING = "QwenLM/Qwen3-VL at commit 9658872, qwen-vl-finetune/qwenvl/data/rope2d.py"
 _QWEN_CONFIG = {
-    "spatial_merge": "vision_config.spatial_merge_size",
+    "spatial_merge": "vision_config.spatial_merge_size?",
     "frames_per_grid": "vision_config.temporal_patch_size?",
     "token_ids.image": "image_token_id?",
     "token_ids.video": "video_token_id?",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -33,18 +33,9 @@ class Writer(Protocol):
     config: VLMConfig
     embedding: nn.Embedding
     decoder: Decoder
-
-    def embed(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Deep | None]:
-        """What the decoder reads, [B, S, hidden]."""
-        ...
-
-    def places(self, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Where it puts the tokens, [A, B, S]."""
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Of the next token, [..., vocab]."""
-        ...
+    embed: Callable[[Mapping[str, Any]], tuple[Tensor, Deep | None]]
+    places: Callable[[Tensor, Tensor | None], Tensor]
+    logits: Callable[[Tensor], Tensor]
 
 
 def new_tokens(model: Writer, **inputs: Any) -> Tensor:
@@ -142,7 +133,7 @@ def stream(
         if not going or n == max_new_tokens:
             return
         if len(going) < len(rows):
-            left, rows = torch.tensor(going, device=token.device), [rows[i] for i in going]
+            left, rows = torch.tensor(going).to(token.device, non_blocking=True), [rows[i] for i in going]
             cache.keep(left)
             token, next_position, attention_mask = token[left], next_position[left], attention_mask[left]
             seen = None if seen is None else seen[left]

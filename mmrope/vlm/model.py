@@ -7,9 +7,8 @@ tokens -> embedding ------+--> Decoder (position_ids) --> head --> logits
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Unpack  # of typing from Python 3.11 on; torch brings it
 
-from mmrope.encodings.rotary import RotaryEmbedding
-from mmrope.files import read_object, replacing, to_json
 from mmrope.positions.segments import MEDIA, MediaKind
 from mmrope.vlm.cache import KVCache
 from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.decoder import Decoder, Deep
 from mmrope.vlm.generate import new_tokens, stream
 from mmrope.vlm.inputs import Inputs, check_inputs
-from mmrope.vlm.manifest import verify, write_manifest
-from mmrope.vlm.released import released_config, renaming
 from mmrope.vlm.vision import VisionEncoder
-from mmrope.vlm.weights import WEIGHTS_NAME, load_weights, weight_files
-
-CONFIG_NAME, GENERATION_NAME = "config.json", "generation_config.json"
+from mmrope.vlm.weights import load_model, save_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,37 +197,7 @@ class VLM(nn.Module):
             ...     print(sorted(path.name for path in Path(folder).iterdir()))
             ['config.json', 'manifest.json', 'model.safetensors']
         """
-        from safetensors.torch import save_file
-
-        stated = self._config_to_save().to_dict()
-        if type(self) is not VLM:  # which may place or see otherwise: its own from_pretrained loads it, and no other's
-            stated["class"] = type(self).__name__
-        content = to_json(stated)
-        config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
-        config.parent.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with replacing(config) as new_config, replacing(weights) as new_weights:
-            new_config.write_text(content, encoding="utf-8")
-            save_file(state, new_weights, metadata={"format": "pt"})
-        write_manifest(folder, [CONFIG_NAME, WEIGHTS_NAME])
-
-    def _config_to_save(self) -> VLMConfig:
-        """The config, with the rotary embedding that the decoder has, which may have been replaced."""
-        for name, rotary in (("decoder", self.decoder.rotary), ("vision", self.vision.rotary)):
-            if type(rotary) is not RotaryEmbedding or rotary.angles != "exact":
-                raise ValueError(
-                    f"model.{name}.rotary is {rotary!r}: saved is a RotaryEmbedding(spec) with exact angles. Keep the model by "
-                    "torch.save, or give its spec to VLMConfig(rotary=...)"
-                )
-        if self.vision.rotary.spec != self.config.vision.rotary:
-            raise ValueError(
-                f"model.vision.rotary has {self.vision.rotary.spec!r}, but VisionConfig can only state "
-                f"{self.config.vision.rotary!r}: the vision encoder's rotary embedding cannot be saved"
-            )
-        config = replace(self.config, rotary=self.decoder.rotary.spec)
-        if VLMConfig.from_dict(json.loads(to_json(config.to_dict()))) != config:
-            raise ValueError(f"the config does not come back from JSON as it is, so the model is not saved: {config}")
-        return config
+        save_model(self, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: Any = None, dtype: torch.dtype | None = None) -> VLM:
@@ -263,29 +226,7 @@ class VLM(nn.Module):
             >>> model.training, model.config.decoder.num_layers
             (False, 1)
         """
-        folder = Path(folder)
-        if not (folder / CONFIG_NAME).is_file():
-            raise ValueError(
-                f"no {CONFIG_NAME} in {folder}: it is the folder of a released model, or one of VLM.save_pretrained"
-            )
-        files = weight_files(folder)
-        verify(folder, [CONFIG_NAME, *files])
-        stated = read_object(folder / CONFIG_NAME)
-        kind, saved_as = stated.get("model_type"), stated.pop("class", VLM.__name__)
-        try:
-            if kind is None:
-                config = VLMConfig.from_dict(stated)
-            else:
-                generation = folder / GENERATION_NAME
-                config = released_config(stated, read_object(generation) if generation.is_file() else None)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{folder / CONFIG_NAME} is not the config of a VLM: {error}") from error
-        if saved_as != cls.__name__ and kind is None:
-            raise ValueError(f"{folder} holds a {saved_as}, not a {cls.__name__}: load it with {saved_as}.from_pretrained")
-        with torch.device("meta"):
-            model = cls(config)
-        load_weights(model, [folder / file for file in files], renaming(kind), device=device, dtype=dtype)
-        return model.eval()
+        return load_model(cls, Path(folder), device=device, dtype=dtype)
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

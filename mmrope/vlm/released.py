@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from mmrope.checkpoints.configs import family_from_config
@@ -71,21 +72,22 @@ def _mlp(**names: str) -> dict[str, str]:
     return {f"visual.blocks.*.mlp.{theirs}": f"vision.blocks.*.mlp.{ours}" for ours, theirs in names.items()}
 
 
-_QWEN2_TEXT = {"qkv_bias": True, "qk_norm": False}
+_CUT = {"spatial_merge_size": 2, "temporal_patch_size": 2}
 _QWEN2_VL = Released(
-    decoder=_QWEN2_TEXT,
+    decoder={"qkv_bias": True, "qk_norm": False},
     vision={"norm": "layer", "patch_bias": False},
     names={**_TEXT, **_BLOCKS, **_MERGER, **_mlp(up="fc1", down="fc2")},
-    defaults={"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_act": "quick_gelu", "patch_size": 14},
+    defaults={**_CUT, "depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_act": "quick_gelu",
+              "patch_size": 14},
     text_defaults={"rms_norm_eps": 1e-5},
     tied_by_text=True,
-)
+)  # fmt: skip
 _QWEN3_VL = Released(
     decoder={"qkv_bias": False, "qk_norm": True},
     vision={"norm": "layer", "patch_bias": True},
     names={**_TEXT, **_BLOCKS, **_DEEP, **_mlp(up="linear_fc1", down="linear_fc2")},
     defaults={"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "hidden_act": "gelu_pytorch_tanh",
-              "patch_size": 16, "num_position_embeddings": 2304, "deepstack_visual_indexes": (8, 16, 24)},
+              "patch_size": 16, **_CUT, "num_position_embeddings": 2304, "deepstack_visual_indexes": (8, 16, 24)},
     text_defaults={"rms_norm_eps": 1e-6, "head_dim": 128},
 )  # fmt: skip
 RELEASED: dict[str, Released] = {
@@ -95,7 +97,7 @@ RELEASED: dict[str, Released] = {
         vision={"norm": "rms", "patch_bias": False, "gated_mlp": True},
         names={**_TEXT, **_BLOCKS, **_MERGER, **_mlp(gate="gate_proj", up="up_proj", down="down_proj")},
         defaults={"depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "num_heads": 16, "hidden_act": "silu",
-                  "patch_size": 14, "window_size": 112, "fullatt_block_indexes": (7, 15, 23, 31)},
+                  "patch_size": 14, **_CUT, "window_size": 112, "fullatt_block_indexes": (7, 15, 23, 31)},
     ),
     "qwen3_vl": _QWEN3_VL,
     "qwen3_vl_moe": replace(
@@ -121,7 +123,7 @@ _ONLY = {
 }  # fmt: skip
 
 
-def released_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> VLMConfig:
+def released_config(values: Mapping[str, Any], generation: Mapping[str, Any] = MappingProxyType({})) -> VLMConfig:
     """The config of a model from the values of a released `config.json`, and of its `generation_config.json`.
 
     Raises:
@@ -129,13 +131,11 @@ def released_config(values: Mapping[str, Any], generation: Mapping[str, Any] | N
 
     Example:
         >>> from mmrope.vlm.released import released_config
-        >>> vision = {"out_hidden_size": 2048, "hidden_size": 1280, "spatial_merge_size": 2, "temporal_patch_size": 2}
         >>> text = {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16}
-        >>> text |= {"num_key_value_heads": 2, "vocab_size": 151936, "rope_theta": 1e6}
-        >>> rope = {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
-        >>> config = released_config({"model_type": "qwen2_5_vl", "vision_config": vision, **text, **rope})
-        >>> config.vision.full_layers, config.decoder.qk_norm
-        ((7, 15, 23, 31), False)
+        >>> text |= {"vocab_size": 151936, "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+        >>> vision = {"out_hidden_size": 2048, "hidden_size": 1280, "spatial_merge_size": 2, "tokens_per_second": 2}
+        >>> released_config({"model_type": "qwen2_5_vl", "vision_config": vision, **text}).vision.full_layers
+        (7, 15, 23, 31)
     """
     kind = values.get("model_type")
     if kind not in RELEASED:
@@ -144,42 +144,41 @@ def released_config(values: Mapping[str, Any], generation: Mapping[str, Any] | N
         raise ValueError("the weights are quantized (quantization_config), which VLM does not run: take the unquantized ones")
     row = RELEASED[kind]
     text = {**row.text_defaults, **(values.get("text_config") or values)}
-    vision = {**row.defaults, **(values.get("vision_config") or {})}
     for key, known in _ONLY.items():
         if key in text and text[key] not in known:
             raise ValueError(f"{kind} with {key} {text[key]!r} is not known here: it must be {known[0]!r}")
     if any(layer != "full_attention" for layer in text.get("layer_types") or ()):
         raise ValueError(f"{kind} with layer_types {text['layer_types']} is not known here: all must be full_attention")
+    tied = values.get("tie_word_embeddings", False) or (row.tied_by_text and text.get("tie_word_embeddings", False))
     try:
-        tied = values.get("tie_word_embeddings", False) or (row.tied_by_text and text.get("tie_word_embeddings", False))
         decoder = DecoderConfig(**row.decoder, **_decoder(text), tie_word_embeddings=bool(tied))
-        config = VisionConfig(**row.vision, **_vision(kind, vision, decoder.hidden_size))
+        vision = _vision(kind, {**row.defaults, **values["vision_config"]}, decoder.hidden_size)
     except KeyError as error:
         raise ValueError(f"the config of a {kind} lacks {error}") from None
-    said = {**text, **values, **(generation or {})}
+    rotary, said = rotary_from_config(dict(values)), {**text, **values, **generation}
+    assert rotary is not None
     ends, pad = said.get("eos_token_id"), said.get("pad_token_id")
     ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
     return VLMConfig(
-        vision=config,
+        vision=VisionConfig(**row.vision, **vision),
         decoder=decoder,
-        rotary=rotary_from_config(dict(values)),
+        rotary=rotary,
         family=family_from_config(dict(values)),
         eos_token_id=ends,
         pad_token_id=pad if pad is not None else ends[0] if ends else 0,
-        generation=_generation(generation or {}),
+        generation=_generation(generation),
     )
 
 
 def _decoder(text: Mapping[str, Any]) -> dict[str, Any]:
-    heads = text["num_attention_heads"]
-    experts = {}
+    heads, experts = text["num_attention_heads"], {}
     if count := text.get("num_experts", text.get("num_local_experts")):  # the second since transformers 5.22
-        experts = {key: text[key] for key in ("num_experts_per_tok", "moe_intermediate_size")}
-        experts |= {"num_experts": count, "mlp_only_layers": tuple(text["mlp_only_layers"] or ())}
-    return experts | {
-        "vocab_size": text["vocab_size"],
-        "hidden_size": text["hidden_size"],
-        "intermediate_size": text["intermediate_size"],
+        experts = {"num_experts": count, "mlp_only_layers": tuple(text["mlp_only_layers"] or ())}
+        experts |= {key: text[key] for key in ("num_experts_per_tok", "moe_intermediate_size")}
+    same = {key: text[key] for key in ("vocab_size", "hidden_size", "intermediate_size")}
+    return {
+        **same,
+        **experts,
         "num_layers": text["num_hidden_layers"],
         "num_heads": heads,
         "num_kv_heads": text.get("num_key_value_heads") or heads,
@@ -189,29 +188,28 @@ def _decoder(text: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _vision(kind: str, values: Mapping[str, Any], out: int) -> dict[str, Any]:
-    size = values.get("embed_dim", values["hidden_size"])
-    made = values["hidden_size"] if "embed_dim" in values else values["out_hidden_size"]
-    if made != out:
-        raise ValueError(f"the vision encoder makes embeddings of {made} channels, the decoder reads {out}")
-    if (channels := values.get("in_channels", values.get("in_chans", 3))) != 3:
-        raise ValueError(f"the vision encoder reads {channels} channels of color, VLM's 3")
-    cut = {"patch_size": values["patch_size"], "merge_size": values.get("spatial_merge_size", 2)}
-    cut["temporal_patch_size"] = values.get("temporal_patch_size", 2)
-    side = math.isqrt(places := values.get("num_position_embeddings", 0))
-    if side**2 != places:
-        raise ValueError(f"num_position_embeddings {places} is not the size of a square table")
-    rope = values.get("rope_parameters") or {}
-    if rope.get("rope_type", "axial") != "axial":
-        raise ValueError(f"the vision encoder's rope_type is {rope['rope_type']!r}, VLM's is 'axial'")
+    size, made = values["hidden_size"], values.get("out_hidden_size")
+    if "embed_dim" in values:
+        size, made = values["embed_dim"], values["hidden_size"]
+    rope, places = values.get("rope_parameters") or {}, values.get("num_position_embeddings", 0)
+    for wrong, what in (
+        (made != out, f"it makes embeddings of {made} channels, the decoder reads {out}"),
+        (values.get("in_channels", values.get("in_chans", 3)) != 3, "it does not read 3 channels of color"),
+        (math.isqrt(places) ** 2 != places, f"num_position_embeddings {places} is not the size of a square table"),
+        (rope.get("rope_type", "axial") != "axial", f"its rope_type is {rope.get('rope_type')!r}, not 'axial'"),
+    ):
+        if wrong:
+            raise ValueError(f"the vision encoder is not known here: {what}")
+    cut = {"patch_size": "patch_size", "merge_size": "spatial_merge_size", "temporal_patch_size": "temporal_patch_size"}
     return {
-        "patches": replace(FAMILY_PATCHES[kind], **cut),
+        "patches": replace(FAMILY_PATCHES[kind], **{ours: values[theirs] for ours, theirs in cut.items()}),
         "hidden_size": size,
         "intermediate_size": int(size * values["mlp_ratio"]) if "mlp_ratio" in values else values["intermediate_size"],
         "num_layers": values["depth"],
         "num_heads": values["num_heads"],
         "hidden_act": values["hidden_act"],
         "theta": float(rope.get("rope_theta", 1e4)),
-        "table_side": side,
+        "table_side": math.isqrt(places),
         "window_size": values.get("window_size", 0),
         "full_layers": tuple(values.get("fullatt_block_indexes", ())),
         "deepstack_layers": tuple(values.get("deepstack_visual_indexes", ())),
@@ -219,15 +217,10 @@ def _vision(kind: str, values: Mapping[str, Any], out: int) -> dict[str, Any]:
 
 
 def _generation(values: Mapping[str, Any]) -> GenerationConfig:
-    """As transformers does, the options of drawing count only with do_sample."""
-    drawn = {
-        "temperature": values.get("temperature") or 1.0,
-        "top_k": values.get("top_k") or 0,
-        "top_p": values.get("top_p") or 1.0,
-    }
-    return GenerationConfig(
-        **(drawn if values.get("do_sample") else {}), repetition_penalty=values.get("repetition_penalty") or 1.0
-    )
+    """As in transformers, the options of drawing count only with do_sample, and then 50 tokens if nothing else is said."""
+    drawn = {key: values.get(key, default) for key, default in (("temperature", 1.0), ("top_k", 50), ("top_p", 1.0))}
+    drawn = {key: value or 0 for key, value in drawn.items()} if values.get("do_sample") else {}
+    return GenerationConfig(**drawn, repetition_penalty=values.get("repetition_penalty") or 1.0)
 
 
 def renaming(kind: str | None) -> Callable[[str], str | None]:
@@ -237,8 +230,10 @@ def renaming(kind: str | None) -> Callable[[str], str | None]:
         kind: its model_type; None for folders that VLM.save_pretrained wrote.
     """
     table = _OWN if kind is None else {**RELEASED[kind].names, "lm_head": "head"}
+    ending = r"(?P<ending>\.weight|\.bias|)"
     patterns = [
-        (re.compile(re.escape(theirs).replace(r"\*", r"(\d+)") + r"(\.weight|\.bias|)"), ours) for theirs, ours in table.items()
+        (re.compile(re.escape(theirs).replace(r"\*", r"(\d+)") + ending), ours.replace("*", r"\1") + r"\g<ending>")
+        for theirs, ours in table.items()
     ]
 
     def renamed(name: str) -> str | None:
@@ -246,10 +241,7 @@ def renaming(kind: str | None) -> Callable[[str], str | None]:
         plain = name if kind is None else re.sub(r"^(model\.)?(language_model\.)?(model\.)?", "", name)
         if plain.endswith("inv_freq"):
             return None
-        for pattern, ours in patterns:
-            if found := pattern.fullmatch(plain):
-                *layer, ending = found.groups()
-                return ours.replace("*", *layer) + ending if layer else ours + ending
-        return name
+        found = ((pattern.fullmatch(plain), ours) for pattern, ours in patterns)
+        return next((match.expand(ours) for match, ours in found if match), name)
 
     return renamed

@@ -1,19 +1,86 @@
-"""A model's weights, from safetensors files into the model without a second copy in memory."""
+"""The files of a model: written whole or not at all, and read into it without a second copy in memory."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mmrope.files import read_object
+from mmrope.encodings.rotary import RotaryEmbedding
+from mmrope.files import read_object, replacing, to_json
+from mmrope.vlm.config import VLMConfig
+from mmrope.vlm.manifest import verify, write_manifest
+from mmrope.vlm.released import released_config, renaming
 
+_Model = TypeVar("_Model", bound=nn.Module)
+CONFIG_NAME, GENERATION_NAME = "config.json", "generation_config.json"
 WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of weights in formats that are not read."""
+
+
+def load_model(cls: type[_Model], folder: Path, *, device: Any, dtype: torch.dtype | None) -> _Model:
+    """The model of a folder; see VLM.from_pretrained."""
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"no {CONFIG_NAME} in {folder}: it is the folder of a released model, or one of VLM.save_pretrained")
+    files = weight_files(folder)
+    verify(folder, [CONFIG_NAME, *files])
+    stated, generation = read_object(folder / CONFIG_NAME), folder / GENERATION_NAME
+    kind, saved_as = stated.get("model_type"), stated.pop("class", "VLM")
+    try:
+        if kind is None:
+            config = VLMConfig.from_dict(stated)
+        else:
+            config = released_config(stated, read_object(generation) if generation.is_file() else {})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / CONFIG_NAME} is not the config of a VLM: {error}") from error
+    if kind is None and saved_as != cls.__name__:
+        raise ValueError(f"{folder} holds a {saved_as}, not a {cls.__name__}: load it with {saved_as}.from_pretrained")
+    with torch.device("meta"):
+        model = cls(config)
+    load_weights(model, [folder / file for file in files], renaming(kind), device=device, dtype=dtype)
+    return model.eval()
+
+
+def save_model(model: Any, folder: str | Path) -> None:
+    """Writes a model's folder; see VLM.save_pretrained."""
+    from safetensors.torch import save_file
+
+    stated = _config_of(model).to_dict()
+    if type(model).__name__ != "VLM":  # which may place or see otherwise: its own from_pretrained loads it, and no other's
+        stated["class"] = type(model).__name__
+    content = to_json(stated)
+    config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+    config.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(config) as new_config, replacing(weights) as new_weights:
+        new_config.write_text(content, encoding="utf-8")
+        save_file(state, new_weights, metadata={"format": "pt"})
+    write_manifest(folder, [CONFIG_NAME, WEIGHTS_NAME])
+
+
+def _config_of(model: Any) -> VLMConfig:
+    """The config, with the rotary embedding that the decoder has, which may have been replaced."""
+    for name, rotary in (("decoder", model.decoder.rotary), ("vision", model.vision.rotary)):
+        if type(rotary) is not RotaryEmbedding or rotary.angles != "exact":
+            raise ValueError(
+                f"model.{name}.rotary is {rotary!r}: saved is a RotaryEmbedding(spec) with exact angles. Keep the model by "
+                "torch.save, or give its spec to VLMConfig(rotary=...)"
+            )
+    if model.vision.rotary.spec != model.config.vision.rotary:
+        raise ValueError(
+            f"model.vision.rotary has {model.vision.rotary.spec!r}, but VisionConfig can only state "
+            f"{model.config.vision.rotary!r}: the vision encoder's rotary embedding cannot be saved"
+        )
+    config = replace(model.config, rotary=model.decoder.rotary.spec)
+    if VLMConfig.from_dict(json.loads(to_json(config.to_dict()))) != config:
+        raise ValueError(f"the config does not come back from JSON as it is, so the model is not saved: {config}")
+    return config
 
 
 def weight_files(folder: Path) -> list[str]:

@@ -367,7 +367,7 @@ def stated(name):
         ("qwen3_vl", {"text_config": {"attention_bias": True}}, r"qwen3_vl with attention_bias True"),
         ("qwen3_vl", {"text_config": {"hidden_size": None}}, r"the config of a qwen3_vl lacks 'hidden_size'"),
         ("qwen3_vl", {"vision_config": {"out_hidden_size": 32}}, r"makes embeddings of 32 channels, the decoder reads 64"),
-        ("qwen3_vl", {"vision_config": {"in_channels": 4}}, r"reads 4 channels of color"),
+        ("qwen3_vl", {"vision_config": {"in_channels": 4}}, r"it does not read 3 channels of color"),
         ("qwen3_vl", {"vision_config": {"hidden_act": "relu"}}, r"hidden_act 'relu' is not known here; known are gelu, gelu_pytorch_tanh"),
         ("qwen3_vl", {"vision_config": {"num_position_embeddings": 50}}, r"num_position_embeddings 50 is not the size of a square table"),
         ("qwen3_vl", {"vision_config": {"deepstack_visual_indexes": [0] * 9}}, r"deepstack_layers .* which has 4"),
