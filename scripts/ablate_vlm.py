@@ -3,7 +3,7 @@
 python scripts/ablate_vlm.py [--variants interleaved contiguous flat no_vision_rope] [--seeds 0 1 2] [--steps 1500] [--card]
 
 Each variant is trained from scratch on pictures alone, by the same schedule, and asked the same fresh questions. Killed, it
-goes on where it was. Results are added to those in --results; --card writes their table into docs/model.md.
+goes on where it was. Results are added to those in --results; --card writes their table into docs/small.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmrope.vlm.evaluate import examine, exams
 from mmrope.vlm.train import Training, train
 from mmrope.vlm.variants import VARIANTS
 
-GUIDE = Path(__file__).parents[1] / "docs" / "model.md"
+GUIDE = Path(__file__).parents[1] / "docs" / "small.md"
 RESULTS = Path(__file__).parent / "results" / "ablate_vlm.json"
 PICTURES = (
     (0.20, Mix(images=1, side=1, tokens=16, batch=4)),
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=Path("out/ablation"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--card", action="store_true", help="write the table into docs/model.md")
+    parser.add_argument("--card", action="store_true", help="write the table into docs/small.md")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -16,6 +16,7 @@ from PIL import Image
 import mmrope
 from mmrope import Segment
 from tests.support import ROOT, public, upstream
+from tests.support.released import checkpoint
 
 GUIDE = (ROOT / "docs" / "sequences.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, re.DOTALL)
@@ -220,14 +221,44 @@ def test_what_the_guide_to_conversations_names_exists(path):
 
 # --- docs/model.md ----------------------------------------------------------------------------------------------------
 
-MODEL = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
+VLM = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
 
 
-def test_the_guide_to_the_model_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+def test_the_guide_to_the_model_runs_on_a_checkpoint(tmp_path, monkeypatch, samples):
+    monkeypatch.chdir(ROOT)
+    content = [{"type": "image", "image": samples / "cat.jpg"}, {"type": "text", "text": "What is it?"}]
+    names = {"folder": checkpoint(tmp_path, "qwen3_vl"), "messages": [{"role": "user", "content": content}]}
+    for code in re.findall(r"```python\n(.*?)```", VLM, re.DOTALL):
+        exec(code, names)
+    alone = names["model"].generate(**names["processor"](names["more"], add_generation_prompt=True), max_new_tokens=8)
+    assert torch.equal(names["tokens"], alone)
+
+
+def test_its_commands_run_on_checkpoints(tmp_path):
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    for folder, name in (("Qwen3-VL-4B-Instruct", "qwen3_vl"), ("Qwen2.5-VL-7B-Instruct", "qwen2_5_vl")):
+        (tmp_path / "path" / "to" / folder).mkdir(parents=True)
+        checkpoint(tmp_path / "path" / "to" / folder, name)
+    commands = [line for body in re.findall(r"```sh\n(.*?)```", VLM, re.DOTALL) for line in body.splitlines()]
+    for command in commands:
+        program = [sys.executable, "-c", "from mmrope.cli import app; app()", *shlex.split(command)[1:]]
+        typed = "What is it?\nsamples/coffee.jpg And this?\n\n"
+        done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, check=False, input=typed)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.strip()
+    assert len(commands) == 2
+
+
+# --- docs/small.md ----------------------------------------------------------------------------------------------------
+
+SMALL = (ROOT / "docs" / "small.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_to_the_small_model_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     (tmp_path / "samples").symlink_to(ROOT / "samples")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    for code in re.findall(r"```python\n(.*?)```", MODEL, re.DOTALL):
+    for code in re.findall(r"```python\n(.*?)```", SMALL, re.DOTALL):
         exec(code, names)
     shown = capsys.readouterr().out.splitlines()
     assert shown[:2] == ["0 3 2 8", "row 2, column 1['75', '10']"]
@@ -237,9 +268,9 @@ def test_the_guide_to_the_model_runs_from_top_to_bottom(tmp_path, monkeypatch, c
     assert (tmp_path / "out" / "looked.png").exists()
 
 
-def test_the_commands_of_the_guide_to_the_model_run(tmp_path):
+def test_the_commands_of_the_guide_to_the_small_model_run(tmp_path):
     (tmp_path / "samples").symlink_to(ROOT / "samples")
-    asked = [line for body in re.findall(r"```sh\n(.*?)```", MODEL, re.DOTALL) for line in body.splitlines() if "ask" in line]
+    asked = [line for body in re.findall(r"```sh\n(.*?)```", SMALL, re.DOTALL) for line in body.splitlines() if "ask" in line]
     answers = []
     for command in asked:
         program = [sys.executable, "-c", "from mmrope.cli import app; app()"]
@@ -249,8 +280,8 @@ def test_the_commands_of_the_guide_to_the_model_run(tmp_path):
     assert answers == ["8", "9", "2.5 s"]
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:samples|scripts|tests|mmrope|docs)/[\w/]+\.\w+", MODEL))))
-def test_what_the_guide_to_the_model_names_exists(path):
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:samples|scripts|tests|mmrope|docs)/[\w/]+\.\w+", SMALL))))
+def test_what_the_guide_to_the_small_model_names_exists(path):
     assert (ROOT / path).exists()
 
 
@@ -261,7 +292,7 @@ def test_the_results_of_the_ablation_are_those_of_the_file(monkeypatch):
     results = json.loads(RESULTS.read_text())
     assert set(results["variants"]) == set(VARIANTS)
     assert all(len(seeds) == 3 for seeds in results["variants"].values())
-    assert "\n".join(table(results)) in MODEL
+    assert "\n".join(table(results)) in SMALL
 
 
 # --- docs/adapters.md -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import mmrope
 from tests.support import ROOT, upstream
 from tests.support.checkpoints import folder
 from tests.support.conversations import TOOLS
+from tests.support.released import checkpoint
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -27,7 +28,7 @@ def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples, tmp_path):
     content = [{"type": "image", "image": Image.open(samples / "cat.jpg")}, {"type": "text", "text": "What is it?"}]
     names = {"processor": processor, "messages": [{"role": "user", "content": content}], "model": upstream.model()}
     code = [body for language, body in BLOCKS if language == "python"]
-    assert len(code) == 10
+    assert len(code) == 11
     exec(code[0], names)
     shown = capsys.readouterr().out
     table = next(body for language, body in BLOCKS if language == "")
@@ -56,18 +57,22 @@ def test_python_runs_from_top_to_bottom(capsys, monkeypatch, samples, tmp_path):
     exec(code[7].replace("path/to/Qwen3-VL-8B-Instruct", str(folder(tmp_path, "qwen3_vl"))), talk)
     answer = talk["inputs"]["labels"][0]
     assert talk["processor"].decode(answer[answer != -100]) == "A cat.\n"
+    (tmp_path / "checkpoint").mkdir()
+    exec(code[8].replace("path/to/Qwen3-VL-4B-Instruct", str(checkpoint(tmp_path / "checkpoint", "qwen3_vl"))), dict(names))
     later = {**names, "positions": by_hand}
-    exec(code[8], later)
     exec(code[9], later)
+    exec(code[10], later)
 
 
 def test_commands_run(tmp_path):
     commands = [
         line for language, body in BLOCKS if language == "sh" for line in body.splitlines() if line.startswith("mmrope")
     ]
-    assert len(commands) == 5
+    assert len(commands) == 6
     (tmp_path / "path/to/Qwen3-VL-8B-Instruct").mkdir(parents=True)
     folder(tmp_path / "path/to/Qwen3-VL-8B-Instruct", "qwen3_vl")
+    (tmp_path / "path/to/Qwen3-VL-4B-Instruct").mkdir()
+    checkpoint(tmp_path / "path/to/Qwen3-VL-4B-Instruct", "qwen3_vl")
     (tmp_path / "samples").symlink_to(ROOT / "samples")
     for command in commands:
         program = [sys.executable, "-c", "from mmrope.cli import app; app()"]

@@ -74,7 +74,7 @@ class Assistant:
 
         Args:
             device: "auto" is a GPU if there is one.
-            dtype: of the weights; None for that of the files.
+            dtype: of the weights; None for that of the files, and float32 for the small model's.
 
         Raises:
             ImportError: no folder, and mmrope-small is not installed.
@@ -95,7 +95,8 @@ class Assistant:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         check_device(device)
-        folder = small_model() if folder is None else folder
+        if folder is None:
+            folder, dtype = small_model(), dtype or torch.float32
         model = VLM.from_pretrained(folder, device=device, dtype=dtype)
         return cls(model, Processor.from_pretrained(folder, padding_side="left"))
 

@@ -1,0 +1,89 @@
+"""How near VLM is to transformers' models: random ones of every family and option that it runs, weights drawn wide.
+
+    python scripts/prove_vlm.py [--batches 40]
+
+Logits of batches of text, images and several videos, padded on either side, on the ids that transformers' models make; greedy
+tokens of single rows, with a penalty on repetition, and of batches, without (transformers counts padding as what was said).
+The table is also written to scripts/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from reports import cpu, row
+
+from mmrope import VLM
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.support import released  # noqa: E402
+from tests.support.upstream_ids import TRANSFORMERS  # noqa: E402
+
+NEW = 256
+
+
+@torch.no_grad()
+def logits_apart(name: str, upstream: Any, model: VLM, batches: int) -> float:
+    """The largest difference of a real token's logits, in standard deviations of all."""
+    worst = 0.0
+    for seed in range(batches):
+        side = "left" if seed % 2 else "right"
+        inputs = released.batch(name, seed=seed, rows=1 + seed % 4, side=side, revision=f"@{TRANSFORMERS}")
+        real = inputs["attention_mask"].bool()
+        expected = upstream(**released.without_positions(inputs)).logits[real]
+        worst = max(worst, ((model(**inputs).logits[real] - expected).abs().max() / expected.std()).item())
+    return worst
+
+
+@torch.no_grad()
+def rows_equal(name: str, upstream: Any, model: VLM, batches: int) -> tuple[int, int]:
+    """Of how many rows all greedy tokens are equal, and of how many in all."""
+    equal = total = 0
+    upstream.generation_config.suppress_tokens = None
+    for seed in range(batches):
+        inputs = released.batch(name, seed=100 + seed, rows=1 + seed % 3, revision=f"@{TRANSFORMERS}")
+        penalty, length = 1.3 if seed % 3 == 0 else 1.0, inputs["input_ids"].shape[1]
+        options = {"max_new_tokens": NEW, "repetition_penalty": penalty}
+        expected = upstream.generate(**released.without_positions(inputs), do_sample=False, **options)[:, length:]
+        tokens = model.generate(**inputs, **options)
+        equal, total = equal + int((tokens == expected).all(dim=1).sum()), total + len(tokens)
+    return equal, total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, default=40)
+    batches = parser.parse_args().batches
+    lines = [
+        row("family", "option", f"logits apart, of {batches} batches", f"rows of {NEW} equal greedy tokens"),
+        row("---", "---", "---", "---"),
+    ]
+    print("\n".join(lines))
+    for name, option in released.CASES:
+        upstream = released.upstream(name, option)
+        with tempfile.TemporaryDirectory() as folder:
+            model = released.ours(upstream, Path(folder))
+            apart = logits_apart(name, upstream, model, batches)
+            equal, total = rows_equal(name, upstream, model, max(1, batches // 8))
+        lines.append(row(name, option, f"{apart:.1e}", f"{equal} of {total}"))
+        print(lines[-1], flush=True)
+    head = [
+        "# VLM against transformers' models",
+        "",
+        f"scripts/prove_vlm.py on {cpu()}, float32; transformers {version('transformers')}, torch {version('torch')}.",
+        "Logits are apart in their standard deviations.",
+        "",
+    ]
+    (ROOT / "scripts" / "results" / "prove_vlm.md").write_text("\n".join([*head, *lines]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
