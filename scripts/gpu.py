@@ -1,6 +1,6 @@
 """All that a GPU has to show, by one command that needs nothing installed.
 
-    PYTHONPATH=. python3 scripts/gpu.py [tests] [bench] [model] [--out FOLDER] [--seconds 240] [--dry]
+    PYTHONPATH=. python3 scripts/gpu.py [tests] [bench] [model] [released] [--out FOLDER] [--seconds 240] [--dry]
 
 Runs under any python3 that has torch 2.6 or newer, triton and pytest: without a virtual environment, without a network. Parts
 can be named; all by default:
@@ -8,6 +8,7 @@ can be named; all by default:
     tests   the kernel's tests and those of rotations on the GPU
     bench   scripts/bench_rotary.py's cases, what matters most first, until the time is up
     model   where einops, safetensors, Pillow and scikit-learn import: the small model's answers, CPU against GPU
+    released  Qwen3-VL-2B's config with random weights in bfloat16: prefill and decoding, in turns with transformers if it is there
 
 Ends within --seconds, writes FOLDER/gpu.json after every part and every case, and FOLDER/gpu.md, a table, which it also prints
 last. --dry runs the same parts on a CPU, in Triton's interpreter and at tiny sizes: not for figures, to see that it works.
@@ -158,10 +159,73 @@ def model(asked: argparse.Namespace, found: dict[str, Any], save: Callable[[], N
         found.setdefault("failed", {})["model"] = f"answers differ: {answers}"
 
 
+def released(asked: argparse.Namespace, found: dict[str, Any], save: Callable[[], None]) -> None:
+    """Milliseconds of reading 4,000 tokens, half of them of images, and of a token after them; the least of three."""
+    missing = [name for name in ("einops", "safetensors") if find_spec(name) is None]
+    if missing or time.time() > asked.until - 30:
+        found["released"] = {"left out": f"{', '.join(missing)} cannot be imported here" if missing else "the time was up"}
+        return
+    import torch
+
+    from mmrope import Segment, position_ids
+    from mmrope.vlm.model import VLM
+    from mmrope.vlm.released import released_config, renaming
+
+    path = ROOT / "tests" / "references" / "checkpoints" / "qwen_vl.json"
+    values = json.loads(path.read_text())["Qwen/Qwen3-VL-2B-Instruct"]["config"]
+    if asked.dry:
+        values["text_config"] |= {"num_hidden_layers": 3, "hidden_size": 256, "intermediate_size": 512}
+        values["vision_config"] |= {"depth": 3, "out_hidden_size": 256, "deepstack_visual_indexes": [0, 1, 2]}
+    device, new, side = ("cpu", 3, 4) if asked.dry else ("cuda", 64, 32)
+    torch.manual_seed(0)
+    with torch.device(device):
+        models: dict[str, Any] = {"mmrope": VLM(released_config(values)).to(torch.bfloat16).eval()}
+    images = [Segment.text(2), Segment.image(h=side, w=side), Segment.text(2), Segment.image(h=side, w=side)]
+    row = [*images, Segment.text(2 * side**2)]
+    inputs = position_ids(row, models["mmrope"].config.family).torch(device)
+    tokens = [10] * 2 + [values["image_token_id"]] * side**2
+    inputs["input_ids"] = torch.tensor([tokens * 2 + [10] * (2 * side**2)], device=device)
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == values["image_token_id"]).int()
+    inputs["image_grid_thw"] = torch.tensor([[1, 2 * side, 2 * side]] * 2, device=device)
+    inputs["pixel_values"] = torch.randn(8 * side**2, 1536, device=device, dtype=torch.bfloat16)
+    given = {key: value for key, value in inputs.items() if key not in ("position_ids", "next_position")}
+    calls: dict[str, Callable[[int], Any]] = {"mmrope": lambda n: models["mmrope"].generate(**inputs, max_new_tokens=n)}
+    if find_spec("transformers") is not None:
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        kind = values.pop("model_type")
+        theirs = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **values)).to(device, torch.bfloat16).eval()
+        ours, rename = models["mmrope"].state_dict(), renaming(kind)
+        with torch.no_grad():
+            for name, weight in theirs.named_parameters():
+                weight.copy_(ours[rename(name)].view_as(weight))
+        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        calls["transformers"] = lambda n: theirs.generate(**given, max_new_tokens=n, **options)[
+            :, inputs["input_ids"].shape[1] :
+        ]
+    least: dict[str, dict[int, float]] = {name: {} for name in calls}
+    written = {name: call(new) for name, call in calls.items()}
+    for _ in range(3):
+        for name, call in calls.items():
+            for n in (1, new):
+                begun = time.perf_counter()
+                call(n).tolist()
+                least[name][n] = min(least[name].get(n, 1e9), time.perf_counter() - begun)
+    figures: dict[str, Any] = {
+        name: {"prefill, ms": round(t[1] * 1e3, 1), "a token, ms": round((t[new] - t[1]) / (new - 1) * 1e3, 2)}
+        for name, t in least.items()
+    }
+    if "transformers" in written:  # in bfloat16 equal logits may part; how far they go together is told
+        same = (written["mmrope"] == written["transformers"][:, : written["mmrope"].shape[1]]).long().cumprod(1).sum()
+        figures["equal tokens"] = f"{int(same)} of {new}"
+    found["released"] = figures
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, dict[str, Any], Callable[[], None]], None]] = {
     "tests": tests,
     "bench": bench,
     "model": model,
+    "released": released,
 }
 
 
@@ -175,6 +239,7 @@ def summary(found: dict[str, Any]) -> list[str]:
     lines += [*table(found["bench"]), ""] if found.get("bench") else []
     lines += [f"tests: {'; '.join(found['tests']['summary'][-3:]) or found['tests']['exit code']}"] if "tests" in found else []
     lines += [f"model: {json.dumps(found['model'])}"] if "model" in found else []
+    lines += [f"released: {json.dumps(found['released'])}"] if "released" in found else []
     lines += [f"FAILED: {', '.join(found['failed'])}"] if found.get("failed") else []
     return [*lines, f"{found['seconds']} s"]
 

@@ -4,7 +4,7 @@
 
 Logits of batches of text, images and several videos, padded on either side, on the ids that transformers' models make; greedy
 tokens of single rows, with a penalty on repetition, and of batches, without (transformers counts padding as what was said).
-The table is also written to scripts/results.
+The table is written into docs/model.md.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from reports import cpu, row
+from reports import cpu, replace_marked, row
 
 from mmrope import VLM
 
@@ -59,30 +60,35 @@ def rows_equal(name: str, upstream: Any, model: VLM, batches: int) -> tuple[int,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=40)
     batches = parser.parse_args().batches
-    lines = [
-        row("family", "option", f"logits apart, of {batches} batches", f"rows of {NEW} equal greedy tokens"),
-        row("---", "---", "---", "---"),
-    ]
-    print("\n".join(lines))
+    found: dict[str, list[tuple[str, float, int, int]]] = {name: [] for name in released.OPTIONS}
     for name, option in released.CASES:
         upstream = released.upstream(name, option)
         with tempfile.TemporaryDirectory() as folder:
             model = released.ours(upstream, Path(folder))
             apart = logits_apart(name, upstream, model, batches)
             equal, total = rows_equal(name, upstream, model, max(1, batches // 8))
-        lines.append(row(name, option, f"{apart:.1e}", f"{equal} of {total}"))
-        print(lines[-1], flush=True)
+        found[name].append((option, apart, equal, total))
+        print(name, *found[name][-1], flush=True)
     head = [
-        "# VLM against transformers' models",
+        f"`scripts/prove_vlm.py`, {batches} batches an option, float32; transformers {version('transformers')}, torch "
+        f"{version('torch')}, {cpu()}, {date.today()}:",
         "",
-        f"scripts/prove_vlm.py on {cpu()}, float32; transformers {version('transformers')}, torch {version('torch')}.",
-        "Logits are apart in their standard deviations.",
-        "",
+        row("family", "options", "logits apart at most, in standard deviations", f"rows of {NEW} equal greedy tokens"),
+        row("---", "---", "---", "---"),
     ]
-    (ROOT / "scripts" / "results" / "prove_vlm.md").write_text("\n".join([*head, *lines]) + "\n")
+    families = [
+        row(
+            name,
+            ", ".join(option for option, *_ in rows),
+            f"{max(apart for _, apart, _, _ in rows):.1e}",
+            f"{sum(equal for *_, equal, _ in rows)} of {sum(total for *_, total in rows)}",
+        )
+        for name, rows in found.items()
+    ]
+    replace_marked(ROOT / "docs" / "model.md", "near", [*head, *families])
 
 
 if __name__ == "__main__":

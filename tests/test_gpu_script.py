@@ -28,6 +28,8 @@ def test_a_dry_run_does_all_parts_and_says_so(tmp_path):
     assert all(row["least"] > 0 for row in found["bench"])
     right, asked = map(sum, zip(*found["model"]["cpu, float32"]["right"].values(), strict=True))
     assert 0.9 * asked <= right <= asked
+    assert found["released"]["equal tokens"] == "3 of 3"
+    assert set(found["released"]["mmrope"]) == {"prefill, ms", "a token, ms"}
     assert found["seconds"] < 240
     assert (tmp_path / "gpu.md").read_text() in done.stdout
     assert "(A dry run: tiny sizes on a CPU, not for figures.)" in done.stdout

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from mmrope import VLM, Processor, position_ids, segments_from_inputs
+from mmrope.vlm.released import RELEASED
+from tests.support import released
 
 pytestmark = pytest.mark.gpu
 
@@ -57,8 +59,12 @@ def test_a_training_step_in_bfloat16(inputs):
 def test_generation_waits_once_a_token(inputs, monkeypatch):
     """Between two tokens nothing waits for the GPU but reading the token."""
     torch.manual_seed(0)
-    model, moved = VLM().cuda().eval(), inputs.to("cuda")
-    writing = model.stream(**moved, max_new_tokens=6, temperature=0.7, top_p=0.9)
+    assert wait_once_a_token(VLM().cuda().eval(), inputs.to("cuda"), monkeypatch) == 5
+
+
+def wait_once_a_token(model, inputs, monkeypatch, **options):
+    """Writes tokens where waiting for the GPU is an error, but for reading them; how many there were."""
+    writing = model.stream(**inputs, max_new_tokens=6, temperature=0.7, top_p=0.9, **options)
     next(writing)
     read = torch.Tensor.tolist
 
@@ -71,7 +77,7 @@ def test_generation_waits_once_a_token(inputs, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "tolist", reading)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        assert len(list(writing)) == 5
+        return len(list(writing))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -84,3 +90,27 @@ def test_the_shipped_model_answers_as_on_the_cpu(samples):
     gpu = Assistant(VLM.from_pretrained(small_model(), device="cuda", dtype=torch.float32), cpu.processor)
     for exam in exams()[:4]:
         assert examine(gpu.model, gpu.processor, exam, count=50) == examine(cpu.model, cpu.processor, exam, count=50)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_models_are_the_same_as_on_the_cpu(name, tmp_path):
+    released.upstream(name, next(iter(released.OPTIONS[name]))).save_pretrained(tmp_path)
+    cpu, gpu = VLM.from_pretrained(tmp_path), VLM.from_pretrained(tmp_path, device="cuda")
+    for rows in (1, 3):
+        inputs = released.batch(name, seed=rows, rows=rows)
+        moved = {key: value.cuda() for key, value in inputs.items()}
+        real, expected = inputs["attention_mask"].bool(), cpu(**inputs).logits
+        torch.testing.assert_close(gpu(**moved).logits.cpu()[real], expected[real], rtol=0, atol=2e-3)
+        assert torch.equal(gpu.generate(**moved, max_new_tokens=4).cpu(), cpu.generate(**inputs, max_new_tokens=4))
+    half = VLM.from_pretrained(tmp_path, device="cuda", dtype=torch.bfloat16)
+    assert (half(**moved).logits.float().cpu() - expected)[real].abs().mean() < 0.05
+
+
+@torch.no_grad()
+def test_released_models_wait_once_a_token(monkeypatch, tmp_path):
+    """With experts, padding and a penalty on repetition, too."""
+    released.upstream("qwen3_vl_moe", "experts").save_pretrained(tmp_path)
+    model = VLM.from_pretrained(tmp_path, device="cuda", dtype=torch.bfloat16)
+    inputs = {key: value.cuda() for key, value in released.batch("qwen3_vl_moe", seed=1, rows=2).items()}
+    assert wait_once_a_token(model, inputs, monkeypatch, top_k=20, repetition_penalty=1.1) == 5
