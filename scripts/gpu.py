@@ -8,7 +8,7 @@ can be named; all by default:
     tests   the kernel's tests and those of rotations on the GPU
     bench   scripts/bench_rotary.py's cases, what matters most first, until the time is up
     model   where einops, safetensors, Pillow and scikit-learn import: the small model's answers, CPU against GPU
-    released  Qwen3-VL-2B's config with random weights in bfloat16: prefill and decoding, in turns with transformers if it is there
+    released  Qwen3-VL-2B's sizes with random weights in bfloat16: prefill and decoding, beside transformers if it is there
 
 Ends within --seconds, writes FOLDER/gpu.json after every part and every case, and FOLDER/gpu.md, a table, which it also prints
 last. --dry runs the same parts on a CPU, in Triton's interpreter and at tiny sizes: not for figures, to see that it works.
