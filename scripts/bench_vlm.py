@@ -5,9 +5,9 @@
 A model has a released one's widths and vocabulary, and `--layers` layers in each half. Half of a prompt's tokens are of images,
 500 each; of 8,000 none. Both libraries load the folder that transformers saves, and write by their own greedy generate():
 "prefill" is from the call to the first token, the position ids included, which mmrope computes outside of its model; "a token"
-is from one token to the next, over 64. Their tokens are compared. Memory is that of a process of its own, with 32 tokens after
-4,000: VmHWM counts pages of mapped files, too, which the system may drop; RssAnon does not. The table is also written to
-scripts/results.
+is from one token to the next, over 64. Their tokens are compared. Times are the processor's, which others' work on the machine
+disturbs less than the clock's. Memory is that of a process of its own, with 32 tokens after 4,000: VmHWM counts pages of mapped
+files, too, which the system may drop; RssAnon does not. The table is also written to scripts/results.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -62,8 +63,6 @@ PROMPTS = {  # tokens of each row, and images in it
 NEW = 64
 SIDES = ("transformers", "mmrope")
 PACKAGES = ("torch", "transformers", "safetensors")
-Run = Callable[[Mapping[str, Any], int], tuple[list[list[int]], list[float]]]
-"""From inputs and how many tokens to write: each step's tokens, and the moments of the call and of each of them."""
 
 
 def save(name: str, folder: str, layers: int, dtype: torch.dtype) -> None:
@@ -106,37 +105,30 @@ def prompt(name: str, lengths: list[int], images: int) -> dict[str, Any]:
     return made
 
 
-def runner(side: str, model: Any, name: str) -> Run:
-    return (lambda inputs, new: by_mmrope(model, name, inputs, new)) if side == "mmrope" else (
-        lambda inputs, new: by_transformers(model, inputs, new)
-    )  # fmt: skip
-
-
 def by_mmrope(model: VLM, name: str, inputs: Mapping[str, Any], new: int) -> tuple[list[list[int]], list[float]]:
-    times, tokens = [time.perf_counter()], []
+    times, tokens = [time.process_time()], []
     placed = position_ids(segments_from_inputs(inputs, name), name).torch()
     for step in model.stream(**{**inputs, **placed}, max_new_tokens=new, temperature=0.0):
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         tokens.append(step)
     return tokens, times
 
 
-def by_transformers(model: Any, inputs: Mapping[str, Any], new: int, **options: Any) -> tuple[list[list[int]], list[float]]:
-    from transformers.generation.streamers import BaseStreamer
+def by_transformers(model: Any, name: str, inputs: Mapping[str, Any], new: int) -> tuple[list[list[int]], list[float]]:
+    times, tokens = [time.process_time()], []
 
-    times, tokens = [time.perf_counter()], []
+    def put(value: torch.Tensor) -> None:
+        if value.ndim == 1:  # first comes the prompt, [B, S]
+            times.append(time.process_time())
+            tokens.append(value.tolist())
 
-    class Watch(BaseStreamer):
-        def put(self, value: torch.Tensor) -> None:
-            if value.ndim == 1:  # first comes the prompt, [B, S]
-                times.append(time.perf_counter())
-                tokens.append(value.tolist())
-
-        def end(self) -> None:
-            pass
-
-    model.generate(**inputs, max_new_tokens=new, do_sample=False, streamer=Watch(), **options)
+    watch = SimpleNamespace(put=put, end=lambda: None)
+    model.generate(**inputs, max_new_tokens=new, do_sample=False, streamer=watch)
     return tokens, times
+
+
+RUNS = {"transformers": by_transformers, "mmrope": by_mmrope}
+"""Each step's tokens, and the moments of the call and of each of them."""
 
 
 def compared(models: Mapping[str, Any], inputs: Mapping[str, Any], tokens: Mapping[str, list[list[int]]]) -> str:
@@ -148,10 +140,9 @@ def compared(models: Mapping[str, Any], inputs: Mapping[str, Any], tokens: Mappi
     said = models["transformers"].generate(
         **inputs, max_new_tokens=step + 1, do_sample=False, output_logits=True, return_dict_in_generate=True
     )
-    gaps = [float(z[a] - z[b]) for z, a, b in zip(said.logits[step], theirs[step], ours[step], strict=True) if a != b]
-    return (
-        f"the same but for token {step + 1}, gap of logits {max(gaps):.1e} (their deviation is {said.logits[step].std():.1f})"
-    )
+    logits = said.logits[step]  # [B, vocab]
+    gap = max(float(z[a] - z[b]) for z, a, b in zip(logits, theirs[step], ours[step], strict=True))
+    return f"the same before {step + 1}, there a gap of logits of {gap:.1e}, whose deviation is {logits.std():.1f}"
 
 
 def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
@@ -163,15 +154,15 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, l
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
+    begun = time.process_time()
     call()
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
-def line(case: str, found: Mapping[str, list[float]], scale: float = 1e3) -> str:
+def line(case: str, found: Mapping[str, list[float]]) -> str:
     """A row of the table: least / median of both, and how many times as fast mmrope is by each."""
     least, median = ([f(found[side]) for side in SIDES] for f in (min, statistics.median))
-    cells = [f"{a * scale:,.1f} / {b * scale:,.1f}" for a, b in zip(least, median, strict=True)]
+    cells = [f"{a * 1e3:,.1f} / {b * 1e3:,.1f}" for a, b in zip(least, median, strict=True)]
     text = row(case, *cells, f"{least[0] / least[1]:.2f}", f"{median[0] / median[1]:.2f}")
     print(text, flush=True)
     return text
@@ -182,14 +173,13 @@ def measure(name: str, folder: str, dtype: torch.dtype, rounds: int) -> list[str
     loading = in_turns({side: lambda side=side: seconds(lambda: load(side, folder, dtype)) for side in SIDES}, rounds)
     lines = [line(f"{case}: loading", loading)]
     models = {side: load(side, folder, dtype) for side in SIDES}
-    runs = {side: runner(side, models[side], name) for side in SIDES}
-    for run in runs.values():
-        run(prompt(name, [600], 1), 2)  # pages of files are mapped at the first use
+    for side in SIDES:
+        RUNS[side](models[side], name, prompt(name, [600], 1), 2)  # pages of files are mapped at the first use
     for shown, t, h, w in (("an image of 1024 x 768", 1, 768, 1024), ("8 x 448 x 448 of video", 8, 448, 448)):
         grid = torch.tensor([[t, h // (2 * patch) * 2, w // (2 * patch) * 2]])
         lines.append(line(f"{case}: vision encoder, {shown}", vision(models, patch, grid, dtype, rounds)))
     for shown, (lengths, images) in PROMPTS.items():
-        first, after, same = writing(models, runs, prompt(name, lengths, images), rounds if images else 1)
+        first, after, same = writing(name, models, prompt(name, lengths, images), rounds if images else 1)
         lines += [line(f"{case}: prefill, {shown}", first), line(f"{case}: a token after {shown} (tokens: {same})", after)]
     return lines
 
@@ -209,10 +199,10 @@ def vision(
 
 
 def writing(
-    models: Mapping[str, Any], runs: Mapping[str, Run], inputs: Mapping[str, Any], rounds: int
+    name: str, models: Mapping[str, Any], inputs: Mapping[str, Any], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], str]:
     """Seconds to the first token, from each to the next, and whether the tokens are the same."""
-    made = in_turns({side: lambda side=side: runs[side](inputs, NEW) for side in SIDES}, rounds)
+    made = in_turns({side: lambda side=side: RUNS[side](models[side], name, inputs, NEW) for side in SIDES}, rounds)
     same = compared(models, inputs, {side: made[side][0][0] for side in SIDES})
     steps = {side: [[b - a for a, b in pairwise(times)] for _, times in made[side]] for side in SIDES}
     first = {side: [step[0] for step in steps[side]] for side in SIDES}
@@ -221,15 +211,14 @@ def writing(
 
 def memory(name: str, folder: str, dtype: torch.dtype) -> list[str]:
     torch.save(prompt(name, [4000], 4), Path(folder) / "inputs")
-    found: dict[str, dict[str, int]] = {}
+    case, found = str(dtype).removeprefix("torch."), {}
     for side in SIDES:
-        command = [sys.executable, __file__, "--child", side, "--models", name, "--dtypes", str(dtype).removeprefix("torch.")]
-        command += ["--folder", folder]
+        command = [sys.executable, __file__, "--child", side, "--folder", folder, "--models", name, "--dtypes", case]
         found[side] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    case = f"{name}, {str(dtype).removeprefix('torch.')}: MiB of memory"
-    kinds = {"VmHWM": "VmHWM", "RssAnon": "RssAnon", "loaded": "RssAnon after loading", "before": "RssAnon before loading"}
-    lines = [row(f"{case}, {shown}", *[f"{found[s][k] / 1024:,.0f}" for s in SIDES],
-                 f"{found['transformers'][k] / found['mmrope'][k]:.2f}", "") for k, shown in kinds.items()]  # fmt: skip
+    lines = []
+    for shown in found["mmrope"]:
+        theirs, ours = (found[side][shown] / 1024 for side in SIDES)
+        lines.append(row(f"{name}, {case}: MiB, {shown}", f"{theirs:,.0f}", f"{ours:,.0f}", f"{theirs / ours:.2f}", ""))
     print("\n".join(lines), flush=True)
     return lines
 
@@ -249,10 +238,11 @@ def child(side: str, name: str, folder: str, dtype: torch.dtype) -> None:
     watcher.start()
     model = load(side, folder, dtype)
     loaded = status("RssAnon")
-    runner(side, model, name)(inputs, 32)
+    RUNS[side](model, name, inputs, 32)
     done.set()
     watcher.join()
-    print(json.dumps({"before": before, "loaded": loaded, "RssAnon": peak[0], "VmHWM": status("VmHWM")}))
+    found = {"RssAnon before loading": before, "RssAnon after": loaded, "RssAnon at most": peak[0], "VmHWM": status("VmHWM")}
+    print(json.dumps(found))
 
 
 def status(key: str) -> int:
@@ -277,7 +267,7 @@ def main() -> None:
     packages = ", ".join(f"{p} {version(p)}" for p in PACKAGES)
     lines = [f"{cpu()}, one thread; Python {sys.version.split()[0]}, {packages}; {time.strftime('%Y-%m-%d')}", ""]
     lines += [
-        f"Milliseconds, least / median of {args.rounds} turns (8,000 tokens: one), of a token over all; {args.layers} layers in "
+        f"Milliseconds of processor time, least / median of {args.rounds} turns, of a token over all; {args.layers} layers in "
         "each half, but 2 in the decoder with experts. Times as fast: transformers' by mmrope's.",
         "",
         row("case", "transformers", "mmrope", "by the least", "by the median"),
