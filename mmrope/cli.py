@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -362,9 +363,16 @@ def ask(
         if model is None and (note := _doubt(assistant, media, question)) and note not in noted:
             typer.echo(note, err=True)
             noted.add(note)
-        for piece in chat.stream(question, media=more, temperature=temperature, max_new_tokens=max_new_tokens):
-            typer.echo(piece, nl=False)
-        typer.echo()
+        try:
+            if not question.strip():
+                raise ValueError("the question is empty")
+            for piece in chat.stream(question, media=more, temperature=temperature, max_new_tokens=max_new_tokens):
+                typer.echo(piece, nl=False)
+            typer.echo()
+        except ValueError as error:
+            if given:
+                raise
+            typer.echo(str(error), err=True)  # and the conversation goes on
     if figure is not None and chat.messages:
         from mmrope.view.figure import save
         from mmrope.view.model import plot_looks
@@ -385,7 +393,10 @@ def _typed() -> Iterator[tuple[list[dict[str, Any]], str]]:
             return
         if not line:
             return
-        words = line.split()
+        try:
+            words = shlex.split(line)  # names of files may be quoted
+        except ValueError:  # an apostrophe
+            words = line.split()
         files = list(takewhile(lambda word: Path(word).is_file(), words))
         yield [item_of(word) for word in files], " ".join(words[len(files) :]) if files else line
 

@@ -48,7 +48,6 @@ def logits_apart(name: str, upstream: Any, model: VLM, batches: int) -> float:
 def rows_equal(name: str, upstream: Any, model: VLM, batches: int) -> tuple[int, int]:
     """Of how many rows all greedy tokens are equal, and of how many in all."""
     equal = total = 0
-    upstream.generation_config.suppress_tokens = None
     for seed in range(batches):
         inputs = released.batch(name, seed=100 + seed, rows=1 + seed % 3, revision=f"@{TRANSFORMERS}")
         penalty, length = 1.3 if seed % 3 == 0 else 1.0, inputs["input_ids"].shape[1]

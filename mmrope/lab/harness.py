@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from mmrope import __version__
 from mmrope.files import replacing
-from mmrope.vlm.assistant import check_device
 from mmrope.vlm.train import Training, learn, make_optimizers
+from mmrope.vlm.weights import check_device
 
 Metrics = dict[str, float]
 """What is measured of a variant, by name."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from mmrope.lab.encodings import TOKEN_STD, Encoding, counted
-from mmrope.vlm.attention import causal_mask
+from mmrope.vlm.attention import attend, causal_mask
 from mmrope.vlm.cache import KVCache
 from mmrope.vlm.config import DecoderConfig, GenerationConfig
 from mmrope.vlm.decoder import DecoderBlock
@@ -63,7 +65,7 @@ class Reader(nn.Module):
         elif mask is None and past:
             mask = causal_mask(length, past, None, h.device)
         for layer, block in enumerate(self.blocks):
-            h = block(h, turn, mask, cache, layer)
+            h = block(h, turn, partial(attend, mask=mask), cache, layer)
         if cache:
             cache.length += length
         return self.embedding_out(self.norm(h))

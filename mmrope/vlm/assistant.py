@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -18,20 +17,6 @@ from mmrope.vlm.cache import KVCache
 from mmrope.vlm.model import VLM
 
 _UNFINISHED = "\ufffd"  # what the first bytes of a longer character decode to
-
-
-def check_device(device: str) -> None:
-    """That torch has the device here.
-
-    Raises:
-        ValueError: it has not.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # no such kind of device, not compiled in, or not there
-        raise ValueError(
-            f"torch {torch.__version__} cannot use the device {device!r}: {shorten(str(error), 160)}; try 'cpu'"
-        ) from error
 
 
 def small_model() -> Path:
@@ -94,7 +79,6 @@ class Assistant:
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        check_device(device)
         if folder is None:
             folder, dtype = small_model(), dtype or torch.float32
         model = VLM.from_pretrained(folder, device=device, dtype=dtype)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmrope.positions.segments import MEDIA
+from mmrope.positions.segments import MEDIA, MediaKind
+
+_KINDS = (MEDIA["image"], MEDIA["video"])
 
 
 class KVCache:
@@ -30,10 +33,12 @@ class KVCache:
         self.room, self.length = room, 0
         self.kv: list[Tensor] = []
         """Of each layer [2, B, K, room, D]."""
+        self.model: weakref.ref[Any] | None = None
+        """Whose they are, if `generate` filled it."""
         self.inputs: Mapping[str, Any] = {}
-        """What `generate` filled it with: a Processor's output."""
+        """What it was filled with: a copy of a Processor's output."""
         self.written: list[tuple[Tensor, Tensor]] = []
-        """And what it has written after it: tokens [B, 1] at ids [A, B, 1]."""
+        """And what was written after it: tokens [B, 1] at ids [A, B, 1]."""
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores a layer's new k and v [B, K, S, D] after the first `length`; returns all, [B, K, length + S, D].
@@ -75,43 +80,53 @@ class KVCache:
             self.kv[layer] = kv.index_select(1, rows)
 
 
-def rest_of(cache: KVCache, inputs: Mapping[str, Any], merge_size: int) -> dict[str, Any]:
+def rest_of(cache: KVCache, inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """What of one conversation's inputs is not in its cache, which forgets what the conversation does not begin with.
 
     Media are compared by their pixels: a picture that is another is read again, and all that follows it.
+
+    Raises:
+        ValueError: the cache holds what another model has read.
     """
-    before, cache.inputs = cache.inputs, inputs
-    written, cache.written = cache.written, []
+    if cache.model is not None and cache.model() is not model:
+        raise ValueError("the cache holds what another model has read: give each model a KVCache of its own")
+    before, written, cache.model, cache.written = cache.inputs, cache.written, weakref.ref(model), []
+    cache.inputs = {key: value.clone() if isinstance(value, Tensor) else value for key, value in inputs.items()}
     ids, places, types = inputs["input_ids"], inputs["position_ids"], inputs.get("mm_token_type_ids")
-    if not before or len(before["position_ids"]) != len(places):
-        cache.length = 0
+    weight = model.embedding.weight
+    moved = any((kv.dtype, kv.device) != (weight.dtype, weight.device) for kv in cache.kv)
+    if moved or not before or len(before["position_ids"]) != len(places):
+        cache.kv, cache.length = [], 0
         return dict(inputs)
     old_ids = torch.cat([before["input_ids"], *(token for token, _ in written)], dim=1)  # [1, old]
     old_places = torch.cat([before["position_ids"], *(place for _, place in written)], dim=2)  # [A, 1, old]
     n = min(cache.length, old_ids.shape[1], ids.shape[1] - 1)  # the last token is always read: its logits are wanted
     same = (ids[0, :n] == old_ids[0, :n]) & (places[:, 0, :n] == old_places[:, 0, :n]).all(dim=0)  # [n]
     known = int(same.long().cumprod(0).sum())
-    first: dict[str, list[int]] = {}
-    for name in ("image", "video"):
-        kind = MEDIA[name]
-        if types is None or inputs.get(kind.pixels) is None:
-            continue
-        columns = (types[0] == kind.token_type).nonzero()[:, 0].tolist()
-        sizes = inputs[kind.grids].prod(dim=1).tolist()
-        old_pixels, done, first[name] = before.get(kind.pixels), 0, []
-        for size in sizes:
-            pixels, tokens = slice(done, done + size), columns[done // merge_size**2 : (done + size) // merge_size**2]
-            first[name].append(tokens[0])
-            unchanged = old_pixels is not None and torch.equal(inputs[kind.pixels][pixels], old_pixels[pixels])
-            if tokens[-1] >= known or not unchanged:
-                known = min(known, tokens[0])
-            done += size
+    media = [(kind, _items(kind, inputs, before, model)) for kind in _KINDS if inputs.get(kind.pixels) is not None]
+    for _, items in media:
+        for first, last, unchanged in items:
+            if last >= known or not unchanged:
+                known = min(known, first)
     cache.length = known
     rest = {**inputs, "input_ids": ids[:, known:], "position_ids": places[..., known:]}
     if types is not None:
         rest["mm_token_type_ids"] = types[:, known:]
-    for name, starts in first.items():
-        kind, read = MEDIA[name], sum(start < known for start in starts)
+    for kind, items in media:
+        read = sum(first < known for first, _, _ in items)
         patches = int(inputs[kind.grids][:read].prod(dim=1).sum())
         rest[kind.pixels], rest[kind.grids] = inputs[kind.pixels][patches:], inputs[kind.grids][read:]
     return rest
+
+
+def _items(kind: MediaKind, inputs: Mapping[str, Any], before: Mapping[str, Any], model: Any) -> list[tuple[int, int, bool]]:
+    """Of each image, or video, the columns of its first and last token, and whether its pixels are those of `before`."""
+    columns = (inputs["mm_token_type_ids"][0] == kind.token_type).nonzero()[:, 0].tolist()
+    new, old = inputs[kind.pixels], before.get(kind.pixels)
+    area, start, items = model.config.vision.patches.merge_size**2, 0, []
+    for size in inputs[kind.grids].prod(dim=1).tolist():
+        part = slice(start, start + size)
+        unchanged = old is not None and old.dtype == new.dtype and torch.equal(new[part], old[part])
+        items.append((columns[start // area], columns[part.stop // area - 1], unchanged))
+        start = part.stop
+    return items

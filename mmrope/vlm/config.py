@@ -48,6 +48,13 @@ class VisionConfig:
     deepstack_layers: tuple[int, ...] = ()
     """The layers whose outputs the decoder adds, too: that of the first after its first block, and so on (Qwen3-VL)."""
 
+    def __post_init__(self) -> None:
+        deep, token = self.deepstack_layers, self.patches.patch_size * self.patches.merge_size
+        if list(deep) != sorted({layer for layer in deep if 0 <= layer < self.num_layers}):
+            raise ValueError(f"deepstack_layers must be rising numbers of the {self.num_layers} layers, got {deep}")
+        if self.window_size and self.window_size < token:
+            raise ValueError(f"window_size {self.window_size} is less than a token's {token} pixels")
+
     @property
     def rotary(self) -> RotarySpec:
         """2D RoPE over (h, w)."""

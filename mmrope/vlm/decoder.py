@@ -1,7 +1,7 @@
 """The causal decoder: embeddings with their position IDs to hidden states, with M-RoPE in every layer.
 
-cos and sin are computed once per forward pass and handed down, as a function that turns queries and keys: the blocks know no
-encoding. A KVCache, if any, belongs to the caller.
+What the blocks have in common is computed once and handed down, as functions: one turns queries and keys, one attends. The
+blocks know no encoding and no mask. A KVCache, if any, belongs to the caller.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
 from mmrope.encodings.spec import RotarySpec
-from mmrope.vlm.attention import attend, causal_mask
+from mmrope.vlm.attention import Attend, attend, causal_attention
 from mmrope.vlm.cache import KVCache
 from mmrope.vlm.config import DecoderConfig
 from mmrope.vlm.layers import MLP, Experts, RMSNorm
@@ -70,21 +70,18 @@ class Decoder(nn.Module):
                 f"position_ids must be [axes, {x.shape[0]}, {x.shape[1]}] for these {x.shape[0]} rows of {x.shape[1]} tokens, "
                 f"got {list(position_ids.shape)}: every row has its own"
             )
-        turn = self.turn(position_ids)
-        # without padding, a whole row is causal as it is, and a last token sees all: no mask to build, and the fastest kernels
-        free = attention_mask is None and (not past or x.shape[1] == 1)
-        mask = None if free else causal_mask(x.shape[1], past, attention_mask, x.device)
+        turn, look = self.turn(position_ids), causal_attention(x.shape[1], past, attention_mask, x.device)
         for layer in range(len(self.blocks)):
-            x = self.step(layer, x, turn, mask, cache, deep)
+            x = self.step(layer, x, turn, look, cache, deep)
         if cache:
             cache.length += x.shape[1]
         return self.norm(x)
 
     def step(
-        self, layer: int, x: Tensor, turn: Rotate, mask: Tensor | None, cache: KVCache | None = None, deep: Deep | None = None
+        self, layer: int, x: Tensor, turn: Rotate, look: Attend, cache: KVCache | None = None, deep: Deep | None = None
     ) -> Tensor:
         """What one block, and the media's embeddings for it, make of x [B, S, hidden]."""
-        x = self.blocks[layer](x, turn, mask, cache, layer)
+        x = self.blocks[layer](x, turn, look, cache, layer)
         return x if deep is None or layer >= len(deep.features) else x + F.embedding(deep.slots, deep.features[layer])
 
     def turn(self, position_ids: Tensor) -> Rotate:
@@ -116,14 +113,12 @@ class DecoderBlock(nn.Module):
         else:
             self.mlp = MLP(d, config.intermediate_size, "silu", gated=True, bias=False)
 
-    def forward(
-        self, x: Tensor, turn: Rotate, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
-    ) -> Tensor:
-        """x [B, S, hidden]; mask [B, 1, S, T], bool or what is added to scores; without one, no token looks ahead."""
+    def forward(self, x: Tensor, turn: Rotate, look: Attend = attend, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        """x [B, S, hidden]; `look` says who attends to whom."""
         q, k, v = self.project(x, turn)
         if cache:
             k, v = cache.extend(layer, k, v)  # [B, K, T, D]
-        x = x + self.out(rearrange(attend(q, k, v, mask), "b n s d -> b s (n d)"))
+        x = x + self.out(rearrange(look(q, k, v), "b n s d -> b s (n d)"))
         return x + self.mlp(self.norm2(x))
 
     def project(self, x: Tensor, turn: Rotate) -> tuple[Tensor, Tensor, Tensor]:

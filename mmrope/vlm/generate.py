@@ -47,7 +47,6 @@ def new_tokens(model: Writer, **inputs: Any) -> Tensor:
     return torch.tensor(list(stream(model, **inputs)), device=model.embedding.weight.device).T.contiguous()  # [B, n]
 
 
-@torch.no_grad()
 def stream(
     model: Writer,
     *,
@@ -89,8 +88,8 @@ def stream(
         The new token of each row; the padding token in rows that have ended.
 
     Raises:
-        ValueError: rows padded on the right, options out of range, several conversations with one cache, or what is neither an
-            input nor an option.
+        ValueError: rows padded on the right, options out of range, several conversations or padding with a cache, or what is
+            neither an input nor an option.
     """
     inputs = {"input_ids": input_ids, "position_ids": position_ids, **media}
     check_inputs(inputs, options=_OPTIONS)
@@ -109,44 +108,49 @@ def stream(
         )
     if next_position.shape != (batch,):
         raise ValueError(f"next_position must be [{batch}], one id a row, got {list(next_position.shape)}")
-    if cache is not None and batch > 1:
-        raise ValueError(f"a cache holds one conversation, got {batch}")
-    cache = KVCache() if cache is None else cache
-    unread = rest_of(cache, inputs, model.config.vision.patches.merge_size)
-    cache.room = max(cache.room, length + max_new_tokens)
+    padded = not bool(attention_mask.all())
+    if cache is not None and (batch > 1 or padded):
+        raise ValueError(f"a cache holds one conversation without padding, got {batch}{' with padding' if padded else ''}")
     eos, pad = model.config.eos_token_id, model.config.pad_token_id
     ends = {*((eos,) if isinstance(eos, int) else eos), *stop}
-    padded = not bool(attention_mask.all())
-    places = model.places(position_ids, attention_mask)  # [A, B, S]
-    logits = prefill(model, unread, places, attention_mask if padded else None, cache, prefill_chunk)  # [B, vocab]
-    seen = None
-    if how.repetition_penalty != 1:
-        counts = torch.zeros_like(logits, dtype=torch.int32).scatter_add_(1, input_ids, attention_mask.int())  # [B, vocab]
-        seen = counts > 0
-    rows = list(range(batch))  # those that have not ended
-    for n in range(1, max_new_tokens + 1):
-        token = choose_token(logits.float(), how, generator, seen)  # [b]
-        values = token.tolist()
-        written = dict(zip(rows, values, strict=True))
-        yield [written.get(row, pad) for row in range(batch)]
-        going = [i for i, value in enumerate(values) if value not in ends]
-        if not going or n == max_new_tokens:
-            return
-        if len(going) < len(rows):
-            left, rows = torch.tensor(going).to(token.device, non_blocking=True), [rows[i] for i in going]
-            cache.keep(left)
-            token, next_position, attention_mask = token[left], next_position[left], attention_mask[left]
-            seen = None if seen is None else seen[left]
-        if seen is not None:
-            seen = seen.scatter(1, token[:, None], True)
-        attention_mask = F.pad(attention_mask, (0, 1), value=1)  # [b, T]
-        ids = (next_position + n - 1).expand(len(position_ids), -1)[..., None]  # [A, b, 1]
-        x, places = model.embedding(token)[:, None], model.places(ids, attention_mask)  # [b, 1, hidden], [A, b, 1]
-        hidden = model.decoder(x, places, attention_mask if padded else None, cache)  # [b, 1, hidden]
-        cache.written.append((token[:, None], ids))
-        logits = model.logits(hidden[:, 0])  # [b, vocab]
+    held = KVCache() if cache is None else cache
+
+    @torch.no_grad()
+    def steps() -> Iterator[list[int]]:
+        unread, mask, following = rest_of(held, inputs, model), attention_mask, next_position
+        held.room = max(held.room, length + max_new_tokens)
+        places = model.places(position_ids, mask)  # [A, B, S]
+        logits = prefill(model, unread, places, mask if padded else None, held, prefill_chunk)  # [B, vocab]
+        seen = None
+        if how.repetition_penalty != 1:
+            seen = torch.zeros_like(logits, dtype=torch.int32).scatter_add_(1, input_ids, mask.int()) > 0  # [B, vocab]
+        rows = list(range(batch))  # those that have not ended
+        for n in range(1, max_new_tokens + 1):
+            token = choose_token(logits.float(), how, generator, seen)  # [b]
+            values = token.tolist()
+            written = dict(zip(rows, values, strict=True))
+            yield [written.get(row, pad) for row in range(batch)]
+            going = [i for i, value in enumerate(values) if value not in ends]
+            if not going or n == max_new_tokens:
+                return
+            if len(going) < len(rows):
+                left, rows = torch.tensor(going).to(token.device, non_blocking=True), [rows[i] for i in going]
+                held.keep(left)
+                token, following, mask = token[left], following[left], mask[left]
+                seen = None if seen is None else seen[left]
+            if seen is not None:
+                seen = seen.scatter(1, token[:, None], True)
+            mask = F.pad(mask, (0, 1), value=1)  # [b, T]
+            ids = (following + n - 1).expand(len(position_ids), -1)[..., None]  # [A, b, 1]
+            x, places = model.embedding(token)[:, None], model.places(ids, mask)  # [b, 1, hidden], [A, b, 1]
+            hidden = model.decoder(x, places, mask if padded else None, held)  # [b, 1, hidden]
+            held.written.append((token[:, None], ids))
+            logits = model.logits(hidden[:, 0])  # [b, vocab]
+
+    return steps()
 
 
+@torch.no_grad()
 def prefill(
     model: Writer, inputs: Mapping[str, Any], places: Tensor, mask: Tensor | None, cache: KVCache, chunk: int
 ) -> Tensor:

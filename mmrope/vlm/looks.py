@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from mmrope.positions.segments import MEDIA
 from mmrope.preprocess.messages import Messages
 from mmrope.preprocess.processor import Processor
-from mmrope.vlm.attention import causal_mask
+from mmrope.vlm.attention import attend, causal_mask
 from mmrope.vlm.decoder import DecoderBlock
 from mmrope.vlm.inputs import check_inputs
 from mmrope.vlm.model import VLM
@@ -44,13 +45,14 @@ def attention_weights(model: VLM, inputs: Mapping[str, Any], *, query: int = -1)
     decoder, weights = model.decoder, []
     turn = decoder.turn(inputs["position_ids"])
     mask = causal_mask(x.shape[1], 0, inputs.get("attention_mask"), x.device)  # [B, 1, S, S]
+    look = partial(attend, mask=mask)
     for layer, block in enumerate(decoder.blocks):
         assert isinstance(block, DecoderBlock)
         q, k, _ = block.project(x, turn)  # [B, N, S, D], [B, K, S, D]
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # [B, N, S, D]
         scores = torch.einsum("bnd,bnsd->bns", q[:, :, query], k).float() * k.shape[-1] ** -0.5  # [B, N, S]
         weights.append(scores.masked_fill(~mask[:, :, query], -torch.inf).softmax(dim=-1))
-        x = decoder.step(layer, x, turn, mask, deep=deep)
+        x = decoder.step(layer, x, turn, look, deep=deep)
     return torch.stack(weights)  # [layers, B, N, S]
 
 

@@ -84,7 +84,8 @@ class VLM(nn.Module):
             logits_to_keep: of how many last tokens logits are wanted; 0 for all.
 
         Raises:
-            ValueError: inputs that are missing or unknown; media tokens and pixels that do not belong together.
+            ValueError: inputs that are missing or unknown; media tokens and pixels that do not belong together; labels of all
+                tokens with logits of some.
 
         Example:
             >>> from mmrope import VLM, Processor
@@ -95,9 +96,14 @@ class VLM(nn.Module):
             ((2, 31, 263), True)
         """
         check_inputs(inputs)
+        if labels is not None and logits_to_keep:
+            raise ValueError("labels are of all tokens: leave logits_to_keep out, or compute the loss of those logits yourself")
         x, deep = self.embed(inputs)  # [B, S, hidden]
         mask = inputs.get("attention_mask")
-        hidden = self.decoder(x, self.places(inputs["position_ids"], mask), mask, cache, deep)  # [B, S, hidden]
+        places = self.places(inputs["position_ids"], mask)
+        if mask is not None and bool(mask.all()):
+            mask = None  # as processors give it for a row without padding; kernels are faster without
+        hidden = self.decoder(x, places, mask, cache, deep)  # [B, S, hidden]
         logits = self.logits(hidden[:, -logits_to_keep:])  # [B, S, vocab]
         return VLMOutput(logits, None if labels is None else next_token_loss(logits, labels))
 
@@ -112,23 +118,25 @@ class VLM(nn.Module):
     def embed(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Deep | None]:
         """What the decoder reads, [B, S, hidden]: embeddings of tokens, and of pixels in their places."""
         x, types = self.embedding(inputs["input_ids"]), inputs.get("mm_token_type_ids")  # [B, S, hidden]
-        media: list[tuple[Tensor, Tensor]] = []
+        features: list[Tensor] = []  # of each kind [1 + deep, tokens, hidden]
+        slots = torch.full_like(inputs["input_ids"], -1)  # [B, S], the media token that stands there
         for kind in (MEDIA["image"], MEDIA["video"]):
             pixels = inputs.get(kind.pixels)
             if pixels is not None and len(pixels):  # a row without media has none of them
-                media.append(self._media(kind, pixels, inputs.get(kind.grids), types))
-                x = x.masked_scatter(media[-1][0][..., None], media[-1][1][0].to(x.dtype))  # [B, S, hidden]
+                places, made = self._media(kind, pixels, inputs.get(kind.grids), types)
+                first = sum(other.shape[1] for other in features)
+                slots = slots.masked_scatter(places, torch.arange(first, first + made.shape[1], device=x.device))
+                features.append(made)
             elif types is not None and bool((types == kind.token_type).any()):
                 raise ValueError(
                     f"the row has {kind.name} tokens, but no pixels were given; pass all that the processor returned"
                 )
-        if not media or not self.config.vision.deepstack_layers:
+        if not features:
             return x, None
-        features = torch.cat([made[1:] for _, made in media], dim=1)  # [deep, tokens, hidden]
-        slots = torch.full_like(inputs["input_ids"], features.shape[1])  # [B, S]
-        for places, first in zip([places for places, _ in media], (0, media[0][1].shape[1]), strict=False):
-            slots = slots.masked_scatter(places, torch.arange(first, features.shape[1], device=x.device))
-        return x, Deep(slots, F.pad(features, (0, 0, 0, 1)))
+        made = F.pad(torch.cat(features, dim=1), (0, 0, 0, 1)).to(x.dtype)  # [1 + deep, tokens + 1, hidden], the last is zero
+        deep = Deep(slots % made.shape[1], made[1:])
+        x = torch.where((slots < 0)[..., None], x, F.embedding(deep.slots, made[0]))  # [B, S, hidden]
+        return x, deep if len(deep.features) else None
 
     def _media(self, kind: MediaKind, pixels: Tensor, grid: Tensor | None, types: Tensor | None) -> tuple[Tensor, Tensor]:
         """Where the tokens of a kind of media are, bool [B, S], and their features [1 + deep, tokens, hidden]."""

@@ -122,6 +122,16 @@ _ONLY = {
     "norm_topk_prob": (True, None),
 }  # fmt: skip
 
+_NEUTRAL = {
+    "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": 0, "min_length": 0, "min_new_tokens": 0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1, "guidance_scale": 1, "bad_words_ids": None,
+    "force_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None,
+    "forced_eos_token_id": None, "sequence_bias": None, "stop_strings": None, "exponential_decay_length_penalty": None,
+    "watermarking_config": None,
+}  # fmt: skip
+"""What else changes the tokens that transformers writes, and with what value it changes nothing."""
+_NEUTRAL_DRAWN = {"min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "top_h": None}
+
 
 def released_config(values: Mapping[str, Any], generation: Mapping[str, Any] = MappingProxyType({})) -> VLMConfig:
     """The config of a model from the values of a released `config.json`, and of its `generation_config.json`.
@@ -139,9 +149,9 @@ def released_config(values: Mapping[str, Any], generation: Mapping[str, Any] = M
     """
     kind = values.get("model_type")
     if kind not in RELEASED:
-        raise ValueError(f"VLM does not run models of model_type {kind!r}; it runs {', '.join(RELEASED)}")
+        raise ValueError(f"models of model_type {kind!r} are not known here; known are {', '.join(RELEASED)}")
     if values.get("quantization_config"):
-        raise ValueError("the weights are quantized (quantization_config), which VLM does not run: take the unquantized ones")
+        raise ValueError("the weights are quantized (quantization_config): take the unquantized ones")
     row = RELEASED[kind]
     text = {**row.text_defaults, **(values.get("text_config") or values)}
     for key, known in _ONLY.items():
@@ -157,8 +167,7 @@ def released_config(values: Mapping[str, Any], generation: Mapping[str, Any] = M
         raise ValueError(f"the config of a {kind} lacks {error}") from None
     rotary, said = rotary_from_config(dict(values)), {**text, **values, **generation}
     assert rotary is not None
-    ends, pad = said.get("eos_token_id"), said.get("pad_token_id")
-    ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+    ends, pad = _tokens(said.get("eos_token_id")), said.get("pad_token_id")
     return VLMConfig(
         vision=VisionConfig(**row.vision, **vision),
         decoder=decoder,
@@ -191,7 +200,7 @@ def _vision(kind: str, values: Mapping[str, Any], out: int) -> dict[str, Any]:
     size, made = values["hidden_size"], values.get("out_hidden_size")
     if "embed_dim" in values:
         size, made = values["embed_dim"], values["hidden_size"]
-    rope, places = values.get("rope_parameters") or {}, values.get("num_position_embeddings", 0)
+    rope, places = values.get("rope_parameters") or {}, values.get("num_position_embeddings") or 0
     for wrong, what in (
         (made != out, f"it makes embeddings of {made} channels, the decoder reads {out}"),
         (values.get("in_channels", values.get("in_chans", 3)) != 3, "it does not read 3 channels of color"),
@@ -210,17 +219,33 @@ def _vision(kind: str, values: Mapping[str, Any], out: int) -> dict[str, Any]:
         "hidden_act": values["hidden_act"],
         "theta": float(rope.get("rope_theta", 1e4)),
         "table_side": math.isqrt(places),
-        "window_size": values.get("window_size", 0),
-        "full_layers": tuple(values.get("fullatt_block_indexes", ())),
-        "deepstack_layers": tuple(values.get("deepstack_visual_indexes", ())),
+        "window_size": values.get("window_size") or 0,
+        "full_layers": tuple(values.get("fullatt_block_indexes") or ()),
+        "deepstack_layers": tuple(values.get("deepstack_visual_indexes") or ()),
     }
 
 
 def _generation(values: Mapping[str, Any]) -> GenerationConfig:
-    """As in transformers, the options of drawing count only with do_sample, and then 50 tokens if nothing else is said."""
-    drawn = {key: values.get(key, default) for key, default in (("temperature", 1.0), ("top_k", 50), ("top_p", 1.0))}
-    drawn = {key: value or 0 for key, value in drawn.items()} if values.get("do_sample") else {}
-    return GenerationConfig(**drawn, repetition_penalty=values.get("repetition_penalty") or 1.0)
+    """As in transformers: the options of drawing count with do_sample alone, and what is null is the default there."""
+    drawn = bool(values.get("do_sample"))
+    for key, neutral in {**_NEUTRAL, **(_NEUTRAL_DRAWN if drawn else {})}.items():
+        if values.get(key, neutral) not in (neutral, None, []):
+            raise ValueError(
+                f"generation_config.json has {key} {values[key]!r}, which VLM does not know: it must be {neutral!r}"
+            )
+    kept = {"repetition_penalty": 1.0, **({"temperature": 1.0, "top_k": 50, "top_p": 1.0} if drawn else {})}
+    stated = {key: values[key] if values.get(key) is not None else default for key, default in kept.items()}
+    if wrong := {key: value for key, value in stated.items() if isinstance(value, bool) or not isinstance(value, (int, float))}:
+        raise ValueError(f"generation_config.json must have numbers, got {wrong}")
+    return GenerationConfig(**stated)
+
+
+def _tokens(said: Any) -> tuple[int, ...]:
+    """End tokens, of which a config states none, one, or several."""
+    found = () if said is None else tuple(said) if isinstance(said, (list, tuple)) else (said,)
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in found):
+        raise ValueError(f"eos_token_id must be a token or a list of tokens, got {said!r}")
+    return found
 
 
 def renaming(kind: str | None) -> Callable[[str], str | None]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 def load_model(cls: type[_Model], folder: Path, *, device: Any, dtype: torch.dtype | None) -> _Model:
     """The model of a folder; see VLM.from_pretrained."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be one of torch, such as torch.bfloat16, or None for that of the files; got {dtype!r}")
+    device = check_device("cpu" if device is None else device)
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"no {CONFIG_NAME} in {folder}: it is the folder of a released model, or one of VLM.save_pretrained")
     files = weight_files(folder)
@@ -38,13 +42,34 @@ def load_model(cls: type[_Model], folder: Path, *, device: Any, dtype: torch.dty
         else:
             config = released_config(stated, read_object(generation) if generation.is_file() else {})
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / CONFIG_NAME} is not the config of a VLM: {error}") from error
+        what = f"{folder / CONFIG_NAME} is not the config of a VLM" if kind is None else f"VLM does not run {folder}"
+        raise ValueError(f"{what}: {error}") from error
     if kind is None and saved_as != cls.__name__:
         raise ValueError(f"{folder} holds a {saved_as}, not a {cls.__name__}: load it with {saved_as}.from_pretrained")
     with torch.device("meta"):
         model = cls(config)
     load_weights(model, [folder / file for file in files], renaming(kind), device=device, dtype=dtype)
+    if left := [name for name, tensor in model.named_buffers() if tensor.is_meta]:
+        raise ValueError(f"{cls.__name__} has buffers that are not saved, {', '.join(left)}: register them as persistent")
     return model.eval()
+
+
+def check_device(device: Any) -> torch.device:
+    """The device, which torch has here.
+
+    Raises:
+        ValueError: it has not.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:  # no such kind, not compiled in, or not there
+        raise ValueError(
+            f"torch {torch.__version__} cannot use the device {device!r}: {shorten(str(error), 160)}; try 'cpu'"
+        ) from error
+    if found.type == "meta":
+        raise ValueError("weights cannot be loaded to the device 'meta', which holds none")
+    return found
 
 
 def save_model(model: Any, folder: str | Path) -> None:
@@ -56,6 +81,8 @@ def save_model(model: Any, folder: str | Path) -> None:
         stated["class"] = type(model).__name__
     content = to_json(stated)
     config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+    if config.is_file() and "model_type" in read_object(config):
+        raise ValueError(f"{folder} holds a released checkpoint, of which little would be left: save to another folder")
     config.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with replacing(config) as new_config, replacing(weights) as new_weights:
@@ -111,7 +138,7 @@ def load_weights(
     files: Sequence[Path],
     rename: Callable[[str], str | None],
     *,
-    device: Any = None,
+    device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Gives a model the weights of these files in place of its own, which may be on the meta device.
@@ -122,13 +149,14 @@ def load_weights(
         rename: from a file's names of weights to the model's; None for what the model does not need.
 
     Raises:
-        ValueError: weights that are missing, unknown, or of another shape; a damaged file.
+        ValueError: weights that are missing, unknown, of another shape, or of several dtypes without one that is wanted; a
+            damaged file.
     """
     needed = {name: weight.shape for name, weight in model.state_dict().items()}
     state: dict[str, Tensor] = {}
     theirs: dict[str, str] = {}
     unknown, heads = [], []
-    for name, tensor in _tensors(files, str(device or "cpu")):
+    for name, tensor in _tensors(files, str(device)):
         ours = rename(name)
         if ours == "head.weight" and ours not in needed:  # written though the embedding is the head
             heads.append(tensor)
@@ -153,6 +181,8 @@ def load_weights(
             raise ValueError(
                 f"the weights in {files[0].parent} are not those of its config.json; {what}: {', '.join(found[:5])}{more}"
             )
+    if len(dtypes := {str(tensor.dtype) for tensor in state.values()}) > 1:
+        raise ValueError(f"the weights in {files[0].parent} are of {' and '.join(sorted(dtypes))}: say which with dtype=")
     if any(not torch.equal(head.to(dtype=dtype), state["embedding.weight"]) for head in heads):
         raise ValueError(f"config.json in {files[0].parent} ties the head to the embedding, but the weights have another head")
     model.load_state_dict(state, assign=True)

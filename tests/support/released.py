@@ -64,6 +64,7 @@ def upstream(name: str, option: str) -> Any:
     """A model of transformers, weights, biases and norms drawn wide."""
     changes = {**_TEXT, **OPTIONS[name][option]}
     model = tiny_models.model(name, **changes)
+    model.generation_config.suppress_tokens = None
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 1:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmrope import VLM, Processor
-from mmrope.vlm import Assistant, Chat, KVCache, VLMConfig, attention_weights, layers
+from mmrope.vlm import Assistant, Chat, KVCache, VLMConfig, attention, attention_weights, layers
 from mmrope.vlm.released import RELEASED, released_config, renaming
 from mmrope.vlm.weights import INDEX_NAME, WEIGHTS_NAME
 from tests.support import PROOF, released
@@ -69,7 +69,6 @@ def test_on_the_ids_of_the_reference_too(pair):
 @torch.no_grad()
 def test_256_greedy_tokens_are_those_of_transformers(pair):
     name, upstream, model = pair
-    upstream.generation_config.suppress_tokens = None
     for seed, rows, penalty in ((1, 1, 1.3), (2, 1, 1.0), (3, 3, 1.0)):  # with a penalty they do not run in circles
         inputs = released.batch(name, seed=seed, rows=rows, revision=RULE)
         given, length = released.without_positions(inputs), inputs["input_ids"].shape[1]
@@ -135,6 +134,33 @@ def test_attention_weights_are_those_of_the_forward_pass(pair):
     upstream.set_attn_implementation("sdpa")
     expected = torch.stack([weights[:, :, -1] for weights in theirs])  # [layers, B, heads, S]
     torch.testing.assert_close(attention_weights(model, inputs), expected, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("past", [0, 300])
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 700])
+def test_queries_in_parts_are_masked_attention(length, past):
+    """On both sides of the size of a part; with and without padding."""
+    q, k, v = torch.randn(2, 4, length, 8), *torch.randn(2, 2, 2, past + length, 8)
+    for padded in (None, torch.arange(past + length).ge(torch.tensor([[0], [5]])).long()):
+        mask = attention.causal_mask(length, past, padded, torch.device("cpu"))
+        wide = (x.repeat_interleave(2, dim=1) for x in (k, v))
+        expected = torch.nn.functional.scaled_dot_product_attention(q, *wide, attn_mask=mask)
+        torch.testing.assert_close(attention.causal_attention(length, past, padded, torch.device("cpu"))(q, k, v), expected)
+
+
+@torch.no_grad()
+def test_a_mask_of_ones_is_no_mask(pair):
+    """What processors give for a row without padding costs nothing."""
+    name, _, model = pair
+    inputs, masked = released.batch(name, seed=1, rows=1), []
+    mask, attention.causal_mask = attention.causal_mask, lambda *args: masked.append(args) or mask(*args)
+    try:
+        logits = model(**inputs).logits
+    finally:
+        attention.causal_mask = mask
+    assert torch.equal(logits, model(**{**inputs, "attention_mask": None}).logits)
+    assert masked == []
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -236,10 +262,31 @@ def test_what_has_changed_is_read_again(folder):
         assert cache.length == inputs["input_ids"].shape[1] + expected.shape[1] - 1
 
 
+@torch.no_grad()
+def test_a_cache_keeps_what_it_read_and_not_what_becomes_of_it(folder):
+    """The buffers of inputs may be used again; the model may be cast; another model is refused."""
+    model, processor = VLM.from_pretrained(folder), Processor.from_pretrained(folder)
+    inputs, cache = processor(turns((image(10), image(20), "What is it?")), add_generation_prompt=True), KVCache()
+    model.generate(**inputs, cache=cache, max_new_tokens=2)
+    for key in ("pixel_values", "input_ids"):
+        inputs[key].copy_(inputs[key].flip(0) * -1 if key == "pixel_values" else inputs[key].clamp_max(inputs[key].max() - 0))
+        assert torch.equal(model.generate(**inputs, cache=cache, max_new_tokens=6), model.generate(**inputs, max_new_tokens=6))
+    half = model.bfloat16()
+    assert torch.equal(half.generate(**inputs, cache=cache, max_new_tokens=6), half.generate(**inputs, max_new_tokens=6))
+    other = VLM.from_pretrained(folder)
+    del model, half
+    with pytest.raises(ValueError, match="the cache holds what another model has read: give each model a KVCache of its own"):
+        other.generate(**inputs, cache=cache)
+    two = processor([turns(("Hi",)), turns(("Hi",))], add_generation_prompt=True)
+    cache = KVCache()
+    other(**two, cache=cache)  # two rows, by hand
+    assert torch.equal(other.generate(**inputs, cache=cache, max_new_tokens=4), other.generate(**inputs, max_new_tokens=4))
+
+
 def test_a_cache_is_of_one_conversation(folder):
     model, processor = VLM.from_pretrained(folder), Processor.from_pretrained(folder)
-    with pytest.raises(ValueError, match="a cache holds one conversation, got 2"):
-        model.generate(**processor([turns(("Hi",)), turns(("Why?",))]), cache=KVCache())
+    with pytest.raises(ValueError, match="a cache holds one conversation without padding, got 2 with padding"):
+        model.generate(**processor([turns(("Hi",)), turns(("Why is it so?",))]), cache=KVCache())
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -329,6 +376,51 @@ def test_weights_are_not_copied_and_files_not_written(folder):
     assert (folder / WEIGHTS_NAME).read_bytes() == before
 
 
+def test_a_checkpoint_is_not_overwritten(tmp_path):
+    model = VLM.from_pretrained(released.checkpoint(tmp_path, "qwen3_vl"))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"holds a released checkpoint, of which little would be left: save to another folder"):
+        model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "auto"}, r"cannot use the device 'auto': .*; try 'cpu'"),
+        ({"device": 999}, r"cannot use the device 999"),
+        ({"device": "meta"}, r"weights cannot be loaded to the device 'meta'"),
+        ({"dtype": "bfloat16"}, r"dtype must be one of torch, such as torch.bfloat16, or None .*; got 'bfloat16'"),
+    ],
+)
+def test_devices_and_dtypes(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        VLM.from_pretrained(folder, **options)
+
+
+@torch.no_grad()
+def test_weights_of_several_dtypes(tmp_path):
+    released.upstream("qwen2_vl", "plain").save_pretrained(tmp_path)
+    state = load_file(tmp_path / WEIGHTS_NAME)
+    head = next(name for name in state if name.endswith("lm_head.weight"))
+    save_file({**state, head: state[head].bfloat16()}, tmp_path / WEIGHTS_NAME)
+    with pytest.raises(ValueError, match=r"are of torch.bfloat16 and torch.float32: say which with dtype="):
+        VLM.from_pretrained(tmp_path)
+    model = VLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert model(**released.batch("qwen2_vl", seed=1, rows=1)).logits.isfinite().all()
+
+
+def test_buffers_that_no_file_has(tmp_path):
+    class Mine(VLM):
+        def __init__(self, config=None):
+            super().__init__(config)
+            self.register_buffer("mine", torch.ones(3), persistent=False)
+
+    released.upstream("qwen2_vl", "plain").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"Mine has buffers that are not saved, mine: register them as persistent"):
+        Mine.from_pretrained(tmp_path)
+
+
 def test_shards_are_of_the_folder(tmp_path):
     released.checkpoint(tmp_path, "qwen3_vl", max_shard_size="50KB")
     index = json.loads((tmp_path / INDEX_NAME).read_text())
@@ -359,7 +451,7 @@ def stated(name):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("qwen2_vl", {"model_type": "glm4v"}, r"VLM does not run models of model_type 'glm4v'; it runs qwen2_vl, qwen2_5_vl"),
+        ("qwen2_vl", {"model_type": "glm4v"}, r"VLM does not run .*: models of model_type 'glm4v' are not known here; known are qwen2_vl"),
         ("qwen2_vl", {"quantization_config": {"quant_method": "awq"}}, r"the weights are quantized .*: take the unquantized ones"),
         ("qwen2_5_vl", {"text_config": {"use_sliding_window": True}}, r"qwen2_5_vl with use_sliding_window True is not known"),
         ("qwen2_5_vl", {"text_config": {"layer_types": ["sliding_attention"]}}, r"with layer_types .* must be full_attention"),
@@ -370,7 +462,10 @@ def stated(name):
         ("qwen3_vl", {"vision_config": {"in_channels": 4}}, r"it does not read 3 channels of color"),
         ("qwen3_vl", {"vision_config": {"hidden_act": "relu"}}, r"hidden_act 'relu' is not known here; known are gelu, gelu_pytorch_tanh"),
         ("qwen3_vl", {"vision_config": {"num_position_embeddings": 50}}, r"num_position_embeddings 50 is not the size of a square table"),
-        ("qwen3_vl", {"vision_config": {"deepstack_visual_indexes": [0] * 9}}, r"deepstack_layers .* which has 4"),
+        ("qwen3_vl", {"vision_config": {"deepstack_visual_indexes": [0] * 9}}, r"deepstack_layers must be rising numbers of the 5 layers"),
+        ("qwen3_vl", {"vision_config": {"deepstack_visual_indexes": [0, 5]}}, r"rising numbers of the 5 layers, got \(0, 5\)"),
+        ("qwen3_vl", {"text_config": {"num_hidden_layers": 2}}, r"deepstack_layers .* which has 2"),
+        ("qwen2_5_vl", {"vision_config": {"window_size": 7}}, r"window_size 7 is less than a token's 8 pixels"),
         ("qwen3_vl_moe", {"text_config": {"decoder_sparse_step": 2}}, r"qwen3_vl_moe with decoder_sparse_step 2"),
         ("qwen3_vl_moe", {"text_config": {"norm_topk_prob": False}}, r"qwen3_vl_moe with norm_topk_prob False"),
         ("qwen3_vl_moe", {"text_config": {"num_experts_per_tok": 9}}, r"6 experts need .* 1 to 6 num_experts_per_tok, got 32 and 9"),
@@ -419,6 +514,33 @@ def test_generation_configs():
     assert released_config({**config, "eos_token_id": 9}).eos_token_id == (9,)
     assert released_config(config).eos_token_id == ()
     assert VLMConfig.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+@pytest.mark.parametrize(
+    ("generation", "message"),
+    [
+        ({"num_beams": 4}, r"generation_config.json has num_beams 4, which VLM does not know: it must be 1"),
+        ({"suppress_tokens": [1]}, r"suppress_tokens \[1\]"),
+        ({"do_sample": True, "min_p": 0.9}, r"min_p 0.9"),
+        ({"do_sample": True, "temperature": "warm"}, r"generation_config.json must have numbers, got {'temperature': 'warm'}"),
+        ({"eos_token_id": "802"}, r"eos_token_id must be a token or a list of tokens, got '802'"),
+        ({"eos_token_id": [[802]]}, r"eos_token_id must be a token or a list of tokens"),
+    ],
+)
+def test_generation_configs_that_it_does_not_follow(generation, message):
+    with pytest.raises(ValueError, match=message):
+        released_config(stated("qwen3_vl"), generation)
+
+
+def test_what_is_null_is_the_default():
+    """As in transformers, where it is drawn; and what changes nothing may be said."""
+    nothing = {"do_sample": True, "temperature": None, "top_k": None, "top_p": None, "repetition_penalty": None}
+    made = released_config(
+        stated("qwen3_vl"), {**nothing, "num_beams": 1, "suppress_tokens": None, "min_p": None, "typical_p": 1.0}
+    )
+    assert vars(made.generation) == {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
+    ignored = released_config(stated("qwen3_vl"), {"do_sample": False, "temperature": 0.5, "min_p": 0.9})
+    assert ignored.generation.temperature == 0
 
 
 def test_names():
