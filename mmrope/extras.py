@@ -34,7 +34,7 @@ BROUGHT_BY = {
 _NEEDS = {
     **{f"mmrope.encodings.{name}": "torch" for name in ("absolute", "alibi", "mixed", "rotary", "xpos")},
     **{"mmrope.preprocess.image": "PIL", "mmrope.preprocess.video": "av"},
-    **{f"mmrope.vlm.{name}": "torch" for name in ("assistant", "cache", "config", "looks", "model")},
+    **{f"mmrope.vlm.{name}": "torch" for name in ("assistant", "cache", "config", "looks", "model", "sampling")},
 }
 """Modules of mmrope whose names are listed only where another module can be imported: `help(mmrope)` works without it."""
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from mmrope.lab.encodings import TOKEN_STD, Encoding, counted
 from mmrope.vlm.attention import attend, causal_mask
 from mmrope.vlm.cache import KVCache
-from mmrope.vlm.config import DecoderConfig, GenerationConfig
+from mmrope.vlm.config import DecoderConfig
 from mmrope.vlm.decoder import DecoderBlock
-from mmrope.vlm.generate import choose_token
 from mmrope.vlm.layers import RMSNorm
+from mmrope.vlm.sampling import GenerationConfig, choose_token
 
 
 def sizes(hidden: int, heads: int, layers: int) -> DecoderConfig:

@@ -14,6 +14,7 @@ from mmrope.positions.families import Family
 from mmrope.positions.families import family as find_family
 from mmrope.preprocess.patches import PatchConfig
 from mmrope.preprocess.text import IM_END, PAD, VOCAB_SIZE
+from mmrope.vlm.sampling import GenerationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,23 +104,6 @@ class DecoderConfig:
                 f"{self.num_experts} experts need a moe_intermediate_size and 1 to {self.num_experts} num_experts_per_tok, "
                 f"got {self.moe_intermediate_size} and {self.num_experts_per_tok}"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
-    """How a model writes where it is not told otherwise; the fields are options of `VLM.generate`.
-
-    Example:
-        >>> from mmrope import VLM
-        >>> from mmrope.vlm import GenerationConfig, VLMConfig
-        >>> VLM(VLMConfig(generation=GenerationConfig(temperature=0.7, top_p=0.8, top_k=20))).config.generation.top_k
-        20
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

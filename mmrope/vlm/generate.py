@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmrope.vlm.cache import KVCache, rest_of
-from mmrope.vlm.config import GenerationConfig, VLMConfig
+from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.decoder import Decoder, Deep
 from mmrope.vlm.inputs import check_inputs
+from mmrope.vlm.sampling import choose_token
 
 _OPTIONS = (
     "max_new_tokens",
@@ -94,14 +96,12 @@ def stream(
     inputs = {"input_ids": input_ids, "position_ids": position_ids, **media}
     check_inputs(inputs, options=_OPTIONS)
     batch, length = input_ids.shape
-    own = model.config.generation
-    how = GenerationConfig(
-        temperature=own.temperature if temperature is None else temperature,
-        top_k=own.top_k if top_k is None else top_k,
-        top_p=own.top_p if top_p is None else top_p,
-        repetition_penalty=own.repetition_penalty if repetition_penalty is None else repetition_penalty,
-    )
-    _check_options(model.config, how, max_new_tokens, prefill_chunk, stop)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
+    how = replace(model.config.generation, **{key: value for key, value in options.items() if value is not None})
+    if max_new_tokens < 1 or prefill_chunk < 1:
+        raise ValueError(f"need max_new_tokens >= 1 and prefill_chunk >= 1, got {max_new_tokens=}, {prefill_chunk=}")
+    if len(stop) and not all(0 <= token < model.config.decoder.vocab_size for token in stop):
+        raise ValueError(f"stop must be tokens of a vocabulary of {model.config.decoder.vocab_size}, got {list(stop)}")
     if not bool(attention_mask[:, -1].all()):
         raise ValueError(
             "a row ends in padding, so its next token cannot be read off: pad on the left (Processor(padding_side='left'))"
@@ -165,32 +165,3 @@ def prefill(
         some = None if deep is None else Deep(deep.slots[:, part], deep.features)
         hidden = model.decoder(x[:, part], places[..., now], seen, cache, some)  # [B, chunk, hidden]
     return model.logits(hidden[:, -1])
-
-
-def choose_token(
-    logits: Tensor, how: GenerationConfig, generator: torch.Generator | None = None, seen: Tensor | None = None
-) -> Tensor:
-    """The next token of each row, from logits [B, vocab]; `seen`, bool [B, vocab], are the tokens that it has already."""
-    if seen is not None:
-        penalty = how.repetition_penalty
-        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-    if how.temperature == 0:
-        return logits.argmax(dim=-1)
-    count = min(how.top_k or logits.shape[-1], logits.shape[-1])
-    likeliest, order = logits.topk(count, dim=-1)  # [B, count], falling
-    p = (likeliest / how.temperature).softmax(dim=-1)
-    p = p.masked_fill(p.cumsum(dim=-1) - p >= how.top_p, 0.0)  # what is likelier than the rest together is always kept
-    # the first of exponential clocks of these rates to ring: draws as torch.multinomial does, which may wait for the device
-    drawn = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(dim=-1, keepdim=True)  # [B, 1]
-    return order.gather(-1, drawn).squeeze(-1)  # [B]
-
-
-def _check_options(config: VLMConfig, how: GenerationConfig, new: int, chunk: int, stop: Sequence[int]) -> None:
-    good = how.temperature >= 0 and how.top_k >= 0 and 0 < how.top_p <= 1 and how.repetition_penalty > 0
-    if new < 1 or chunk < 1 or not good:
-        raise ValueError(
-            "need max_new_tokens >= 1, prefill_chunk >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1 and "
-            f"repetition_penalty > 0, got max_new_tokens={new}, prefill_chunk={chunk} and {how}"
-        )
-    if len(stop) and not all(0 <= token < config.decoder.vocab_size for token in stop):
-        raise ValueError(f"stop must be tokens of a vocabulary of {config.decoder.vocab_size}, got {list(stop)}")

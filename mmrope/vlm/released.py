@@ -16,7 +16,8 @@ from typing import Any
 from mmrope.checkpoints.configs import family_from_config
 from mmrope.checkpoints.rotary import rotary_from_config
 from mmrope.preprocess.patches import FAMILY_PATCHES
-from mmrope.vlm.config import DecoderConfig, GenerationConfig, VisionConfig, VLMConfig
+from mmrope.vlm.config import DecoderConfig, VisionConfig, VLMConfig
+from mmrope.vlm.sampling import end_tokens, generation_config
 
 
 @dataclass(frozen=True)
@@ -34,42 +35,32 @@ class Released:
     """Whether text_config's tie_word_embeddings counts, too."""
 
 
-_TEXT = {
-    "embed_tokens": "embedding",
-    "norm": "decoder.norm",
-    "layers.*.input_layernorm": "decoder.blocks.*.norm1",
-    "layers.*.post_attention_layernorm": "decoder.blocks.*.norm2",
-    **{f"layers.*.self_attn.{theirs}": f"decoder.blocks.*.{ours}" for theirs, ours in
-       {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "out", "q_norm": "q_norm", "k_norm": "k_norm"}.items()},
-    **{f"layers.*.mlp.{name}_proj": f"decoder.blocks.*.mlp.{name}" for name in ("gate", "up", "down")},
-}  # fmt: skip
-_MIXTURE = {
-    "layers.*.mlp.gate": "decoder.blocks.*.mlp.router",
-    "layers.*.mlp.experts.gate_up_proj": "decoder.blocks.*.mlp.gate_up",
-    "layers.*.mlp.experts.down_proj": "decoder.blocks.*.mlp.down",
-}
-_BLOCKS = {
-    "visual.patch_embed.proj": "vision.embed",
-    "visual.blocks.*.norm1": "vision.blocks.*.norm1",
-    "visual.blocks.*.norm2": "vision.blocks.*.norm2",
-    "visual.blocks.*.attn.qkv": "vision.blocks.*.qkv",
-    "visual.blocks.*.attn.proj": "vision.blocks.*.out",
-}
-_MERGER = {
-    "visual.merger.ln_q": "vision.merger.norm",
-    "visual.merger.mlp.0": "vision.merger.up",
-    "visual.merger.mlp.2": "vision.merger.down",
-}
+def _within(theirs: str, ours: str, names: Mapping[str, str]) -> dict[str, str]:
+    return {f"{theirs}.{name}": f"{ours}.{called}" for name, called in names.items()}
+
+
+_TEXT = {"embed_tokens": "embedding", "norm": "decoder.norm"} | _within("layers.*", "decoder.blocks.*", {
+    "input_layernorm": "norm1", "post_attention_layernorm": "norm2", "self_attn.q_proj": "q", "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v", "self_attn.o_proj": "out", "self_attn.q_norm": "q_norm", "self_attn.k_norm": "k_norm",
+    "mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down",
+})  # fmt: skip
+_MIXTURE = _within("layers.*.mlp", "decoder.blocks.*.mlp", {
+    "gate": "router", "experts.gate_up_proj": "gate_up", "experts.down_proj": "down",
+})  # fmt: skip
+_BLOCKS = {"visual.patch_embed.proj": "vision.embed"} | _within("visual.blocks.*", "vision.blocks.*", {
+    "norm1": "norm1", "norm2": "norm2", "attn.qkv": "qkv", "attn.proj": "out",
+})  # fmt: skip
+_MERGER = _within("visual.merger", "vision.merger", {"ln_q": "norm", "mlp.0": "up", "mlp.2": "down"})
+_MERGER3 = {"norm": "norm", "linear_fc1": "up", "linear_fc2": "down"}
 _DEEP = {
     "visual.pos_embed": "vision.table",
-    **{f"visual.{merger}.{theirs}": f"vision.{called}.{ours}"
-       for merger, called in {"merger": "merger", "deepstack_merger_list.*": "deep_mergers.*"}.items()
-       for theirs, ours in {"norm": "norm", "linear_fc1": "up", "linear_fc2": "down"}.items()},
-}  # fmt: skip
+    **_within("visual.merger", "vision.merger", _MERGER3),
+    **_within("visual.deepstack_merger_list.*", "vision.deep_mergers.*", _MERGER3),
+}
 
 
 def _mlp(**names: str) -> dict[str, str]:
-    return {f"visual.blocks.*.mlp.{theirs}": f"vision.blocks.*.mlp.{ours}" for ours, theirs in names.items()}
+    return _within("visual.blocks.*.mlp", "vision.blocks.*.mlp", {theirs: ours for ours, theirs in names.items()})
 
 
 _CUT = {"spatial_merge_size": 2, "temporal_patch_size": 2}
@@ -122,16 +113,6 @@ _ONLY = {
     "norm_topk_prob": (True, None),
 }  # fmt: skip
 
-_NEUTRAL = {
-    "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": 0, "min_length": 0, "min_new_tokens": 0, "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1, "guidance_scale": 1, "bad_words_ids": None,
-    "force_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None,
-    "forced_eos_token_id": None, "sequence_bias": None, "stop_strings": None, "exponential_decay_length_penalty": None,
-    "watermarking_config": None,
-}  # fmt: skip
-"""What else changes the tokens that transformers writes, and with what value it changes nothing."""
-_NEUTRAL_DRAWN = {"min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "top_h": None}
-
 
 def released_config(values: Mapping[str, Any], generation: Mapping[str, Any] = MappingProxyType({})) -> VLMConfig:
     """The config of a model from the values of a released `config.json`, and of its `generation_config.json`.
@@ -165,17 +146,18 @@ def released_config(values: Mapping[str, Any], generation: Mapping[str, Any] = M
         vision = _vision(kind, {**row.defaults, **values["vision_config"]}, decoder.hidden_size)
     except KeyError as error:
         raise ValueError(f"the config of a {kind} lacks {error}") from None
-    rotary, said = rotary_from_config(dict(values)), {**text, **values, **generation}
+    rotary = rotary_from_config(dict(values))
     assert rotary is not None
-    ends, pad = _tokens(said.get("eos_token_id")), said.get("pad_token_id")
+    stated = {key: value for part in (text, values, generation) for key, value in part.items() if value is not None}
+    ends = end_tokens(stated.get("eos_token_id"))
     return VLMConfig(
         vision=VisionConfig(**row.vision, **vision),
         decoder=decoder,
         rotary=rotary,
         family=family_from_config(dict(values)),
         eos_token_id=ends,
-        pad_token_id=pad if pad is not None else ends[0] if ends else 0,
-        generation=_generation(generation),
+        pad_token_id=stated.get("pad_token_id", ends[0] if ends else 0),
+        generation=generation_config(generation),
     )
 
 
@@ -223,29 +205,6 @@ def _vision(kind: str, values: Mapping[str, Any], out: int) -> dict[str, Any]:
         "full_layers": tuple(values.get("fullatt_block_indexes") or ()),
         "deepstack_layers": tuple(values.get("deepstack_visual_indexes") or ()),
     }
-
-
-def _generation(values: Mapping[str, Any]) -> GenerationConfig:
-    """As in transformers: the options of drawing count with do_sample alone, and what is null is the default there."""
-    drawn = bool(values.get("do_sample"))
-    for key, neutral in {**_NEUTRAL, **(_NEUTRAL_DRAWN if drawn else {})}.items():
-        if values.get(key, neutral) not in (neutral, None, []):
-            raise ValueError(
-                f"generation_config.json has {key} {values[key]!r}, which VLM does not know: it must be {neutral!r}"
-            )
-    kept = {"repetition_penalty": 1.0, **({"temperature": 1.0, "top_k": 50, "top_p": 1.0} if drawn else {})}
-    stated = {key: values[key] if values.get(key) is not None else default for key, default in kept.items()}
-    if wrong := {key: value for key, value in stated.items() if isinstance(value, bool) or not isinstance(value, (int, float))}:
-        raise ValueError(f"generation_config.json must have numbers, got {wrong}")
-    return GenerationConfig(**stated)
-
-
-def _tokens(said: Any) -> tuple[int, ...]:
-    """End tokens, of which a config states none, one, or several."""
-    found = () if said is None else tuple(said) if isinstance(said, (list, tuple)) else (said,)
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in found):
-        raise ValueError(f"eos_token_id must be a token or a list of tokens, got {said!r}")
-    return found
 
 
 def renaming(kind: str | None) -> Callable[[str], str | None]:

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from mmrope import VLM, Processor, patch_position_ids
 from mmrope.preprocess import text
-from mmrope.vlm import VLMConfig
+from mmrope.vlm import GenerationConfig, VLMConfig
 from mmrope.vlm.attention import attend_packed, causal_mask
 from mmrope.vlm.cache import KVCache
-from mmrope.vlm.config import DecoderConfig, GenerationConfig, VisionConfig
+from mmrope.vlm.config import DecoderConfig, VisionConfig
 from mmrope.vlm.manifest import write_manifest
 from mmrope.vlm.vision import VisionEncoder
 
@@ -230,7 +230,7 @@ def test_sampling(model, processor, conversations):
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
-    from mmrope.vlm.generate import choose_token
+    from mmrope.vlm.sampling import choose_token
 
     p = torch.tensor([0.5, 0.3, 0.15, 0.05])
     generator = torch.Generator().manual_seed(0)
@@ -449,7 +449,7 @@ def test_what_is_not_read_is_refused(model, processor, conversations):
         (
             "left",
             {"temperature": -1.0},
-            r"need max_new_tokens >= 1, .* temperature >= 0, .* 0 < top_p <= 1 and .*, got .*temperature=-1.0",
+            r"need temperature >= 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got .*temperature=-1.0",
         ),
         ("left", {"top_p": 0.0}, r"top_p=0.0"),
         ("left", {"max_new_tokens": 0}, r"max_new_tokens=0"),

@@ -1,0 +1,97 @@
+"""How the next token is chosen, and what a checkpoint's generation_config.json says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NEUTRAL = {
+    "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": 0, "min_length": 0, "min_new_tokens": 0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1, "guidance_scale": 1, "bad_words_ids": None,
+    "force_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None,
+    "forced_eos_token_id": None, "sequence_bias": None, "stop_strings": None, "exponential_decay_length_penalty": None,
+    "watermarking_config": None,
+}  # fmt: skip
+"""What else changes the tokens that transformers writes, and with what value it changes nothing."""
+_NEUTRAL_DRAWN = {"min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "top_h": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How a model writes where it is not told otherwise; the fields are options of `VLM.generate`.
+
+    Example:
+        >>> from mmrope import VLM
+        >>> from mmrope.vlm import GenerationConfig, VLMConfig
+        >>> VLM(VLMConfig(generation=GenerationConfig(temperature=0.7, top_p=0.8, top_k=20))).config.generation.top_k
+        20
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        good = self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0
+        if not good:
+            raise ValueError(f"need temperature >= 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got {self}")
+
+
+def generation_config(values: Mapping[str, Any]) -> GenerationConfig:
+    """From the values of a generation_config.json. As in transformers, the options of drawing count with do_sample alone, and
+    what is null is the default there.
+
+    Raises:
+        ValueError: values that would have other tokens written than the model here can, or that are no numbers.
+
+    Example:
+        >>> from mmrope.vlm.sampling import generation_config
+        >>> generation_config({"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "eos_token_id": [5, 6]})
+        GenerationConfig(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.0)
+    """
+    drawn = bool(values.get("do_sample"))
+    for key, neutral in {**_NEUTRAL, **(_NEUTRAL_DRAWN if drawn else {})}.items():
+        if values.get(key, neutral) not in (neutral, None, []):
+            raise ValueError(
+                f"generation_config.json has {key} {values[key]!r}, which VLM does not know: it must be {neutral!r}"
+            )
+    kept = {"repetition_penalty": 1.0, **({"temperature": 1.0, "top_k": 50, "top_p": 1.0} if drawn else {})}
+    stated = {key: values[key] if values.get(key) is not None else default for key, default in kept.items()}
+    if wrong := {key: value for key, value in stated.items() if isinstance(value, bool) or not isinstance(value, (int, float))}:
+        raise ValueError(f"generation_config.json must have numbers, got {wrong}")
+    return GenerationConfig(**stated)
+
+
+def end_tokens(said: Any) -> tuple[int, ...]:
+    """End tokens, of which a config states none, one, or several.
+
+    Raises:
+        ValueError: what it states is no token.
+    """
+    found = () if said is None else tuple(said) if isinstance(said, (list, tuple)) else (said,)
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in found):
+        raise ValueError(f"eos_token_id must be a token or a list of tokens, got {said!r}")
+    return found
+
+
+def choose_token(
+    logits: Tensor, how: GenerationConfig, generator: torch.Generator | None = None, seen: Tensor | None = None
+) -> Tensor:
+    """The next token of each row, from logits [B, vocab]; `seen`, bool [B, vocab], are the tokens that it has already."""
+    if seen is not None:
+        penalty = how.repetition_penalty
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if how.temperature == 0:
+        return logits.argmax(dim=-1)
+    count = min(how.top_k or logits.shape[-1], logits.shape[-1])
+    likeliest, order = logits.topk(count, dim=-1)  # [B, count], falling
+    p = (likeliest / how.temperature).softmax(dim=-1)
+    p = p.masked_fill(p.cumsum(dim=-1) - p >= how.top_p, 0.0)  # what is likelier than the rest together is always kept
+    # the first of exponential clocks of these rates to ring: draws as torch.multinomial does, which may wait for the device
+    drawn = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(dim=-1, keepdim=True)  # [B, 1]
+    return order.gather(-1, drawn).squeeze(-1)  # [B]
