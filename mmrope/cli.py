@@ -344,8 +344,6 @@ def ask(
     given = [media.pop()["text"]] if media[-1]["type"] == "text" else None
     if any(item["type"] == "text" for item in media):
         raise ValueError("files come first, then one question, in quotes")
-    if given and not given[0].strip():
-        raise ValueError("the question is empty")
     if figure is not None and not media:
         raise ValueError("--figure draws where the decoder looked in a file: give one")
     _need("torch", "einops", "safetensors", *(["mmrope_small"] if model is None else []))
@@ -359,16 +357,16 @@ def ask(
         check_looks(assistant.model, assistant.processor)
     chat, noted = Chat(assistant, media), set[str]()
     for more, question in [([], given[0])] if given else _typed():
-        media = [*media, *more]
-        if model is None and (note := _doubt(assistant, media, question)) and note not in noted:
-            typer.echo(note, err=True)
-            noted.add(note)
         try:
             if not question.strip():
                 raise ValueError("the question is empty")
+            if model is None and (note := _doubt(assistant, [*media, *more], question)) and note not in noted:
+                typer.echo(note, err=True)
+                noted.add(note)
             for piece in chat.stream(question, media=more, temperature=temperature, max_new_tokens=max_new_tokens):
                 typer.echo(piece, nl=False)
             typer.echo()
+            media = [*media, *more]
         except ValueError as error:
             if given:
                 raise

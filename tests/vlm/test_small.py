@@ -266,6 +266,17 @@ def test_ask_talks(samples):
     assert (done.returncode, done.stdout) == (0, "row 2, column 1\n3\n")
 
 
+def test_ask_takes_files_in_a_conversation_and_goes_on_after_mistakes(samples, tmp_path):
+    (tmp_path / "my grid.png").write_bytes((samples / "grid.png").read_bytes())
+    (tmp_path / "broken.jpg").write_bytes((samples / "cat.jpg").read_bytes()[:100])
+    typed = "'my grid.png' Where is the 5?\nbroken.jpg What is it?\nmy\\ grid.png\nWhat's at row 3?\nWhat is at row 3, column 2?\n\n"
+    done = mmrope("ask", samples / "strip.png", typed=typed, cwd=tmp_path)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 3  # an answer to each that could be asked
+    assert "broken.jpg" in done.stderr
+    assert "the question is empty" in done.stderr
+
+
 def test_ask_says_what_the_model_knows(samples):
     done = mmrope("ask", samples / "grid.png", "What is it?")
     assert done.returncode == 0
@@ -305,6 +316,8 @@ def test_ask_draws(samples, tmp_path):
         (["What is 1 + 1?", "--figure", "x.png"], "--figure draws where the decoder looked in a file: give one"),
         (["What is 1 + 1?", "--model", "nowhere"], "no config.json in nowhere"),
         (["What is 1 + 1?", "--device", "gpu"], "cannot use the device 'gpu'"),
+        (["What is 1 + 1?", "--dtype", "int8"], "'int8' is not one of 'float32', 'bfloat16', 'float16'"),
+        (["What is 1 + 1?", "--max-new-tokens", "0"], "0 is not in the range x>=1"),
     ],
 )
 def test_what_cannot_be_asked(arguments, message):
