@@ -115,11 +115,15 @@ class DecoderBlock(nn.Module):
 
     def forward(self, x: Tensor, turn: Rotate, look: Attend = attend, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """x [B, S, hidden]; `look` says who attends to whom."""
+        x = x + self.attention(x, turn, look, cache, layer)
+        return x + self.mlp(self.norm2(x))
+
+    def attention(self, x: Tensor, turn: Rotate, look: Attend, cache: KVCache | None, layer: int) -> Tensor:
+        """[B, S, hidden]; by itself, so that queries, keys and values are gone when the MLP needs the room."""
         q, k, v = self.project(x, turn)
         if cache:
             k, v = cache.extend(layer, k, v)  # [B, K, T, D]
-        x = x + self.out(rearrange(look(q, k, v), "b n s d -> b s (n d)"))
-        return x + self.mlp(self.norm2(x))
+        return self.out(rearrange(look(q, k, v), "b n s d -> b s (n d)"))
 
     def project(self, x: Tensor, turn: Rotate) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries [B, N, S, D] and keys [B, K, S, D], and values [B, K, S, D]."""

@@ -41,11 +41,7 @@ class Writer(Protocol):
 
 
 def new_tokens(model: Writer, **inputs: Any) -> Tensor:
-    """Continues each row until it ends its turn, or for `max_new_tokens`: what `stream` yields, together.
-
-    Returns:
-        [B, n] the new tokens, n <= max_new_tokens; after a row's end, the padding token.
-    """
+    """What `stream` yields, together: new tokens [B, n], n <= max_new_tokens; after a row's end, the padding token."""
     return torch.tensor(list(stream(model, **inputs)), device=model.embedding.weight.device).T.contiguous()  # [B, n]
 
 
@@ -113,11 +109,11 @@ def stream(
         raise ValueError(f"a cache holds one conversation without padding, got {batch}{' with padding' if padded else ''}")
     eos, pad = model.config.eos_token_id, model.config.pad_token_id
     ends = {*((eos,) if isinstance(eos, int) else eos), *stop}
-    held = KVCache() if cache is None else cache
 
     @torch.no_grad()
     def steps() -> Iterator[list[int]]:
-        unread, mask, following = rest_of(held, inputs, model), attention_mask, next_position
+        held, unread = (KVCache(), inputs) if cache is None else (cache, rest_of(cache, inputs, model))
+        mask, following = attention_mask, next_position
         held.room = max(held.room, length + max_new_tokens)
         places = model.places(position_ids, mask)  # [A, B, S]
         logits = prefill(model, unread, places, mask if padded else None, held, prefill_chunk)  # [B, vocab]
@@ -144,7 +140,8 @@ def stream(
             ids = (following + n - 1).expand(len(position_ids), -1)[..., None]  # [A, b, 1]
             x, places = model.embedding(token)[:, None], model.places(ids, mask)  # [b, 1, hidden], [A, b, 1]
             hidden = model.decoder(x, places, mask if padded else None, held)  # [b, 1, hidden]
-            held.written.append((token[:, None], ids))
+            if cache is not None:
+                cache.written.append((token[:, None], ids))
             logits = model.logits(hidden[:, 0])  # [b, vocab]
 
     return steps()

@@ -102,10 +102,14 @@ class VisionBlock(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
         """x [P, hidden], cos and sin [P, pairs]; `lengths` are the patches that attend to each other, in order."""
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "p (n h d) -> n p h d", n=3, h=self.heads)  # [P, N, D] each
-        q, k = apply_rotary(q, k, cos, sin, heads=-2)
-        x = x + self.out(rearrange(attend_packed(q, k, v, lengths), "p h d -> p (h d)"))
+        x = x + self.attention(self.norm1(x), cos, sin, lengths)
         return x + self.mlp(self.norm2(x))
+
+    def attention(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        """[P, hidden]; by itself, so that queries, keys and values are gone when the MLP needs the room."""
+        q, k, v = rearrange(self.qkv(x), "p (n h d) -> n p h d", n=3, h=self.heads)  # [P, N, D] each
+        q, k = apply_rotary(q, k, cos, sin, heads=-2)
+        return self.out(rearrange(attend_packed(q, k, v, lengths), "p h d -> p (h d)"))
 
 
 class Merger(nn.Module):
