@@ -60,7 +60,7 @@ def stream(
     stop: Sequence[int] = (),
     generator: torch.Generator | None = None,
     cache: KVCache | None = None,
-    prefill_chunk: int = 2048,
+    prefill_chunk: int = 8192,
     **media: Any,
 ) -> Iterator[list[int]]:
     """Writes a token in each row, yields them, and goes on until every row has ended. A row that has ended is computed no more.
