@@ -82,7 +82,7 @@ def save_model(model: Any, folder: str | Path) -> None:
     content = to_json(stated)
     config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
     if config.is_file() and "model_type" in read_object(config):
-        raise ValueError(f"{folder} holds a released checkpoint, of which little would be left: save to another folder")
+        raise ValueError(f"{folder} holds a released checkpoint, which would be overwritten: save to another folder")
     config.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with replacing(config) as new_config, replacing(weights) as new_weights:

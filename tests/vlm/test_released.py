@@ -205,6 +205,10 @@ def image(color, size=64):
     return {"type": "image", "image": torch.full((3, size, size), color, dtype=torch.uint8)}
 
 
+def clip(color, frames=6):
+    return {"type": "video", "video": torch.full((frames, 3, 64, 96), color, dtype=torch.uint8), "fps": 2.0, "sample_fps": 2.0}
+
+
 def turns(*questions):
     """A conversation that is open after each of its questions; a question is a text, or images and a text."""
     return [{"role": "user", "content": [*media, {"type": "text", "text": text}]} for *media, text in questions]
@@ -253,9 +257,17 @@ def test_what_has_changed_is_read_again(folder):
         turns(("What is it?",)),
         first,
     ]
-    for changed in changes:
+    seen = turns((clip(10), image(20), clip(30), "What is it?"))
+    videos = [
+        turns((clip(10), image(20), clip(31), "What is it?")),
+        turns((clip(11), image(20), clip(30), "What is it?")),
+        turns((clip(10), image(21), clip(30), "What is it?")),
+        turns((clip(10, frames=4), image(20), clip(30), "What is it?")),
+        turns((clip(10), image(20), clip(30), "Why?")),
+    ]
+    for before, changed in [*((first, one) for one in changes), *((seen, one) for one in videos)]:
         cache = KVCache()
-        model.generate(**processor(first, add_generation_prompt=True), cache=cache, max_new_tokens=6)
+        model.generate(**processor(before, add_generation_prompt=True), cache=cache, max_new_tokens=6)
         inputs = processor(changed, add_generation_prompt=True)
         expected = model.generate(**inputs, max_new_tokens=6)
         assert torch.equal(model.generate(**inputs, cache=cache, max_new_tokens=6), expected)
@@ -379,7 +391,7 @@ def test_weights_are_not_copied_and_files_not_written(folder):
 def test_a_checkpoint_is_not_overwritten(tmp_path):
     model = VLM.from_pretrained(released.checkpoint(tmp_path, "qwen3_vl"))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=r"holds a released checkpoint, of which little would be left: save to another folder"):
+    with pytest.raises(ValueError, match=r"holds a released checkpoint, which would be overwritten: save to another folder"):
         model.save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
