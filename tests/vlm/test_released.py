@@ -7,13 +7,15 @@ import copy
 import itertools
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from mmrope import VLM, Processor
-from mmrope.vlm import Assistant, Chat, KVCache, VLMConfig, attention, attention_weights, layers
+from mmrope.vlm import Assistant, Chat, DecoderConfig, KVCache, VLMConfig, attention, attention_weights, layers
 from mmrope.vlm.released import RELEASED, released_config, renaming
 from mmrope.vlm.weights import INDEX_NAME, WEIGHTS_NAME
 from tests.support import PROOF, released
@@ -379,13 +381,33 @@ def test_a_released_model_is_saved_as_ours(name, tmp_path):
 
 
 @torch.no_grad()
-def test_weights_are_not_copied_and_files_not_written(folder):
-    """Weights are where the file is mapped: its pages are shared, and what is changed is changed here alone."""
+def test_what_is_changed_is_changed_in_memory_alone(folder):
     before = (folder / WEIGHTS_NAME).read_bytes()
     model = VLM.from_pretrained(folder)
     for weight in model.parameters():
         weight.add_(1)
     assert (folder / WEIGHTS_NAME).read_bytes() == before
+
+
+@torch.no_grad()
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+def test_weights_are_not_copied(tmp_path):
+    """A file of 100 MB: what the process has of its own grows by less than a tenth of it, until another dtype is asked for."""
+
+    def own():
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+        return int(line.split()[1]) / 1000  # MB
+
+    VLM(VLMConfig(decoder=DecoderConfig(vocab_size=100_000))).save_pretrained(tmp_path)
+    assert (tmp_path / WEIGHTS_NAME).stat().st_size > 100e6
+    before = own()
+    model = VLM.from_pretrained(tmp_path)
+    total = sum(float(weight.sum()) for weight in model.parameters())  # every page is read
+    assert own() - before < 10
+    half = VLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert own() - before > 40
+    assert total == sum(float(weight.sum()) for weight in model.parameters())
+    del half
 
 
 def test_a_checkpoint_is_not_overwritten(tmp_path):
