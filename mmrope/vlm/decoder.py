@@ -6,7 +6,7 @@ blocks know no encoding and no mask. A KVCache, if any, belongs to the caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,13 +16,10 @@ from torch.nn import functional as F
 
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
 from mmrope.encodings.spec import RotarySpec
-from mmrope.vlm.attention import Attend, attend, causal_attention
+from mmrope.vlm.attention import Attend, Rotate, attend, causal_attention, packed_attention
 from mmrope.vlm.cache import KVCache
 from mmrope.vlm.config import DecoderConfig
-from mmrope.vlm.layers import MLP, Experts, RMSNorm
-
-Rotate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Puts queries [B, N, S, D] and keys [B, K, S, D] to their places."""
+from mmrope.vlm.layers import MLP, Experts, RMSNorm, run
 
 
 class Deep(NamedTuple):
@@ -43,6 +40,7 @@ class Decoder(nn.Module):
         self.rotary = RotaryEmbedding(rotary)
         self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.recompute = False
 
     def forward(
         self,
@@ -51,6 +49,7 @@ class Decoder(nn.Module):
         attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
         deep: Deep | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         """Hidden states of S new tokens.
 
@@ -60,6 +59,7 @@ class Decoder(nn.Module):
             attention_mask: [B, T], nonzero at real tokens, T = S plus what the cache holds; None if nothing is padding.
             cache: extended by the S tokens.
             deep: of these tokens.
+            lengths: of the sequences that a pack, B = 1, is made of; it has no mask and no cache.
 
         Returns:
             [B, S, hidden].
@@ -70,7 +70,11 @@ class Decoder(nn.Module):
                 f"position_ids must be [axes, {x.shape[0]}, {x.shape[1]}] for these {x.shape[0]} rows of {x.shape[1]} tokens, "
                 f"got {list(position_ids.shape)}: every row has its own"
             )
-        turn, look = self.turn(position_ids), causal_attention(x.shape[1], past, attention_mask, x.device)
+        turn = self.turn(position_ids)
+        if lengths is None:
+            look = causal_attention(x.shape[1], past, attention_mask, x.device)
+        else:
+            look = packed_attention(lengths, x.device, causal=True)
         for layer in range(len(self.blocks)):
             x = self.step(layer, x, turn, look, cache, deep)
         if cache:
@@ -81,7 +85,7 @@ class Decoder(nn.Module):
         self, layer: int, x: Tensor, turn: Rotate, look: Attend, cache: KVCache | None = None, deep: Deep | None = None
     ) -> Tensor:
         """What one block, and the media's embeddings for it, make of x [B, S, hidden]."""
-        x = self.blocks[layer](x, turn, look, cache, layer)
+        x = run(self.blocks[layer], x, turn, look, cache, layer, recompute=self.recompute and cache is None)
         return x if deep is None or layer >= len(deep.features) else x + F.embedding(deep.slots, deep.features[layer])
 
     def turn(self, position_ids: Tensor) -> Rotate:

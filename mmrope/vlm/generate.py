@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmrope.vlm.cache import KVCache, rest_of
 from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.decoder import Decoder, Deep
-from mmrope.vlm.inputs import check_inputs
+from mmrope.vlm.inputs import check_inputs, packed_lengths
 from mmrope.vlm.sampling import choose_token
 
 _OPTIONS = (
@@ -36,7 +36,7 @@ class Writer(Protocol):
     embedding: nn.Embedding
     decoder: Decoder
     embed: Callable[[Mapping[str, Any]], tuple[Tensor, Deep | None]]
-    places: Callable[[Tensor, Tensor | None], Tensor]
+    places: Callable[..., Tensor]
     logits: Callable[[Tensor], Tensor]
 
 
@@ -91,6 +91,8 @@ def stream(
     """
     inputs = {"input_ids": input_ids, "position_ids": position_ids, **media}
     check_inputs(inputs, options=_OPTIONS)
+    if packed_lengths(inputs) is not None:
+        raise ValueError("a pack (cu_seqlens) is for training: generate from rows that are padded on the left")
     batch, length = input_ids.shape
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
     how = replace(model.config.generation, **{key: value for key, value in options.items() if value is not None})

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor
+
+from mmrope.positions.sequences import running_totals
 
 
 class _Needed(TypedDict):
@@ -30,6 +33,8 @@ class Inputs(_Needed, total=False):
     """[patches, patch_dim]"""
     video_grid_thw: Tensor
     """[videos, 3], in patches."""
+    cu_seqlens: Tensor
+    """[n + 1], of a pack, which is one row of n sequences: where each begins, and the end. It has no attention_mask."""
     next_position: Tensor
     """[B], where following text starts; for `generate`."""
     second_per_grid_ts: Tensor
@@ -49,3 +54,21 @@ def check_inputs(inputs: Mapping[str, Any], *, options: Collection[str] = ()) ->
         raise ValueError(f"{', '.join(unknown)}: not known here; known are {', '.join(known)}")
     if missing := [key for key in ("input_ids", "position_ids") if inputs.get(key) is None]:
         raise ValueError(f"{' and '.join(missing)} missing: pass all that the processor returned")
+
+
+def packed_lengths(inputs: Mapping[str, Any]) -> list[int] | None:
+    """Of a pack, how long its sequences are; None of rows that are no pack. It waits for the device of `cu_seqlens`.
+
+    Raises:
+        ValueError: boundaries that are not of one row, or a pack with a mask.
+    """
+    if (stated := inputs.get("cu_seqlens")) is None:
+        return None
+    if inputs.get("attention_mask") is not None:
+        raise ValueError("a pack (cu_seqlens) has no padding: leave attention_mask out")
+    totals, shape = running_totals(torch.as_tensor(stated).cpu().numpy()), inputs["input_ids"].shape
+    if shape[0] != 1 or totals[-1] != shape[1]:
+        raise ValueError(
+            f"cu_seqlens end at {totals[-1]}, but input_ids are {list(shape)}: a pack is one row, and they end with it"
+        )
+    return [length for length in (totals[1:] - totals[:-1]).tolist() if length]

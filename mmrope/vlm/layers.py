@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -18,6 +20,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """By the names of Hugging Face's configs."""
 _EPS = 1e-6  # stated, because RMSNorm's own default depends on the dtype: 8e-3 in bfloat16
+
+
+def run(block: nn.Module, *given: Any, recompute: bool) -> Any:
+    """block(*given). With `recompute` nothing of what the block computes on its way is kept for the backward pass, which
+    computes it once more (gradient checkpointing)."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *given, use_reentrant=False)
+    return block(*given)
 
 
 class RMSNorm(nn.RMSNorm):

@@ -7,8 +7,9 @@ tokens -> embedding ------+--> Decoder (position_ids) --> head --> logits
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mmrope.vlm.cache import KVCache
 from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.decoder import Decoder, Deep
 from mmrope.vlm.generate import new_tokens, stream
-from mmrope.vlm.inputs import Inputs, check_inputs
+from mmrope.vlm.inputs import Inputs, check_inputs, packed_lengths
 from mmrope.vlm.vision import VisionEncoder
 from mmrope.vlm.weights import load_model, save_model
 
@@ -95,63 +96,82 @@ class VLM(nn.Module):
             >>> tuple(output.logits.shape), bool(output.loss > 0)
             ((2, 31, 263), True)
         """
+        if getattr(self, "_is_replica", False):
+            raise ValueError(
+                "DataParallel cuts every input along its first dimension, which is the axes of position_ids and the patches of "
+                "pixels: start a process for each GPU (torchrun), or let the script see one (CUDA_VISIBLE_DEVICES=0)"
+            )
         check_inputs(inputs)
         if labels is not None and logits_to_keep:
             raise ValueError("labels are of all tokens: leave logits_to_keep out, or compute the loss of those logits yourself")
+        lengths = packed_lengths(inputs)
+        if lengths is not None and cache is not None:
+            raise ValueError("a pack (cu_seqlens) is for training: give no cache, or rows that are padded on the left")
         x, deep = self.embed(inputs)  # [B, S, hidden]
         mask = inputs.get("attention_mask")
-        places = self.places(inputs["position_ids"], mask)
+        places = self.places(inputs["position_ids"], mask, lengths)
         if mask is not None and bool(mask.all()):
             mask = None  # as processors give it for a row without padding; kernels are faster without
-        hidden = self.decoder(x, places, mask, cache, deep)  # [B, S, hidden]
+        hidden = self.decoder(x, places, mask, cache, deep, lengths)  # [B, S, hidden]
         logits = self.logits(hidden[:, -logits_to_keep:])  # [B, S, vocab]
-        return VLMOutput(logits, None if labels is None else next_token_loss(logits, labels))
+        if labels is None:
+            return VLMOutput(logits)
+        return VLMOutput(logits, next_token_loss(logits, first_unlearned(labels, lengths)))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of the next token, [..., vocab], from hidden states [..., hidden]."""
         return F.linear(hidden, (self.embedding if self.head is None else self.head).weight)
 
-    def places(self, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def places(self, position_ids: Tensor, attention_mask: Tensor | None, lengths: Sequence[int] | None = None) -> Tensor:
         """Where the decoder puts the tokens, [A, B, S]: at their position_ids."""
         return position_ids
 
     def embed(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Deep | None]:
         """What the decoder reads, [B, S, hidden]: embeddings of tokens, and of pixels in their places."""
         x, types = self.embedding(inputs["input_ids"]), inputs.get("mm_token_type_ids")  # [B, S, hidden]
-        features: list[Tensor] = []  # of each kind [1 + deep, tokens, hidden]
         slots = torch.full_like(inputs["input_ids"], -1)  # [B, S], the media token that stands there
+        pixels, grids, tokens = [], [], 0
         for kind in (MEDIA["image"], MEDIA["video"]):
-            pixels = inputs.get(kind.pixels)
-            if pixels is not None and len(pixels):  # a row without media has none of them
-                places, made = self._media(kind, pixels, inputs.get(kind.grids), types)
-                first = sum(other.shape[1] for other in features)
-                slots = slots.masked_scatter(places, torch.arange(first, first + made.shape[1], device=x.device))
-                features.append(made)
-            elif types is not None and bool((types == kind.token_type).any()):
+            places = None if types is None else types == kind.token_type
+            if inputs.get(kind.pixels) is not None and len(inputs[kind.pixels]):  # a row without media has none of them
+                grid, count = self._media(kind, inputs, places)
+                slots = slots.masked_scatter(places, torch.arange(tokens, tokens + count, device=x.device))
+                pixels.append(self.vision.normalized(inputs[kind.pixels]))
+                grids, tokens = grids + grid, tokens + count
+            elif places is not None and bool(places.any()):
                 raise ValueError(
                     f"the row has {kind.name} tokens, but no pixels were given; pass all that the processor returned"
                 )
-        if not features:
-            return x, None
-        made = F.pad(torch.cat(features, dim=1), (0, 0, 0, 1)).to(x.dtype)  # [1 + deep, tokens + 1, hidden], the last is zero
+        if not pixels:
+            return (x + self._no_media() if self.training and torch.is_grad_enabled() else x), None
+        made = self.vision.features(torch.cat(pixels) if len(pixels) > 1 else pixels[0], grids)  # [1 + deep, tokens, hidden]
+        made = F.pad(made, (0, 0, 0, 1)).to(x.dtype)  # [1 + deep, tokens + 1, hidden], the last is zero
         deep = Deep(slots % made.shape[1], made[1:])
         x = torch.where((slots < 0)[..., None], x, F.embedding(deep.slots, made[0]))  # [B, S, hidden]
         return x, deep if len(deep.features) else None
 
-    def _media(self, kind: MediaKind, pixels: Tensor, grid: Tensor | None, types: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Where the tokens of a kind of media are, bool [B, S], and their features [1 + deep, tokens, hidden]."""
-        if grid is None or types is None:
+    def _media(self, kind: MediaKind, inputs: Mapping[str, Any], places: Tensor | None) -> tuple[list[list[int]], int]:
+        """The grids of a kind of media, and how many tokens they make: as many as there are `places` for them."""
+        if inputs.get(kind.grids) is None or places is None:
             raise ValueError(
                 f"{kind.name} pixels need their grids ({kind.grids}) and mm_token_type_ids; pass all that the processor "
                 "returned"
             )
-        features, places = self.vision.features(pixels, grid), types == kind.token_type
-        if int(places.sum()) != features.shape[1]:
+        grids = inputs[kind.grids].tolist()
+        count = self.vision.token_count(inputs[kind.pixels], grids)
+        if int(places.sum()) != count:
             raise ValueError(
-                f"{int(places.sum())} {kind.name} tokens, but the pixels make {features.shape[1]}; "
-                "was the row truncated, or are pixels missing?"
+                f"{int(places.sum())} {kind.name} tokens, but the pixels make {count}; was the row truncated, or are pixels "
+                "missing?"
             )
-        return places, features
+        return grids, count
+
+    def _no_media(self) -> Tensor:
+        """0, computed by the whole vision encoder. So in training a batch of text alone gives every parameter a gradient, too:
+        DDP and FSDP2 expect each process to work on the same parameters, and hang where one has images and another none."""
+        patches = self.config.vision.patches
+        m = patches.merge_size
+        return 0 * self.vision.features(torch.zeros(m * m, patches.patch_dim, device=self.device), [[1, m, m]]).sum()
 
     def generate(self, **inputs: Any) -> Tensor:
         """New tokens [B, n] after a Processor's output; see `mmrope.vlm.generate.stream` for the options.
@@ -235,6 +255,14 @@ class VLM(nn.Module):
             (False, 1)
         """
         return load_model(cls, Path(folder), device=device, dtype=dtype)
+
+
+def first_unlearned(labels: Tensor, lengths: Sequence[int] | None) -> Tensor:
+    """Labels [1, S] of a pack without those of its sequences' first tokens, which do not follow from the tokens before them."""
+    if lengths is None:
+        return labels
+    starts = torch.tensor([0, *accumulate(lengths)][:-1]).to(labels.device, non_blocking=True)
+    return labels.index_fill(1, starts, -100)
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

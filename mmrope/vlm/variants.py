@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ from mmrope.vlm.model import VLM
 class FlatIds(VLM):
     """1D RoPE: whatever the ids are, every token is at its place in the row, on every axis. Padding takes no place."""
 
-    def places(self, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Each token's number in its row, on every axis."""
+    def places(self, position_ids: Tensor, attention_mask: Tensor | None, lengths: Sequence[int] | None = None) -> Tensor:
+        """Each token's number in its row, or in its sequence of a pack, on every axis."""
+        if lengths is not None:
+            return torch.cat([torch.arange(length, device=position_ids.device) for length in lengths]).expand_as(position_ids)
         tokens = position_ids.shape[-1]
         real = torch.ones_like(position_ids[0], dtype=torch.long) if attention_mask is None else attention_mask
         return (real.cumsum(-1) - 1).clamp_min(0)[:, -tokens:].expand_as(position_ids)  # [3, B, S]

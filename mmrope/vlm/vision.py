@@ -8,6 +8,7 @@ Each image, and each temporal grid of a video, attends to itself alone; with win
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from torch.nn import functional as F
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
 from mmrope.positions.build import patch_position_ids
 from mmrope.preprocess.patches import normalize
-from mmrope.vlm.attention import attend_packed
+from mmrope.vlm.attention import Attend, Rotate, packed_attention
 from mmrope.vlm.config import VisionConfig
-from mmrope.vlm.layers import MLP, make_norm
+from mmrope.vlm.layers import MLP, make_norm, run
 
 
 class VisionEncoder(nn.Module):
@@ -35,29 +36,25 @@ class VisionEncoder(nn.Module):
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.num_layers))
         self.merger = Merger(config, out_size)
         self.deep_mergers = nn.ModuleList(Merger(config, out_size, norm_merged=True) for _ in config.deepstack_layers)
+        self.recompute = False
 
     def forward(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
         """Token embeddings [P / merge_size^2, out_size] of packed images and videos; arguments as of `features`."""
-        return self.features(patches, grid_thw)[0]
+        return self.features(patches, grid_thw.tolist())[0]
 
-    def features(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
+    def features(self, patches: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
         """Token embeddings of packed images and videos, and those of the DeepStack layers.
 
         Args:
             patches: [P, patch_dim], merge blocks together, as a Processor emits them; uint8 ones are normalised here.
-            grid_thw: [n, 3] patch grids; reading it waits for its device.
+            grids: (t, h, w) of each, in patches.
 
         Returns:
             [1 + DeepStack layers, P / merge_size^2, out_size].
         """
-        config, grids, m = self.config, grid_thw.tolist(), self.config.patches.merge_size
-        if sum(t * h * w for t, h, w in grids) != len(patches):
-            raise ValueError(
-                f"grid_thw {grids} describes {sum(t * h * w for t, h, w in grids)} patches, but there are {len(patches)}"
-            )
-        if patches.dtype == torch.uint8:
-            patches = normalize(patches, config.patches)
-        x = self.embed(patches.to(self.embed.weight.dtype))  # [P, hidden]
+        config, m = self.config, self.config.patches.merge_size
+        self.token_count(patches, grids)
+        x = self.embed(self.normalized(patches).to(self.embed.weight.dtype))  # [P, hidden]
         if self.table is not None:
             x = x + self._places(grids)
         ids = torch.from_numpy(patch_position_ids(grids, axes="hw", order="blocks", merge=m))  # [2, P]
@@ -68,14 +65,31 @@ class VisionEncoder(nn.Module):
             order = torch.from_numpy(tokens).to(x.device)  # [P / m^2]
             ids = rearrange(rearrange(ids, "a (n k) -> a n k", k=m * m)[:, tokens], "a n k -> a (n k)")
             x = rearrange(rearrange(x, "(n k) d -> n k d", k=m * m)[order], "n k d -> (n k) d")
-        cos, sin = self.rotary(ids.to(x.device))  # [P, pairs]
+        cos, sin = self.rotary(ids[:, None].to(x.device))  # [1, P, pairs]
+        turn = partial(apply_rotary, cos=cos, sin=sin)
+        by_frame, by_window = (packed_attention(lengths, x.device, causal=False) for lengths in (frames, windows))
         deep = []
         for layer, block in enumerate(self.blocks):
-            x = block(x, cos, sin, frames if layer in config.full_layers else windows)
+            look = by_frame if layer in config.full_layers else by_window
+            x = run(block, x, turn, look, recompute=self.recompute)
             if layer in config.deepstack_layers:
                 deep.append(self.deep_mergers[len(deep)](x))
         features = torch.stack([self.merger(x), *deep])  # [1 + deep, P / m^2, out]
         return features if order is None else torch.empty_like(features).index_copy_(1, order, features)
+
+    def token_count(self, patches: Tensor, grids: Sequence[Sequence[int]]) -> int:
+        """How many tokens the patches of these grids make.
+
+        Raises:
+            ValueError: more or fewer patches than the grids have.
+        """
+        if (count := sum(t * h * w for t, h, w in grids)) != len(patches):
+            raise ValueError(f"grid_thw {grids} describes {count} patches, but there are {len(patches)}")
+        return count // self.config.patches.merge_size**2
+
+    def normalized(self, patches: Tensor) -> Tensor:
+        """Patches as the model reads them, [P, patch_dim], of those that may still be bytes."""
+        return normalize(patches, self.config.patches) if patches.dtype == torch.uint8 else patches
 
     def _places(self, grids: Sequence[Sequence[int]]) -> Tensor:
         """The table of positions, stretched over each grid: [P, hidden], in the order of patches."""
@@ -100,16 +114,15 @@ class VisionBlock(nn.Module):
         self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
         self.mlp = MLP(d, config.intermediate_size, config.hidden_act, gated=config.gated_mlp, bias=True)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
-        """x [P, hidden], cos and sin [P, pairs]; `lengths` are the patches that attend to each other, in order."""
-        x = x + self.attention(self.norm1(x), cos, sin, lengths)
+    def forward(self, x: Tensor, turn: Rotate, look: Attend) -> Tensor:
+        """x [P, hidden]; `look` says which patches attend to each other."""
+        x = x + self.attention(self.norm1(x), turn, look)
         return x + self.mlp(self.norm2(x))
 
-    def attention(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+    def attention(self, x: Tensor, turn: Rotate, look: Attend) -> Tensor:
         """[P, hidden]; by itself, so that queries, keys and values are gone when the MLP needs the room."""
-        q, k, v = rearrange(self.qkv(x), "p (n h d) -> n p h d", n=3, h=self.heads)  # [P, N, D] each
-        q, k = apply_rotary(q, k, cos, sin, heads=-2)
-        return self.out(rearrange(attend_packed(q, k, v, lengths), "p h d -> p (h d)"))
+        q, k, v = rearrange(self.qkv(x), "p (n h d) -> n 1 h p d", n=3, h=self.heads)  # [1, N, P, D] each
+        return self.out(rearrange(look(*turn(q, k), v), "1 h p d -> p (h d)"))
 
 
 class Merger(nn.Module):

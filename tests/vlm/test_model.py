@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mmrope import VLM, Processor, patch_position_ids
 from mmrope.preprocess import text
 from mmrope.vlm import GenerationConfig, VLMConfig
-from mmrope.vlm.attention import attend_packed, causal_mask
+from mmrope.vlm.attention import causal_mask, packed_attention
 from mmrope.vlm.cache import KVCache
 from mmrope.vlm.config import DecoderConfig, VisionConfig
 from mmrope.vlm.manifest import write_manifest
@@ -96,12 +96,14 @@ def test_images_are_encoded_alone(model, processor, conversations):
 
 
 @torch.no_grad()
-def test_packed_attention_is_masked_attention():
-    lengths = [4, 4, 7, 1, 4]
-    q, k, v = torch.randn(3, sum(lengths), 2, 8)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", [[4, 4, 7, 1, 4], [1], [300, 257, 1, 1]])
+def test_packed_attention_is_masked_attention(lengths, causal):
+    q, k, v = torch.randn(1, 4, sum(lengths), 8), *torch.randn(2, 1, 2, sum(lengths), 8)
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    expected = F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q, k, v)), attn_mask=owner[:, None] == owner)
-    torch.testing.assert_close(attend_packed(q, k, v, lengths), expected.transpose(0, 1))
+    mask = owner[:, None] == owner
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.tril() if causal else mask, enable_gqa=True)
+    torch.testing.assert_close(packed_attention(lengths, q.device, causal=causal)(q, k, v), expected)
 
 
 def test_who_may_look_at_whom():
