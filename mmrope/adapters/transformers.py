@@ -26,7 +26,8 @@ from mmrope.positions.inputs import INPUTS, segments_from_inputs
 from mmrope.positions.omni import AudioInVideo
 from mmrope.positions.rules import Family, registered
 from mmrope.positions.segments import MEDIA, Row, Segment
-from mmrope.positions.sequences import pack
+from mmrope.positions.sequences import pack, running_totals, sequences_of
+from mmrope.preprocess.batches import OURS, PER_TOKEN
 
 # --- get_rope_index ---------------------------------------------------------------------------------------------------
 
@@ -162,10 +163,6 @@ def _rule(family: Family, version: str) -> Family | None:
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
-PER_TOKEN = {"input_ids": 0, "labels": -100, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
-"""Keys of a batch that have a value for each token [B, S], and what fills packs up; a pack has no `attention_mask`."""
-_OURS = ("next_position", "video_timestamps")  # of mmrope's Processor, which models do not take
-
 
 def with_positions(
     batch: Mapping[str, Any],
@@ -181,7 +178,8 @@ def with_positions(
 
     Args:
         batch: `input_ids` [B, S] and what else a processor returns, on the host. `position_ids` that it has already are
-            checked. `next_position` and `video_timestamps` of mmrope's Processor, which models do not take, are left out.
+            checked. `next_position` and `video_timestamps` of mmrope's Processor, which models do not take, are left out. Or a
+            pack, as `mmrope.preprocess.pack_batches` makes it: with `cu_seqlens`, whose place the row of text positions takes.
         family: a Family, its name, or a config or model to read it of.
         packed: one row of all sequences, without padding: `input_ids` [1, T], `labels` (the first token of each sequence
             -100: it does not follow from the one before it) and the other values of tokens alike, no `attention_mask`, and
@@ -211,16 +209,19 @@ def with_positions(
     """
     family = family_of_model(family)
     rows = segments_from_inputs(batch, family)
+    if (boundaries := batch.get("cu_seqlens")) is not None:
+        rows, packed = sequences_of(rows, running_totals(boundaries)), True
     has_row = takes_text_row(family)
     if text_row and not has_row:
         raise ValueError(
             f"{family}: its model in transformers takes {len(family.axes)} rows of ids, and no row of text positions: leave "
             "text_row out"
         )
-    made = {key: _tensor(value) for key, value in batch.items() if key not in _OURS and value is not None}
+    made = {key: _tensor(value) for key, value in batch.items() if key not in OURS and value is not None}
     if "position_ids" in made:
         check(made.pop("position_ids"), rows, family)
     if packed:
+        made.pop("cu_seqlens", None)
         made = _packed(made, rows, family, text_row, multiple_of, {**PER_TOKEN, **(per_token or {})})
     else:
         ids = hf_position_ids(position_ids(rows, family), text_row=has_row if text_row is None else text_row)
@@ -371,7 +372,7 @@ def generate(model: Any, inputs: Mapping[str, Any], *, family: Family | Any = No
             f"{type(model).__name__}.generate hands position_ids to its talker, too, whose rows are others: generate text with "
             "model.thinker; speech is not placed by mmrope"
         )
-    given = {key: _tensor(value) for key, value in inputs.items() if key not in _OURS and value is not None}
+    given = {key: _tensor(value) for key, value in inputs.items() if key not in OURS and value is not None}
     if not isinstance(given.get("input_ids"), Tensor):
         raise ValueError(f"input_ids must be a tensor [B, S], got {type(given.get('input_ids')).__name__}")
     if given.pop("use_cache", True) is False:

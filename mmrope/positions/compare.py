@@ -20,8 +20,8 @@ from mmrope.positions.families import FAMILIES, departures
 from mmrope.positions.families import family as find_family
 from mmrope.positions.inputs import on_host, segments_from_inputs
 from mmrope.positions.rules import FACTS, Family, fact_of
-from mmrope.positions.segments import Row, Segment, pad, text, token_mask
-from mmrope.positions.sequences import Packed, pack, running_totals
+from mmrope.positions.segments import Row, Segment, pad, token_mask
+from mmrope.positions.sequences import Packed, pack, running_totals, sequences_of
 from mmrope.positions.timing import VideoTiming
 
 
@@ -297,10 +297,12 @@ def check(
 
     Args:
         position_ids: [A, B, S]; or [A, T] of the rows packed one after the other; or either with the row of text positions in
-            front, [1 + A, B, S] or [1 + A, 1, T], as transformers takes it; or what `position_ids` or `pack` returned.
+            front, [1 + A, B, S] or [1 + A, 1, T], as transformers takes it; or what `position_ids` or `pack` returned. Of any
+            batch that mmrope made, padded or packed: check(batch["position_ids"], batch, family).
         inputs: a processor's batch, as `segments_from_inputs` reads it, or rows of segments.
         family: a Family, or its name.
-        cu_seqlens: of inputs that are packed, [1, T], where each sequence begins, and the end.
+        cu_seqlens: of inputs that are packed, [1, T], where each sequence begins, and the end. Without it a pack has its own
+            (inputs["cu_seqlens"]), or is one whose text positions begin anew with each sequence.
         prompt_lengths, video_timings, sync: as in `segments_from_inputs`; `sync` also lets `position_ids` be on a GPU.
 
     Raises:
@@ -324,14 +326,18 @@ def check(
         raise ValueError("prompt_lengths and video_timings go with a processor's batch; rows of segments say both themselves")
     else:
         rows = batch_of(inputs)
-    if cu_seqlens is not None:
-        rows = _sequences(rows, running_totals(cu_seqlens))
     start = 0
     if isinstance(position_ids, Packed):
         start, position_ids = position_ids.start, position_ids.ids[:, position_ids.mask]
     elif isinstance(position_ids, Positions):
         position_ids = position_ids.ids
     ids = on_host({"position_ids": position_ids}, sync)["position_ids"]
+    if cu_seqlens is None and isinstance(inputs, Mapping):
+        cu_seqlens = inputs.get("cu_seqlens")
+        if cu_seqlens is None and len(rows) == 1 and inputs.get("attention_mask") is None:
+            rows = _by_text_row(ids, inputs, rows[0], family)
+    if cu_seqlens is not None:
+        rows = sequences_of(rows, running_totals(on_host({"cu_seqlens": cu_seqlens}, sync)["cu_seqlens"]))
     if len({row.length for row in rows}) == 1 and np.array_equal(ids, build.position_ids(rows, family).ids):
         return  # the usual case, padding included
     expected = pack(rows, family, start=start)
@@ -346,27 +352,22 @@ def check(
         )
 
 
-def _sequences(rows: Sequence[Row], totals: np.ndarray) -> list[Row]:
-    """The sequences of a packed row, which begin at these tokens."""
-    if len(rows) != 1 or totals[-1] != rows[0].length:
-        raise ValueError(
-            f"cu_seqlens end at {totals[-1]}, but the inputs are {len(rows)} x {rows[0].length} tokens: a pack is one row, and "
-            "they end with it"
-        )
-    [row] = rows
-    found = []
-    for a, b in itertools.pairwise(totals.tolist()):
-        parts, end = [], 0
-        for i, item in enumerate(row.singles):
-            start, end = end, end + item[2]
-            n = min(end, b) - max(start, a)
-            if n <= 0:
-                continue
-            if n < item[2] and item[0] not in ("text", "pad"):
-                raise ValueError(f"cu_seqlens cut through segment {i}, {row[i]!r} at {start}..{end - 1}")
-            parts.append(item if n == item[2] else {"text": text, "pad": pad}[item[0]](n))
-        found.append(Row.of_items(parts))
-    return found
+def _by_text_row(ids: np.ndarray, inputs: Mapping[str, Any], row: Row, family: Family) -> list[Row]:
+    """The sequences of a row without a mask, by the text positions in front of its ids, by which transformers tells them apart;
+    what fills one up to a multiple, token 0 with the ids of padding, is padding."""
+    if ids.shape != (len(family.axes) + 1, 1, row.length) or not row.length:
+        return [row]
+    begins = ids[0, 0] == 0
+    starts = np.flatnonzero(begins)
+    if not begins[0] or (ids[0, 0] != np.arange(row.length) - starts[begins.cumsum() - 1]).any():
+        return [row]  # these are no text positions, which is said where they are compared
+    filled = (np.asarray(inputs["input_ids"])[0] == 0) & (ids[1:, 0] == family.pad_value).all(axis=0)  # [T]
+    cuts = []
+    for start, end in itertools.pairwise([*starts.tolist(), row.length]):
+        real = np.flatnonzero(~filled[start:end])
+        cuts += [start, start + int(real[-1]) + 1 if real.size else end]
+    parts = sequences_of([row], np.array([*cuts, row.length]))  # of each sequence its tokens, and what fills it up
+    return [Row.join([one, Row.of_items([pad(fill.length)])]) for one, fill in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def _as_packed(given: np.ndarray, rows: Sequence[Row], expected: Packed) -> tuple[np.ndarray, np.ndarray | None]:

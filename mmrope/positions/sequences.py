@@ -9,14 +9,19 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.positions.build import NARROW, Positions, Rows, batch_of, check_fits, output, plan, write_row
+from mmrope.positions.build import NARROW, Positions, Rows, batch_of, check_fits, output, plan, position_ids, write_row
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
-from mmrope.positions.segments import Item, Row, Segment, pad, text, token_mask, whole
+from mmrope.positions.segments import MEDIA, Item, Row, Segment, pad, text, token_mask, whole
 
 Policy = Literal["error", "drop_media", "before_media"]
 Markers = tuple[int, int] | Mapping[str, tuple[int, int]]
 """Text tokens (before, after) that go with each of the media, or the same by kind of segment."""
+PER_MEDIUM = {
+    **{key: kind.name for kind in MEDIA.values() for key in (kind.pixels, kind.grids)},
+    **{"second_per_grid_ts": "video", "video_second_per_grid": "video", "audio_seqlens": "audio"},
+}
+"""Keys of model inputs that have a value, or patches, for each of the media along their first dimension, and which kind."""
 Scheme = Literal["contiguous", "zigzag", "zigzag_per_sequence", "ulysses"]
 
 
@@ -60,6 +65,77 @@ class Truncated:
     """For "image", "video", "audio", "canvas" and "custom", as far as the row had any, which of them are left [k] int64:
     `image_grid_thw[media["image"]]`. A video with its audio is one of the videos and one of the audios. "frame" where nothing
     had to be cut and it was not stated which frames are a video's."""
+    length: int
+    """Tokens of the row before."""
+    counts: dict[str, int]
+    """How many media of each kind it had."""
+
+    def cut(self, inputs: Mapping[str, Any], family: Family | str | None = None) -> dict[str, Any]:
+        """The model inputs of the row, cut as it was: tokens, and pixels, grids and seconds of the media that are left.
+
+        Args:
+            inputs: arrays or tensors of this one row, [S] or [1, S] where they have a value for each token; what has neither
+                that nor anything of media stays.
+            family: whose ids `position_ids` are, if there are any: what follows media that went moves up.
+
+        Raises:
+            ValueError: inputs of other rows, `position_ids` without a family.
+
+        Example:
+            >>> import numpy as np
+            >>> from mmrope import Segment
+            >>> from mmrope.positions import truncate
+            >>> row = [Segment.text(3), Segment.image(h=2, w=2), Segment.text(2), Segment.image(h=4, w=4), Segment.text(2)]
+            >>> grids, pixels = np.array([[1, 4, 4], [1, 8, 8]]), np.zeros((80, 1176))
+            >>> inputs = {"input_ids": np.arange(27), "image_grid_thw": grids, "pixel_values": pixels}
+            >>> short = truncate(row, 12, policy="drop_media", markers=(1, 1)).cut(inputs)
+            >>> short["input_ids"].tolist(), short["image_grid_thw"].tolist(), short["pixel_values"].shape
+            ([0, 1, 2, 3, 4, 5, 6, 7, 26], [[1, 4, 4]], (16, 1176))
+        """
+        length, cut = self.length, {}
+        positions = None if family is None else position_ids(self.row, family)
+        if np.shape(inputs["input_ids"]) not in ((length,), (1, length)):
+            raise ValueError(
+                f"input_ids are {list(np.shape(inputs['input_ids']))}, but the row that was cut has {length} tokens"
+            )
+        for key, value in inputs.items():
+            if key in ("position_ids", "next_position"):
+                if positions is None:
+                    raise ValueError(
+                        f"the inputs have {key}, which are others in a row that was cut: say whose, cut(inputs, family)"
+                    )
+                if key == "position_ids" and len(value) != len(positions.ids):
+                    raise ValueError(
+                        f"position_ids must be {len(positions.ids)} rows ({positions.family.axes}), got {len(value)}"
+                    )
+                made = positions.next if key == "next_position" else positions.ids
+                cut[key] = _like(made.reshape(*np.shape(value)[:-1], -1) if np.ndim(value) else made[0], value)
+            elif key == "video_timestamps" or key in PER_MEDIUM:
+                cut[key] = self._left(key, value, inputs)
+            elif np.shape(value)[:1] == (length,):
+                cut[key] = value[self.tokens]
+            elif np.shape(value)[:2] == (1, length):
+                cut[key] = value[:, self.tokens]
+            else:
+                cut[key] = value
+        return cut
+
+    def _left(self, key: str, value: Any, inputs: Mapping[str, Any]) -> Any:
+        """What of a value for each of the media belongs to those that are left."""
+        kind = PER_MEDIUM.get(key, "video")
+        left, count = self.media.get(kind), self.counts.get(kind, 0)
+        if left is None:  # there are none, or frames of which none went
+            return value
+        if key not in (MEDIA["image"].pixels, MEDIA["video"].pixels, "video_timestamps"):
+            sizes = np.ones(len(value), dtype=int)
+        elif isinstance(value, (list, tuple)):
+            return [value[n] for n in left]
+        else:  # patches of each grid; times of each frame, of temporal grids of so many
+            grids = np.asarray(inputs[MEDIA[kind].grids]).reshape(-1, 3)
+            sizes = grids[:, 0] * len(value) // max(1, grids[:, 0].sum()) if key == "video_timestamps" else grids.prod(axis=1)
+        if len(sizes) != count or sizes.sum() != len(value):
+            raise ValueError(f"{key} has {len(value)} entries for {len(sizes)} {kind}s, but the row that was cut had {count}")
+        return value[np.flatnonzero(np.isin(np.repeat(np.arange(count), sizes), left))]
 
 
 def truncate(
@@ -132,7 +208,13 @@ def truncate(
     for kind in dict.fromkeys(kind for item, _, _ in items for kind in item.split("+")):
         media[kind] = np.flatnonzero([h for (item, _, _), h in zip(items, here, strict=True) if kind in item.split("+")])
     gone = {i for (_, a, b), left in zip(items, here, strict=True) if not left for i in range(a, b)}
-    return Truncated(_remaining(row, kept, gone), np.flatnonzero(kept), media)
+    counts = {kind: sum(kind in item.split("+") for item, _, _ in items) for kind in media}
+    return Truncated(_remaining(row, kept, gone), np.flatnonzero(kept), media, row.length, counts)
+
+
+def _like(values: np.ndarray, other: Any) -> Any:
+    """Values as an array or a tensor, as another is."""
+    return other.new_tensor(values.tolist()) if hasattr(other, "new_tensor") else values.astype(other.dtype)
 
 
 def _items(row: Row, frames: Sequence[int] | None, fits: bool) -> list[tuple[str, int, int]]:
@@ -422,6 +504,33 @@ def keep(positions: Positions, mask: Any) -> Packed:
     ids = positions.ids.reshape(len(positions.ids), -1).take(index, axis=1)  # [A, T]
     lengths = (wanted.shape[1],) * len(wanted)
     return Packed(ids, totals, totals, positions.next, index, lengths, positions.family)
+
+
+def sequences_of(rows: Sequence[Row], totals: np.ndarray) -> list[Row]:
+    """The sequences of a packed row, which begin at these tokens [B + 1].
+
+    Raises:
+        ValueError: several rows, totals that end elsewhere, or that cut through media.
+    """
+    if len(rows) != 1 or totals[-1] != rows[0].length:
+        raise ValueError(
+            f"cu_seqlens end at {totals[-1]}, but the inputs are {len(rows)} x {rows[0].length} tokens: a pack is one row, and "
+            "they end with it"
+        )
+    [row] = rows
+    found = []
+    for a, b in itertools.pairwise(totals.tolist()):
+        parts, end = [], 0
+        for i, item in enumerate(row.singles):
+            start, end = end, end + item[2]
+            n = min(end, b) - max(start, a)
+            if n <= 0:
+                continue
+            if n < item[2] and item[0] not in ("text", "pad"):
+                raise ValueError(f"cu_seqlens cut through segment {i}, {row[i]!r} at {start}..{end - 1}")
+            parts.append(item if n == item[2] else {"text": text, "pad": pad}[item[0]](n))
+        found.append(Row.of_items(parts))
+    return found
 
 
 def _index(rows: Sequence[Row], lengths: Sequence[int], padded: Sequence[int]) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Names of this package: see extras.py."""
 
 from mmrope.preprocess.access import Access as Access
+from mmrope.preprocess.batches import ModelInputs as ModelInputs
+from mmrope.preprocess.batches import pack_batches as pack_batches
 from mmrope.preprocess.chat import CHATML as CHATML
 from mmrope.preprocess.errors import Limits as Limits
 from mmrope.preprocess.errors import MediaError as MediaError
@@ -10,7 +12,6 @@ from mmrope.preprocess.isolation import isolated as isolated
 from mmrope.preprocess.measure import Media as Media
 from mmrope.preprocess.parts import Part as Part
 from mmrope.preprocess.patches import PatchConfig as PatchConfig
-from mmrope.preprocess.processor import ModelInputs as ModelInputs
 from mmrope.preprocess.processor import Processor as Processor
 from mmrope.preprocess.text import (
     ByteTokenizer as ByteTokenizer,

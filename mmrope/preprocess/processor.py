@@ -21,6 +21,7 @@ from mmrope.files import replacing, to_json
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import Family
 from mmrope.positions.segments import MEDIA, Segment
+from mmrope.preprocess.batches import NOT_LEARNED, ModelInputs
 from mmrope.preprocess.chat import conversation_pieces
 from mmrope.preprocess.measure import Media, MediaProcessor
 from mmrope.preprocess.messages import Messages, is_conversation, items_of, media_items
@@ -30,30 +31,6 @@ from mmrope.preprocess.pretrained import CONFIG_NAME, TEMPLATE_NAME, read_settin
 from mmrope.preprocess.text import ByteTokenizer, FileTokenizer, Tokenizer, WordTokenizer
 
 _VISION = (MEDIA["image"], MEDIA["video"])
-_NOT_LEARNED = -100
-"""The label of tokens that are not learned, as torch's cross-entropy ignores it."""
-
-
-class ModelInputs(dict[str, Any]):
-    """A processor's output: a dict of tensors, with `.to(device)`.
-
-    Example:
-        >>> from mmrope import Processor
-        >>> inputs = Processor()([{"role": "user", "content": "Hello"}])
-        >>> sorted(inputs)
-        ['attention_mask', 'input_ids', 'mm_token_type_ids', 'next_position', 'position_ids']
-    """
-
-    def to(self, device: Any) -> ModelInputs:
-        """The same with every tensor on `device`.
-
-        Example:
-            >>> from mmrope import Processor
-            >>> inputs = Processor()([{"role": "user", "content": "Hello"}]).to("cpu")
-            >>> inputs["input_ids"].device.type
-            'cpu'
-        """
-        return ModelInputs({key: value.to(device) if hasattr(value, "to") else value for key, value in self.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +140,7 @@ class Processor(MediaProcessor):
         inputs = ModelInputs(input_ids=torch.from_numpy(tokens), mm_token_type_ids=torch.from_numpy(types))
         if labels:
             answered = np.array([[a for part in parts for a in _answered(part)] for parts in padded], dtype=bool)
-            inputs["labels"] = torch.from_numpy(np.where(answered, tokens, _NOT_LEARNED))
+            inputs["labels"] = torch.from_numpy(np.where(answered, tokens, NOT_LEARNED))
         inputs.update(positions.torch())
         for kind in _VISION:
             if mine := [item for item in media if item.kind == kind.name]:

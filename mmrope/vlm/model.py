@@ -198,6 +198,31 @@ class VLM(nn.Module):
         """
         return stream(self, **inputs)
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """In training keep of every block its input alone, and compute the rest once more for the backward pass: memory for
+        time. Called as models of transformers are; `gradient_checkpointing_kwargs` may say use_reentrant=False, which it is.
+
+        Raises:
+            ValueError: another kind of checkpointing.
+
+        Example:
+            >>> from mmrope import VLM
+            >>> model = VLM().train()
+            >>> model.gradient_checkpointing_enable()
+        """
+        if dict(gradient_checkpointing_kwargs or {}) not in ({}, {"use_reentrant": False}):
+            raise ValueError(f"checkpoints here are use_reentrant=False, got {dict(gradient_checkpointing_kwargs or {})}")
+        self.decoder.recompute = self.vision.recompute = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep everything again.
+
+        Example:
+            >>> from mmrope import VLM
+            >>> VLM().gradient_checkpointing_disable()
+        """
+        self.decoder.recompute = self.vision.recompute = False
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
