@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrope import Segment, position_ids
+from mmrope import Segment, position_ids, segments_from_inputs
 from mmrope.positions import AudioInVideo, Row, append, truncate
-from tests.support.strategies import any_rows, law, length, rows
+from tests.support import cases
+from tests.support.strategies import any_rows, law, length, rows, upstream_rows
+from tests.support.upstream_ids import as_inputs, with_tokens
 
 TEXT, IMAGE, SOUND = Segment.text, Segment.image(h=2, w=3), Segment.audio(4)
 
@@ -250,3 +253,78 @@ def test_frames_have_to_be_told_apart():
 def test_joined_rows_are_their_segments(counts):
     parts = [Row.of([TEXT(n), IMAGE, Segment.video(t=1, h=1, w=1, times=[0.5])][: n + 1]) for n in counts]
     assert Row.join(parts) == [segment for part in parts for segment in part]
+
+
+# --- its inputs -------------------------------------------------------------------------------------------------------
+
+CUTTABLE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "ernie4_5_vl_moe", "paddleocr_vl", "qwen2_5_omni", "qwen3_omni_moe")
+PIXELS = {"image_grid_thw": "pixel_values", "video_grid_thw": "pixel_values_videos"}
+
+
+@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize("make", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
+@settings(max_examples=cases(20))
+@given(data=st.data())
+def test_inputs_are_cut_as_their_row(name, make, data):
+    """Tokens, pixels, grids, seconds and ids are those of the row that is left, as a processor would give them for it."""
+    rule = with_tokens(name)
+    row = data.draw(upstream_rows(rule, "audio_in_video"))
+    inputs = {key: np.asarray(value) for key, value in as_inputs([row], rule).items()}
+    for grids, key in PIXELS.items():
+        if grids in inputs:  # of each patch the number of its image or video
+            inputs[key] = np.repeat(np.arange(len(inputs[grids])), inputs[grids].prod(axis=1))[:, None]
+    positions = position_ids(row, rule)
+    whole = {**inputs, "labels": inputs["input_ids"] + 1, "position_ids": positions.ids, "next_position": positions.next}
+    whole = {key: make(value) for key, value in whole.items()} | {"task": "caption"}
+    flat = {**whole, **{key: whole[key][0] for key in ("input_ids", "labels", "attention_mask", "mm_token_type_ids")}}
+    flat["position_ids"] = whole["position_ids"][:, 0]
+    left = cut(row, data.draw(st.integers(1, length(row) + 2)), "drop_media")
+    for given_ in (whole, flat):
+        short = left.cut(given_, rule)
+        assert all(type(short[key]) is type(given_[key]) for key in given_)
+        batch = {key: value[None] if key in inputs and np.ndim(value) == 1 else value for key, value in short.items()}
+        if left.row.length:
+            [found] = segments_from_inputs({key: batch[key] for key in inputs if len(batch[key])}, rule)
+            assert found.length == left.row.length
+            assert [s for s in found if s.kind != "text"] == [s for s in left.row if s.kind != "text"]
+        right = position_ids(left.row, rule)
+        np.testing.assert_array_equal(np.asarray(short["position_ids"]).reshape(right.ids.shape), right.ids)
+        np.testing.assert_array_equal(np.asarray(short["next_position"]), right.next)
+        np.testing.assert_array_equal(np.asarray(short["labels"]).ravel(), np.asarray(short["input_ids"]).ravel() + 1)
+        assert short["task"] == "caption"
+        for grids, key in PIXELS.items():
+            if grids in inputs:
+                kept = left.media["image" if grids.startswith("image") else "video"] if len(left.tokens) < length(row) else None
+                kept = np.arange(len(inputs[grids])) if kept is None else kept
+                assert np.unique(np.asarray(short[key])).tolist() == kept.tolist()
+                assert len(short[key]) == np.asarray(short[grids]).prod(axis=1).sum()
+
+
+def test_times_of_frames_are_cut_in_either_form():
+    row = [TEXT(1), Segment.video(t=2, h=1, w=1), TEXT(2), Segment.video(t=1, h=2, w=2), TEXT(1)]
+    left = truncate(row, 6, policy="before_media", markers=(0, 0))
+    inputs = {"input_ids": np.arange(10), "video_grid_thw": np.array([[2, 2, 2], [1, 4, 4]])}
+    times = [np.arange(4.0), np.arange(2.0)]
+    assert [part.tolist() for part in left.cut({**inputs, "video_timestamps": times})["video_timestamps"]] == [[0, 1, 2, 3]]
+    flat = left.cut({**inputs, "video_timestamps": np.concatenate(times)})  # a Processor's row()
+    assert flat["video_timestamps"].tolist() == [0, 1, 2, 3]
+    assert flat["video_grid_thw"].tolist() == [[2, 2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_ids": np.arange(8)}, r"input_ids are \[8\], but the row that was cut has 9 tokens"),
+        ({"position_ids": np.zeros((3, 9))}, "the inputs have position_ids, which are others in a row that was cut: say whose"),
+        ({"image_grid_thw": np.ones((2, 3))}, "image_grid_thw has 2 entries for 2 images, but the row that was cut had 1"),
+        ({"pixel_values": np.zeros((7, 5))}, "pixel_values has 7 entries for 1 images, but the row that was cut had 1"),
+    ],
+)
+def test_inputs_of_other_rows_are_not_cut(changes, message):
+    left = truncate([TEXT(2), IMAGE, TEXT(1)], 2, policy="drop_media", markers=(1, 0))
+    inputs = {"input_ids": np.arange(9), "image_grid_thw": np.array([[1, 4, 6]]), "pixel_values": np.zeros((24, 5))}
+    assert left.cut(inputs)["pixel_values"].shape == (0, 5)
+    with pytest.raises(ValueError, match=message):
+        left.cut({**inputs, **changes})
+    with pytest.raises(ValueError, match=r"position_ids must be 3 rows \(thw\), got 4"):
+        left.cut({**inputs, "position_ids": np.zeros((4, 9))}, "qwen2_vl")
