@@ -21,7 +21,7 @@ import torch
 from reports import device_name, replace_marked
 from tqdm import tqdm
 
-from mmrope.vlm.data import FULL, Mix, small_config, task_processor
+from mmrope.vlm.data import FULL, ExactAnswers, Mix, TaskBatches, small_config, task_processor
 from mmrope.vlm.evaluate import examine, exams
 from mmrope.vlm.train import Training, train
 from mmrope.vlm.variants import VARIANTS
@@ -83,13 +83,15 @@ def main() -> None:
             torch.manual_seed(seed)
             model = VARIANTS[variant](small_config(right))
             training = Training(steps=options.steps, seed=seed)
+            batches = TaskBatches(right, count=options.steps, seed=seed, schedule=PICTURES)
             folder = options.out / f"{variant}-{seed}"
             with tqdm(total=options.steps, desc=f"{variant}, seed {seed}", disable=None) as bar:
 
                 def say(entry: dict[str, Any], bar: Any = bar) -> None:
                     bar.update(entry["step"] - bar.n)
 
-                train(model, right, training, folder, device=options.device, schedule=PICTURES, say=say)
+                more = {"processor": right, "device": options.device, "about": batches.about, "score": ExactAnswers()}
+                train(model, batches, training, folder, say=say, **more)
             scores = {
                 exam.name: examine(model, left, exam, kinds=KINDS, count=options.count)
                 for exam in exams()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmrope import __version__
 from mmrope.files import replacing
-from mmrope.vlm.train import Training, learn, make_optimizers
+from mmrope.vlm.train import Training, make_optimizers, update
 from mmrope.vlm.weights import check_device
 
 Metrics = dict[str, float]
@@ -167,7 +167,8 @@ def fit(
     model.train()
     for step in range(steps):
         value = loss(step)
-        learn(model, value, optimizers, training, training.lr_share(step))
+        value.backward()
+        update(model, optimizers, training, training.lr_share(step))
         if (step + 1) % 100 == 0:
             say(f"step {step + 1} of {steps}, loss {value.item():.3f}")
     model.eval()

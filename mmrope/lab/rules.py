@@ -17,7 +17,7 @@ from mmrope.vlm.data import READ, ask_about, task_processor, to_batch
 from mmrope.vlm.evaluate import answers
 from mmrope.vlm.model import VLM, next_token_loss
 from mmrope.vlm.tasks import Asked, Film, Split
-from mmrope.vlm.train import Training, precision
+from mmrope.vlm.train import Training
 
 RULES = {"reference": "qwen2_5_vl", "transformers 5.23": "qwen2_5_vl@transformers-5.23"}
 """By name: the row of the table of families whose rule it is."""
@@ -82,7 +82,7 @@ def trained_by(rule: str, seed: int, cell: Cell) -> VLM:
         batch = to_batch(processor, [ask_about(rng, reel, cell.tokens, processor.tokenizer) for reel in reels])
         batch = {key: value.to(cell.device) for key, value in batch.items() if key in READ and key != "kinds"}
         labels = batch.pop("labels")
-        with precision(cell.device, bfloat16=True):
+        with torch.autocast(torch.device(cell.device).type, dtype=torch.bfloat16):
             logits = model(**batch).logits
         return next_token_loss(logits, labels)
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -20,7 +21,7 @@ _QUERIES = 256
 """That go through a masked kernel at once: it computes all keys that it is given, so each part gets those behind it alone."""
 
 
-def _varlen_kernel() -> Callable[..., Tensor] | None:
+def _varlen_kernel() -> Callable[..., Any] | None:
     """torch's, in a version that takes causal windows and grouped heads."""
     try:
         from torch.nn.attention.varlen import varlen_attn

@@ -5,6 +5,7 @@ Nothing is stored and nothing has to be remembered: batch n is the same whoever 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 
 from mmrope.positions.families import family
 from mmrope.positions.segments import MEDIA
+from mmrope.preprocess.batches import pack_batches
 from mmrope.preprocess.chat import CHATML
 from mmrope.preprocess.patches import PatchConfig
 from mmrope.preprocess.processor import Processor
@@ -194,35 +196,48 @@ def answer_spans(tokens: Sequence[int], processor: Processor) -> list[tuple[int,
 
 
 class TaskBatches(Dataset[dict[str, Any]]):
-    """Batch n of a training of `steps` steps; process `rank` has its own."""
+    """Batch n of `count` of a training: padded rows, or packs."""
 
     def __init__(
         self,
         processor: Processor,
         *,
-        steps: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
+        count: int,
+        batch_size: int = 32,
+        seed: int = 0,
         schedule: Sequence[tuple[float, Mix]] = SCHEDULE,
+        packed: bool = False,
     ) -> None:
+        if processor.padding_side != "right":
+            raise ValueError("training needs Processor(padding_side='right'): causal attention then needs no mask")
         self.processor, self.schedule = processor, schedule
-        self.steps, self.batch_size, self.seed, self.rank = steps, batch_size, seed, rank
+        self.count, self.batch_size, self.seed, self.packed = count, batch_size, seed, packed
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What decides the batches, besides their seed, for `train`."""
+        phases = [[until, dataclasses.asdict(mix)] for until, mix in self.schedule]
+        return {"batch_size": self.batch_size, "schedule": phases, "packed": self.packed}
 
     def __len__(self) -> int:
-        return self.steps
+        return self.count
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        rng = np.random.default_rng((self.seed, step, self.rank))
-        mix = mix_at(step / self.steps, self.schedule)
-        count, tokenizer = mix.batch * self.batch_size, self.processor.tokenizer
-        batch = to_batch(self.processor, [draw_sample(rng, mix, "train", tokenizer) for _ in range(count)])
+    def __getitem__(self, n: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, n, 0))
+        mix = mix_at(n / self.count, self.schedule)
+        tokenizer = self.processor.tokenizer
+        samples = [draw_sample(rng, mix, "train", tokenizer) for _ in range(mix.batch * self.batch_size)]
+        if self.packed:
+            rows = (to_batch(self.processor, [sample]) for sample in samples)
+            [batch] = pack_batches(rows, max_tokens=10**9, per_token={"kinds": -1})
+        else:
+            batch = to_batch(self.processor, samples)
         # padding is on the right and nobody is asked about it, so attention needs no mask but the causal one
         return {key: value for key, value in batch.items() if key in READ}
 
 
 READ = {
-    *("input_ids", "position_ids", "mm_token_type_ids", "labels", "kinds"),
+    *("input_ids", "position_ids", "mm_token_type_ids", "cu_seqlens", "labels", "kinds"),
     *(key for kind in ("image", "video") for key in (MEDIA[kind].pixels, MEDIA[kind].grids)),
 }
 """What is read of a batch in training."""
@@ -247,3 +262,10 @@ def exact_answers(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
     errors = torch.zeros(len(which) + 1, dtype=torch.long, device=labels.device).index_add_(0, which, wrong)
     both = torch.stack((begins & (errors[which] == 0), begins), dim=1).long()  # [tokens, 2]
     return torch.zeros(len(QUESTION_KINDS), 2, dtype=torch.long, device=labels.device).index_add_(0, kinds, both)
+
+
+class ExactAnswers:
+    """The score of a training on these batches, by kind of question."""
+
+    names = QUESTION_KINDS
+    count = staticmethod(exact_answers)

@@ -132,7 +132,7 @@ class VLM(nn.Module):
         slots = torch.full_like(inputs["input_ids"], -1)  # [B, S], the media token that stands there
         pixels, grids, tokens = [], [], 0
         for kind in (MEDIA["image"], MEDIA["video"]):
-            places = None if types is None else types == kind.token_type
+            places: Any = None if types is None else types == kind.token_type  # [B, S]
             if inputs.get(kind.pixels) is not None and len(inputs[kind.pixels]):  # a row without media has none of them
                 grid, count = self._media(kind, inputs, places)
                 slots = slots.masked_scatter(places, torch.arange(tokens, tokens + count, device=x.device))
@@ -230,11 +230,15 @@ class VLM(nn.Module):
 
     # --- files ------------------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Writes `config.json`, `model.safetensors` and `manifest.json`, which describes them.
 
         Each is moved into place when it is complete, the manifest last: a folder whose saving was interrupted has the old
         model, or is refused by `from_pretrained`. The rotary embedding that the decoder has now is saved, the user's own too.
+
+        Args:
+            folder: is made if it is not there.
+            state_dict: weights to save in place of the model's own: those that sharded ones were gathered to.
 
         Raises:
             ValueError: positions that a config cannot state.
@@ -250,7 +254,7 @@ class VLM(nn.Module):
             ...     print(sorted(path.name for path in Path(folder).iterdir()))
             ['config.json', 'manifest.json', 'model.safetensors']
         """
-        save_model(self, folder)
+        save_model(self, folder, self.state_dict() if state_dict is None else state_dict)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: Any = None, dtype: torch.dtype | None = None) -> VLM:
@@ -290,10 +294,17 @@ def first_unlearned(labels: Tensor, lengths: Sequence[int] | None) -> Tensor:
     return labels.index_fill(1, starts, -100)
 
 
-def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def next_token_loss(logits: Tensor, labels: Tensor, *, count: Tensor | int | None = None) -> Tensor:
     """Mean cross-entropy of predicting each label from the tokens before it; labels of -100 do not count.
 
-    logits [B, S, vocab], labels [B, S]; a scalar, in float32.
+    Args:
+        logits: [B, S, vocab]
+        labels: [B, S]
+        count: what the sum is divided by; None for the number of labels. Of batches whose gradients make one step it is that
+            of all of them, so that every token counts alike.
+
+    Returns:
+        A scalar, in float32.
 
     Example:
         >>> import torch
@@ -302,4 +313,7 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
         >>> round(next_token_loss(logits, torch.tensor([[0, 2, -100]])).item(), 4)  # ln 4
         1.3863
     """
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+    each, following = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
+    if count is None:
+        return F.cross_entropy(each, following, ignore_index=-100)
+    return F.cross_entropy(each, following, ignore_index=-100, reduction="sum") / count

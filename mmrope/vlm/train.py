@@ -1,46 +1,62 @@
 """Training: one loop for a CPU, a GPU, or several processes, which can be killed at any time and goes on where it was.
 
-TaskBatches (batch n from its number) -> VLM -> AdamW and Muon -> checkpoints, log.jsonl
+batches (batch n from its number) -> model -> a loss over all tokens of a step -> AdamW, Muon -> checkpoints, log.jsonl
 
-A checkpoint is a folder `step-000500` with the model, the processor's settings and the optimizers' state, all in safetensors
-and JSON. It gets its name when it is complete, and the one before it is removed after. Batches depend on the step's number
-alone, so a training that was killed ends with the same weights as one that was not: on a CPU, with as many threads, to the bit.
+A step is `batches_per_step` batches, whoever computes them: one process, one after the other (gradient accumulation), or
+several, each its part (DDP, FSDP2). Its loss is the mean over all their tokens, so the same batches teach the same.
+
+A checkpoint is a folder `step-000500` with the model (of LoRA its adapter), the processor's settings and the optimizers'
+state, all in safetensors and JSON. It gets its name when it is complete, and the one before it is removed after. Batches depend
+on their number alone, so a training that was killed ends with the same weights as one that was not: on a CPU, with as many
+threads, to the bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from mmrope.files import replacing, to_json
+from mmrope.positions.segments import MEDIA
 from mmrope.preprocess.processor import Processor
-from mmrope.vlm.data import SCHEDULE, Mix, TaskBatches, exact_answers
-from mmrope.vlm.model import VLM, next_token_loss
-from mmrope.vlm.tasks import QUESTION_KINDS
+from mmrope.vlm.decoder import DecoderBlock
+from mmrope.vlm.inputs import Inputs, packed_lengths
+from mmrope.vlm.model import first_unlearned, next_token_loss
+from mmrope.vlm.vision import VisionBlock
 
 LOG_NAME, STATE_NAME, PROGRESS_NAME = "log.jsonl", "optimizer.safetensors", "training.json"
+Optimizer = Literal["muon", "adamw"]
+_ON_HOST = (
+    "cu_seqlens",
+    MEDIA["image"].grids,
+    MEDIA["video"].grids,
+)  # which the model reads there: the device is not waited for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The settings of a training. On a CPU, the same settings, processes and threads give the same weights.
+    """The settings of a training. On a CPU, the same settings, batches and threads give the same weights.
 
     Example:
         >>> from mmrope.vlm.train import Training
@@ -50,30 +66,43 @@ class Training:
     """
 
     steps: int = 7000
-    batch_size: int = 32
-    """Conversations a step, in each process."""
+    batches_per_step: int = 1
+    """Batches whose gradients make a step, dealt out to the processes; what a process has more than one of is accumulated."""
     seed: int = 0
+    optimizer: Optimizer = "muon"
+    """"muon": Muon for the matrices between layers, AdamW for the rest; "adamw": AdamW for all, as in fine-tuning."""
     muon_lr: float = 1e-2
     """For matrices; Muon makes each step of about this root mean square, as AdamW's are."""
     adam_lr: float = 2e-3
-    """For embeddings, norms and biases."""
+    """Of AdamW: for embeddings, norms and biases beside Muon, or for all."""
     weight_decay: float = 0.01
+    """Of matrices."""
     warmup: int = 50
     cooldown: float = 0.4
     """The share of the steps at the end in which the learning rate falls to nothing, linearly."""
     clip: float = 1.0
     """The largest norm of a gradient."""
     bfloat16: bool = True
-    """Whether matrix products are in bfloat16 (autocast); weights and optimizers are in float32."""
+    """Whether matrix products are in bfloat16 (autocast); trained weights and optimizers are in float32."""
+    recompute: bool = False
+    """Gradient checkpointing: blocks keep their inputs alone, and are computed once more for the backward pass."""
+    compile: bool = False
+    """Whether blocks go through torch.compile."""
+    shard: bool = False
+    """Whether processes share the weights (FSDP2) instead of having all of them each (DDP)."""
     save_every: int = 250
     log_every: int = 50
     workers: int = 0
     """Processes that make batches; 0 makes them in this one."""
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch_size": 1, "save_every": 1, "log_every": 1, "warmup": 0, "workers": 0}
+        least = {"steps": 1, "batches_per_step": 1, "save_every": 1, "log_every": 1, "warmup": 0, "workers": 0}
         if low := [f"{name} {getattr(self, name)}" for name, value in least.items() if getattr(self, name) < value]:
             raise ValueError(f"too small: {', '.join(low)}; the least are {least}")
+        if self.optimizer not in get_args(Optimizer):
+            raise ValueError(f"optimizer must be one of {get_args(Optimizer)}, got {self.optimizer!r}")
+        if self.shard and self.optimizer == "muon":
+            raise ValueError("Muon needs whole matrices, and shard=True leaves a process parts of them: take optimizer='adamw'")
         if self.save_every % self.log_every:
             raise ValueError(
                 f"save_every {self.save_every} must be a multiple of log_every {self.log_every}: "
@@ -92,56 +121,86 @@ class Training:
         return min(1.0, (step + 1) / self.warmup if self.warmup else 1.0, left)
 
 
+class Batches(Protocol):
+    """Batch n of a training, from its number alone: a list, or a data set of torch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, n: int, /) -> Mapping[str, Any]: ...
+
+
+class Score(Protocol):
+    """Counts what is right in a batch."""
+
+    names: Sequence[str]
+
+    def count(self, logits: Tensor, batch: Mapping[str, Any], /) -> Tensor:
+        """[names, 2] int64: how many are right, and how many there are."""
+        ...
+
+
 def train(
-    model: VLM,
-    processor: Processor,
+    model: nn.Module,
+    batches: Batches | Iterable[Mapping[str, Any]],
     training: Training,
     folder: str | Path,
     *,
+    processor: Processor | None = None,
     device: str | torch.device = "cpu",
-    schedule: Sequence[tuple[float, Mix]] = SCHEDULE,
+    about: Mapping[str, Any] | None = None,
+    score: Score | None = None,
     say: Callable[[dict[str, Any]], None] = lambda entry: None,
-) -> VLM:
+) -> nn.Module:
     """Trains a model, from the folder's last checkpoint if there is one, and leaves the last one there.
 
-    In several processes (torchrun), torch.distributed must be set up; gradients are averaged over them (DDP), and the first
-    one writes.
+    In several processes (torchrun), torch.distributed must be set up; each takes its part of every step's batches, and the
+    first one writes. One process or several, the same batches make the same steps, but for how sums are rounded.
 
     Args:
-        model: with its first weights, the same in every process.
-        processor: pads on the right.
-        folder: for checkpoints and log.jsonl: a line for every `log_every` steps, with their mean loss, exact answers by
-            kind of question (of the first process's batches), tokens a second.
+        model: a VLM with its first weights, or one with adapters of peft; the same in every process. What requires a gradient
+            is trained, and must be in float32; the rest stays as it is, in any dtype.
+        batches: model inputs with `labels`: padded rows, or packs. A list or data set, of which step k takes batches
+            k * batches_per_step and following, and begins anew when it ends; or an iterable, such as pack_batches(...), which
+            makes the same batches every time and is gone through once.
+        folder: for checkpoints and log.jsonl: a line for every `log_every` steps, with their loss a token, tokens a second of
+            this process (padding included), and the score.
+        processor: is saved beside the model.
+        about: what else decides the weights: how the batches are made. A training goes on with the same alone.
+        score: counts what is right, by name, from logits and a batch with all its keys.
         say: is given each line of the log.
 
     Raises:
-        ValueError: the folder's checkpoint is of other settings, or the loss is no number any more.
+        ValueError: the folder's checkpoint is of other settings, batches that end too early or cannot be dealt out, weights to
+            train that are not float32, or a loss that is no number any more.
 
     Example:
         >>> import tempfile
-        >>> from mmrope import VLM
+        >>> from mmrope import VLM, Processor
+        >>> from mmrope.preprocess import pack_batches
         >>> from mmrope.vlm import DecoderConfig, VisionConfig, VLMConfig
-        >>> from mmrope.vlm.data import Mix, task_processor
         >>> from mmrope.vlm.train import Training, train
-        >>> processor = task_processor(padding_side="right")
         >>> small = {"hidden_size": 32, "intermediate_size": 32, "num_layers": 1, "num_heads": 2}
-        >>> decoder = DecoderConfig(vocab_size=processor.tokenizer.size, num_kv_heads=1, **small)
-        >>> model = VLM(VLMConfig(vision=VisionConfig(patches=processor.patches, **small), decoder=decoder))
-        >>> training, digits = Training(steps=1, batch_size=1), [(1.0, Mix(images=1, side=1, tokens=16))]
+        >>> model = VLM(VLMConfig(vision=VisionConfig(**small), decoder=DecoderConfig(num_kv_heads=1, **small)))
+        >>> said = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]] * 8
+        >>> packs = list(pack_batches((Processor()(messages, labels=True) for messages in said), max_tokens=128))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model = train(model, processor, training, folder, schedule=digits, say=lambda entry: print(sorted(entry)))
-        ['exact', 'loss', 'lr_share', 'seconds', 'step', 'tokens_per_second']
+        ...     model = train(model, packs, Training(steps=1), folder, say=lambda entry: print(sorted(entry)))
+        ['loss', 'lr_share', 'seconds', 'step', 'tokens_per_second']
     """
-    if processor.padding_side != "right":
-        raise ValueError("training needs Processor(padding_side='right'): causal attention then needs no mask")
-    folder = Path(folder)
+    folder, device = Path(folder), torch.device(device)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    settings = _settings(training, world, schedule)
-    model.to(device).train()
-    optimizers = make_optimizers(model, training)
+    if training.batches_per_step % world:
+        raise ValueError(
+            f"{world} processes cannot share steps of {training.batches_per_step} batches: batches_per_step must be a multiple"
+        )
+    settings = _settings(training, model, about)
     start, seconds = 0, 0.0
     if (last := last_checkpoint(folder)) is not None:
-        start, seconds = _resume(last, model, optimizers, settings)
+        start, seconds = _resume(last, model, settings)
+    replica = distribute(model, training, device)
+    optimizers = make_optimizers(model, training)
+    if last is not None:
+        _load_optimizers(last, optimizers)
     if world > 1:
         starts: list[int] = [0] * world
         dist.all_gather_object(starts, start)
@@ -152,37 +211,27 @@ def train(
         _cut_log(folder / LOG_NAME, start)
         for unfinished in folder.glob(".step-*"):  # of a process that was killed while it saved
             shutil.rmtree(unfinished)
-    batches = TaskBatches(
-        processor, steps=training.steps, batch_size=training.batch_size, seed=training.seed, rank=rank, schedule=schedule
-    )
-    loader = DataLoader(
-        batches,
-        sampler=range(start, training.steps),
-        batch_size=None,
-        num_workers=training.workers,
-        pin_memory=torch.device(device).type == "cuda",
-    )
-    # a batch of text alone leaves the vision encoder without gradients
-    replica = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if world > 1 else model
     tally, began = Tally(), time.perf_counter() - seconds
-    for step, batch in zip(range(start, training.steps), loader, strict=True):
-        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    for step, mine in enumerate(_dealt(batches, training, start, rank, world, device), start):
         share = training.lr_share(step)
-        kinds = batch.pop("kinds")
-        labels = batch.pop("labels")
-        with precision(device, bfloat16=training.bfloat16):
-            logits = replica(**batch).logits
-        loss = next_token_loss(logits, labels)
-        learn(model, loss, optimizers, training, share)
-        tally.add(loss.detach(), logits.detach(), {"labels": labels, "kinds": kinds})
+        torch.manual_seed(int(np.random.SeedSequence((training.seed, step, rank)).generate_state(1)[0]))  # of dropout, say
+        mine = [{**batch, "labels": first_unlearned(batch["labels"], packed_lengths(batch))} for batch in mine]
+        learned = _total(sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in mine), device).clamp_min(1)
+        for k, batch in enumerate(mine):
+            batch = {key: value if key in _ON_HOST else value.to(device, non_blocking=True) for key, value in batch.items()}
+            inputs = {key: value for key, value in batch.items() if key in Inputs.__annotations__}
+            with replica.no_sync() if isinstance(replica, DistributedDataParallel) and k + 1 < len(mine) else nullcontext():
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.bfloat16):
+                    logits = replica(**inputs).logits
+                loss = next_token_loss(logits, batch["labels"], count=learned)  # this batch's part of the step's
+                (loss * world).backward()  # DDP and FSDP2 take the mean over processes
+            tally.add(loss, batch["labels"].numel(), None if score is None else score.count(logits.detach(), batch))
+        update(model, optimizers, training, share)
+        tally.steps += 1
         done = step + 1
         if done % training.log_every == 0 or done == training.steps:
-            entry = {
-                "step": done,
-                "lr_share": round(share, 4),
-                "seconds": round(time.perf_counter() - began, 1),
-                **tally.read(),
-            }
+            entry = {"step": done, "lr_share": round(share, 4), "seconds": round(time.perf_counter() - began, 1)}
+            entry |= tally.read(score)
             tally = Tally()
             if not math.isfinite(entry["loss"]):
                 raise ValueError(
@@ -192,88 +241,138 @@ def train(
                 with (folder / LOG_NAME).open("a", encoding="utf-8") as log:
                     log.write(json.dumps(entry) + "\n")
                 say(entry)
-        if rank == 0 and (done % training.save_every == 0 or done == training.steps):
+        if done % training.save_every == 0 or done == training.steps:
             progress = {"step": done, "seconds": time.perf_counter() - began, "settings": settings}
-            _save(folder, model, processor, optimizers, progress)
+            _save(folder, model, processor, optimizers, progress, write=rank == 0)
+    del replica
+    gc.collect()  # DDP is a cycle; left to the end of the process it may end it, as its threads do not
     return model.eval()
 
 
-class Tally:
-    """The loss and the exact answers of some steps, on the device until they are read."""
+# --- one step -------------------------------------------------------------------------------------------------------------
 
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self.answers: list[Tensor] = []
-        self.tokens = 0
-        self.began = time.perf_counter()
 
-    def add(self, loss: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> None:
-        """One step's."""
-        self.losses.append(loss)
-        self.answers.append(exact_answers(logits, batch))
-        self.tokens += batch["labels"].numel()
-
-    def read(self) -> dict[str, Any]:
-        """For the log."""
-        counts = zip(QUESTION_KINDS, torch.stack(self.answers).sum(dim=0).tolist(), strict=True)
-        return {
-            "loss": round(torch.stack(self.losses).mean().item(), 4),
-            "tokens_per_second": round(self.tokens / (time.perf_counter() - self.began)),
-            "exact": {kind: round(right / of, 4) for kind, (right, of) in counts if of},
-        }
+def distribute(model: Any, training: Training, device: torch.device) -> nn.Module:
+    """The model on its device, by blocks as the settings want them, and what processes call in its place."""
+    if bad := [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]:
+        raise ValueError(
+            f"{len(bad)} weights to train are not float32, {bad[0]} for one: steps would be lost in rounding. Load the model "
+            "with dtype=torch.float32, or freeze it and train adapters"
+        )
+    model.train()
+    blocks = [module for module in model.modules() if isinstance(module, (DecoderBlock, VisionBlock))]
+    if training.recompute:
+        model.gradient_checkpointing_enable()
+    if training.compile:
+        for block in blocks:
+            block.compile()
+    if training.shard and dist.is_initialized():
+        for block in blocks:
+            fully_shard(block)
+        fully_shard(model.to(device))
+        return model
+    model.to(device)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return model
+    return DistributedDataParallel(model)  # every parameter has a gradient in every batch (VLM.embed): none is looked for
 
 
 def make_optimizers(model: nn.Module, training: Training) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between layers, AdamW for embeddings, norms and biases (the division of Muon's authors)."""
-    if not hasattr(torch.optim, "Muon"):
-        raise ValueError(f"training takes torch.optim.Muon, which torch {torch.__version__} lacks; it came with torch 2.9")
+    """For what requires a gradient: Muon for the matrices between layers and AdamW for embeddings, norms and biases (the
+    division of Muon's authors), or AdamW for all."""
     matrices, others = [], []
     for name, p in model.named_parameters():
-        (matrices if p.ndim == 2 and "embedding" not in name else others).append(p)
-    decay = training.weight_decay
-    optimizers = [
-        torch.optim.Muon(matrices, lr=training.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=training.adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+        if p.requires_grad:
+            (matrices if p.ndim >= 2 and "embedding" not in name else others).append(p)
+    decay, betas = training.weight_decay, (0.9, 0.98)
+    if training.optimizer == "adamw":
+        groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=training.adam_lr, betas=betas)]
+    elif not hasattr(torch.optim, "Muon"):
+        raise ValueError(
+            f"torch.optim.Muon came with torch 2.9, and this is {torch.__version__}: take a newer one, or optimizer='adamw'"
+        )
+    else:
+        experts = [p for p in matrices if p.ndim > 2]  # which Muon does not take
+        optimizers = [
+            torch.optim.Muon(
+                [p for p in matrices if p.ndim == 2], lr=training.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW([*others, *experts], lr=training.adam_lr, betas=betas, weight_decay=0.0),
+        ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
 
 
-def learn(
-    model: nn.Module, loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], training: Training, share: float
-) -> None:
-    """One step along the gradients of a loss, with this share of the learning rates."""
-    model.zero_grad(set_to_none=True)
-    loss.backward()
+def update(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], training: Training, share: float) -> None:
+    """A step along the gradients that are there, with this share of the learning rates; they are gone after."""
     nn.utils.clip_grad_norm_(model.parameters(), training.clip)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * share
         optimizer.step()
+    model.zero_grad(set_to_none=True)
 
 
-@contextmanager
-def precision(device: str | torch.device, *, bfloat16: bool) -> Iterator[None]:
-    """Matrix products in bfloat16, or everything in float32."""
-    kind = torch.device(device).type
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=bfloat16):
-        if bfloat16 and kind == "cpu":
-            with _Float32Attention():
-                yield
-        else:
-            yield
+class Tally:
+    """The loss and the score of some steps, on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.scores: list[Tensor] = []
+        self.tokens = self.steps = 0
+        self.began = time.perf_counter()
+
+    def add(self, loss: Tensor, tokens: int, score: Tensor | None) -> None:
+        """One batch's: its part of its step's loss, its tokens, what is right in it."""
+        self.losses.append(loss.detach())
+        self.tokens += tokens
+        if score is not None:
+            self.scores.append(score)
+
+    def read(self, score: Score | None) -> dict[str, Any]:
+        """For the log: the mean loss of the steps, and the score, of all processes."""
+        rate = self.tokens / (time.perf_counter() - self.began)
+        loss = torch.stack(self.losses).double().sum() / self.steps
+        entry = {"loss": round(_total(loss, loss.device).item(), 4), "tokens_per_second": round(rate)}
+        if score is not None:
+            counts = zip(score.names, _total(torch.stack(self.scores).sum(dim=0), loss.device).tolist(), strict=True)
+            entry["exact"] = {name: round(right / of, 4) for name, (right, of) in counts if of}
+        return entry
 
 
-class _Float32Attention(TorchFunctionMode):
-    """On CPUs, attention's backward pass in float32 takes a quarter of the time that it takes in bfloat16 (torch 2.15)."""
+def _total(value: Any, device: torch.device) -> Tensor:
+    """A sum over all processes."""
+    total = torch.as_tensor(value, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        with torch.autocast("cpu", enabled=False):
-            return func(*(x.float() for x in args), **(kwargs or {}))
+
+def _dealt(
+    batches: Any, training: Training, start: int, rank: int, world: int, device: torch.device
+) -> Iterator[list[Mapping[str, Any]]]:
+    """The batches of each step from `start` on that are this process's."""
+    each, first = training.batches_per_step, start * training.batches_per_step
+    if hasattr(batches, "__getitem__"):
+        if not len(batches):
+            raise ValueError("there are no batches")
+        numbers = [n % len(batches) for n in range(first + rank, training.steps * each, world)]
+        pinned = device.type == "cuda"
+        stream = iter(DataLoader(batches, sampler=numbers, batch_size=None, num_workers=training.workers, pin_memory=pinned))
+    else:
+        stream = islice(batches, first + rank, None, world)
+    for step in range(start, training.steps):
+        mine = list(islice(stream, each // world))
+        if len(mine) < each // world:
+            raise ValueError(
+                f"the batches end within step {step + 1} of {training.steps} steps of {each}: make fewer steps, or give a "
+                "list, which is begun anew"
+            )
+        yield mine
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------------
@@ -285,28 +384,40 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name[5:]), default=None)
 
 
-def _settings(training: Training, world: int, schedule: Sequence[tuple[float, Mix]]) -> dict[str, Any]:
-    """What decides the weights. How often something is written, and by how many workers batches are made, does not."""
-    phases = [[until, dataclasses.asdict(mix)] for until, mix in schedule]
-    settings = dataclasses.asdict(training) | {"processes": world, "schedule": phases}
-    return {key: value for key, value in settings.items() if key not in ("save_every", "log_every", "workers")}
+def _settings(training: Training, model: Any, about: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What decides the weights. How it is computed, how often something is written, and by how many workers does not."""
+    free = ("save_every", "log_every", "workers", "recompute", "compile", "shard")
+    kept = {key: value for key, value in dataclasses.asdict(training).items() if key not in free}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return json.loads(to_json({**kept, "trained": trained, **(about or {}), "config": model.config.to_dict()}))
 
 
 def _save(
-    folder: Path, model: VLM, processor: Processor, optimizers: Sequence[torch.optim.Optimizer], progress: dict[str, Any]
+    folder: Path,
+    model: Any,
+    processor: Processor | None,
+    optimizers: Sequence[torch.optim.Optimizer],
+    progress: dict[str, Any],
+    *,
+    write: bool,
 ) -> None:
+    """Writes a checkpoint; all processes take part where they hold parts of the weights."""
     from safetensors.torch import save_file
 
-    path = folder / f"step-{progress['step']:06d}"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
+    weights = {name: _whole(value) for name, value in model.state_dict().items()}
     state = {
-        f"{n}.{parameter}.{name}": value.contiguous()
+        f"{n}.{parameter}.{name}": _whole(value).contiguous()
         for n, optimizer in enumerate(optimizers)
         for parameter, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
+    if not write:
+        return
+    path = folder / f"step-{progress['step']:06d}"
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    model.save_pretrained(partial, state_dict=weights)
+    if processor is not None:
+        processor.save_pretrained(partial)
     save_file(state, partial / STATE_NAME)
     (partial / PROGRESS_NAME).write_text(to_json(progress), encoding="utf-8")
     old = [other for other in folder.glob("step-*") if other != path]
@@ -315,31 +426,46 @@ def _save(
         shutil.rmtree(other)
 
 
-def _resume(path: Path, model: VLM, optimizers: Sequence[torch.optim.Optimizer], settings: dict[str, Any]) -> tuple[int, float]:
-    """Brings model and optimizers to where the checkpoint was; returns its step, and the seconds that it took."""
-    from safetensors.torch import load_file
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
+
+def _resume(path: Path, model: Any, settings: dict[str, Any]) -> tuple[int, float]:
+    """Brings a model to where the checkpoint was; returns its step, and the seconds that it took."""
     progress = json.loads((path / PROGRESS_NAME).read_text(encoding="utf-8"))
-    saved = type(model).from_pretrained(path)
-    before = {**progress["settings"], "config": saved.config.to_dict()}
-    now = json.loads(to_json({**settings, "config": model.config.to_dict()}))
-    before = json.loads(json.dumps(before))
-    if other := [key for key in now if before.get(key) != now[key]]:
+    before = progress["settings"]
+    if other := [key for key in {**before, **settings} if before.get(key) != settings.get(key)]:
         raise ValueError(
             f"{path} was trained with {', '.join(f'{key} {before.get(key)!r}' for key in other)}, "
-            f"now asked for {', '.join(f'{key} {now[key]!r}' for key in other)}: "
+            f"now asked for {', '.join(f'{key} {settings.get(key)!r}' for key in other)}: "
             "go on with the same settings, or train in another folder"
         )
-    model.load_state_dict(saved.state_dict())
+    if hasattr(model, "peft_config"):
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        set_peft_model_state_dict(model, load_file(path / "adapter_model.safetensors"))
+    else:
+        model.load_state_dict(type(model).from_pretrained(path).state_dict())
+    return progress["step"], progress["seconds"]
+
+
+def _load_optimizers(path: Path, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Brings optimizers to where the checkpoint was."""
+    from safetensors.torch import load_file
+
     state = load_file(path / STATE_NAME)  # on the CPU, where AdamW wants its counts of steps; it moves the rest itself
     for n, optimizer in enumerate(optimizers):
         whole = optimizer.state_dict()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for key, value in state.items():
             number, parameter, name = key.split(".")
             if int(number) == n:
+                p = parameters[int(parameter)]
+                if isinstance(p, DTensor) and value.ndim:
+                    value = distribute_tensor(value.to(p.device), p.device_mesh, p.placements)
                 whole["state"].setdefault(int(parameter), {})[name] = value
         optimizer.load_state_dict(whole)
-    return progress["step"], progress["seconds"]
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
@@ -72,20 +72,20 @@ def check_device(device: Any) -> torch.device:
     return found
 
 
-def save_model(model: Any, folder: str | Path) -> None:
-    """Writes a model's folder; see VLM.save_pretrained."""
+def save_model(model: Any, folder: str | Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes a model's folder with these weights; see VLM.save_pretrained."""
     from safetensors.torch import save_file
 
     stated = _config_of(model).to_dict()
-    if type(model).__name__ != "VLM":  # which may place or see otherwise: its own from_pretrained loads it, and no other's
-        stated["class"] = type(model).__name__
+    if (name := type(model).__name__.removeprefix("FSDP")) != "VLM":  # FSDP2 puts a class of its own before a model's
+        stated["class"] = name  # which may place or see otherwise: its own from_pretrained loads it, and no other's
     content = to_json(stated)
-    config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+    config, file = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
     if config.is_file() and "model_type" in read_object(config):
         raise ValueError(f"{folder} holds a released checkpoint, which would be overwritten: save to another folder")
     config.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(config) as new_config, replacing(weights) as new_weights:
+    state = {name: tensor.contiguous() for name, tensor in weights.items()}
+    with replacing(config) as new_config, replacing(file) as new_weights:
         new_config.write_text(content, encoding="utf-8")
         save_file(state, new_weights, metadata={"format": "pt"})
     write_manifest(folder, [CONFIG_NAME, WEIGHTS_NAME])

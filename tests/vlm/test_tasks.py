@@ -83,7 +83,7 @@ def splits(monkeypatch):
 
 @pytest.mark.parametrize("progress", [0.0, 0.1, 0.2, 0.5])
 def test_training_takes_what_is_there_to_learn(splits, progress):
-    batches = TaskBatches(PROCESSOR, steps=1000, batch_size=20, seed=0)
+    batches = TaskBatches(PROCESSOR, count=1000, batch_size=20, seed=0)
     batches[int(1000 * progress)]
     assert splits == {"train"}
 
@@ -209,7 +209,7 @@ def test_a_film_s_file_is_looked_at_as_its_frames(seed, tmp_path_factory):
 
 def test_batch_n_is_batch_n():
     def batches(**changes):
-        return TaskBatches(PROCESSOR, **{"steps": 100, "batch_size": 3, "seed": 1, **changes})
+        return TaskBatches(PROCESSOR, **{"count": 100, "batch_size": 3, "seed": 1, **changes})
 
     one, again = batches()[90], batches()[90]
     assert one.keys() == again.keys()

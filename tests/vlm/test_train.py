@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mmrope import VLM
+from mmrope.preprocess import pack_batches
 from mmrope.vlm import VLMConfig
 from mmrope.vlm.config import DecoderConfig, VisionConfig
-from mmrope.vlm.data import Mix, task_processor
+from mmrope.vlm.data import ExactAnswers, Mix, TaskBatches, task_processor
 from mmrope.vlm.train import Training, last_checkpoint, make_optimizers, train
 from tests.support import PROOF, ROOT
 
 PROCESSOR = task_processor(padding_side="right", threads=1)
-SHORT = Training(steps=6, batch_size=2, warmup=2, save_every=3, log_every=1)
-LONG = Training(steps=400, batch_size=1, save_every=1, log_every=1)
+SHORT = Training(steps=6, warmup=2, save_every=3, log_every=1)
+LONG = Training(steps=400, save_every=1, log_every=1)
 SCHEDULE = ((0.5, Mix(images=1, side=2, tokens=30)), (1.0, Mix(images=1, films=1, sums=1, side=2, looks=5, tokens=40)))
 
 
@@ -41,8 +44,17 @@ def tiny(width=32):
     )
 
 
-def run(folder, training=SHORT, **options):
-    return train(tiny(), PROCESSOR, training, folder, schedule=SCHEDULE, **options)
+def made(training=SHORT, *, batch_size=2, **options):
+    """The batches of a training, and what says how they are made."""
+    count = training.steps * training.batches_per_step
+    options = {"schedule": SCHEDULE, "seed": training.seed, **options}
+    batches = TaskBatches(PROCESSOR, count=count, batch_size=batch_size, **options)
+    return {"batches": batches, "about": batches.about, "score": ExactAnswers()}
+
+
+def run(folder, training=SHORT, *, model=None, batch_size=2, packed=False, **options):
+    batches = made(training, batch_size=batch_size, packed=packed)
+    return train(model or tiny(), training=training, folder=folder, processor=PROCESSOR, **batches, **options)
 
 
 def weights(folder):
@@ -62,8 +74,9 @@ class Killed(Exception):
 
 def test_it_learns_to_read_a_digit(tmp_path):
     steps = 240 if PROOF else 40
-    training = Training(steps=steps, batch_size=16, warmup=5, save_every=steps, log_every=10, bfloat16=False)
-    train(tiny(96), PROCESSOR, training, tmp_path, schedule=((1.0, Mix(images=1, side=1, tokens=16)),))
+    training = Training(steps=steps, warmup=5, save_every=steps, log_every=10, bfloat16=False)
+    digits = made(training, batch_size=16, schedule=((1.0, Mix(images=1, side=1, tokens=16)),))
+    train(tiny(96), training=training, folder=tmp_path, processor=PROCESSOR, **digits)
     entries = log(tmp_path)
     assert [entry["step"] for entry in entries] == [*range(10, steps + 1, 10)]
     assert entries[-1]["loss"] < (0.2 if PROOF else 0.4) * entries[0]["loss"]
@@ -161,7 +174,7 @@ def test_other_settings_are_refused(tmp_path, change, message):
 def test_another_schedule_is_refused(tmp_path):
     run(tmp_path)
     with pytest.raises(ValueError, match="was trained with schedule"):
-        train(tiny(), PROCESSOR, SHORT, tmp_path)
+        train(tiny(), training=SHORT, folder=tmp_path, **made(schedule=SCHEDULE[:1]))
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(tmp_path):
@@ -173,7 +186,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(tmp_path):
             model.embedding.weight.data.fill_(torch.nan)
 
     with pytest.raises(ValueError, match="the loss is nan at step 3: lower the learning rates"):
-        train(model, PROCESSOR, training, tmp_path, schedule=SCHEDULE, say=spoil)
+        run(tmp_path, training, model=model, say=spoil)
     assert last_checkpoint(tmp_path).name in ("step-000001", "step-000002")
     assert all(entry["step"] <= 2 for entry in log(tmp_path))
 
@@ -188,16 +201,21 @@ def test_a_torn_line_of_the_log_is_written_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"log_every": 0}, "too small: log_every 0"), ({"log_every": 2, "save_every": 3}, "save_every 3 must be a multiple")],
+    [
+        ({"log_every": 0}, "too small: log_every 0"),
+        ({"log_every": 2, "save_every": 3}, "save_every 3 must be a multiple"),
+        ({"optimizer": "sgd"}, r"optimizer must be one of \('muon', 'adamw'\), got 'sgd'"),
+        ({"shard": True}, "Muon needs whole matrices.*optimizer='adamw'"),
+    ],
 )
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         Training(**settings)
 
 
-def test_padding_on_the_left_is_refused(tmp_path):
+def test_padding_on_the_left_is_refused():
     with pytest.raises(ValueError, match="padding_side='right'"):
-        train(tiny(), task_processor(), SHORT, tmp_path)
+        TaskBatches(task_processor(), count=1)
 
 
 def test_workers_change_nothing(tmp_path):
@@ -225,13 +243,141 @@ def test_the_learning_rate_rises_stays_and_falls():
     assert shares[99] == pytest.approx(1 / 40)
 
 
+# --- the same steps, computed otherwise -------------------------------------------------------------------------------
+
+PLAIN = dataclasses.replace(SHORT, bfloat16=False, optimizer="adamw", batches_per_step=2)
+
+
+def curve(folder):
+    return [entry["loss"] for entry in log(folder)]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The training that others are to equal: its losses, and its last weights."""
+    folder = tmp_path_factory.mktemp("plain")
+    run(folder, PLAIN, batch_size=1)
+    return folder
+
+
+def assert_same(folder, other, *, atol=1e-5):
+    assert curve(folder) == pytest.approx(curve(other), abs=2e-4)
+    found, expected = weights(folder), weights(other)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_blocks_that_are_computed_twice_teach_the_same(packed, tmp_path):
+    training = dataclasses.replace(SHORT, bfloat16=False)
+    run(tmp_path / "kept", training, packed=packed)
+    run(tmp_path / "recomputed", dataclasses.replace(training, recompute=True), packed=packed)
+    assert_same(tmp_path / "recomputed", tmp_path / "kept")
+
+
+def test_packs_teach_what_padded_rows_teach(tmp_path):
+    training = dataclasses.replace(SHORT, bfloat16=False, optimizer="adamw")
+    run(tmp_path / "padded", training, batch_size=4)
+    run(tmp_path / "packed", training, batch_size=4, packed=True)
+    assert_same(tmp_path / "packed", tmp_path / "padded", atol=1e-4)
+    assert [entry["exact"] for entry in log(tmp_path / "packed")] == [entry["exact"] for entry in log(tmp_path / "padded")]
+
+
+def test_two_batches_a_step_are_one_of_both(tmp_path):
+    """Every token counts alike, however they are dealt out: here one of three tokens to learn beside one of thirty."""
+    said = [[{"role": "user", "content": "one"}, {"role": "assistant", "content": text}] for text in ("1 2", "3 " * 30)]
+    rows = [PROCESSOR(messages, labels=True) for messages in said]
+    [both] = pack_batches(rows, max_tokens=10_000)
+    alone = [pack for row in rows for pack in pack_batches([row], max_tokens=10_000)]
+    settings = {"steps": 3, "bfloat16": False, "optimizer": "adamw", "log_every": 1, "save_every": 3}
+    train(tiny(), [both], Training(**settings), tmp_path / "one")
+    train(tiny(), alone, Training(**settings, batches_per_step=2), tmp_path / "two")
+    assert_same(tmp_path / "two", tmp_path / "one")
+
+
+def test_batches_may_come_as_they_are_made(tmp_path):
+    rows = [
+        PROCESSOR([{"role": "user", "content": "one"}, {"role": "assistant", "content": "1 " * n}], labels=True)
+        for n in range(1, 9)
+    ]
+    packs = lambda: pack_batches(rows, max_tokens=max(row["input_ids"].shape[1] for row in rows))  # noqa: E731
+    count = len(list(packs()))
+    training = Training(steps=count, bfloat16=False, log_every=1, save_every=1)
+    train(tiny(), list(packs()), training, tmp_path / "list")
+    with pytest.raises(Killed):
+        train(tiny(), packs(), training, tmp_path / "stream", say=killed_at(3))
+    train(tiny(), packs(), training, tmp_path / "stream")
+    assert all(torch.equal(value, weights(tmp_path / "list")[name]) for name, value in weights(tmp_path / "stream").items())
+    with pytest.raises(ValueError, match=f"the batches end within step {count + 1} of {count + 1} steps of 1"):
+        train(tiny(), packs(), dataclasses.replace(training, steps=count + 1), tmp_path / "short")
+    train(tiny(), list(packs()), dataclasses.replace(training, steps=count + 1, save_every=1), tmp_path / "again")
+    with pytest.raises(ValueError, match="there are no batches"):
+        train(tiny(), [], training, tmp_path / "none")
+
+
+def killed_at(step):
+    def say(entry):
+        if entry["step"] == step:
+            raise Killed
+
+    return say
+
+
+def test_weights_in_half_precision_are_not_trained(tmp_path):
+    with pytest.raises(ValueError, match=r"\d+ weights to train are not float32, .* for one.*dtype=torch.float32"):
+        run(tmp_path, model=tiny().bfloat16())
+
+
+def test_compiled_blocks_teach_the_same(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    torch.compiler.reset()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)  # Dynamo looks
+        run(tmp_path, dataclasses.replace(PLAIN, compile=True), batch_size=1)
+    assert_same(tmp_path, plain)
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def with_adapters():
+    """LoRA on a frozen model in bfloat16, as peft makes it."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    targets = r"decoder\.blocks\.\d+\.(q|k|v|out|mlp\.(up|gate|down))"
+    return peft.get_peft_model(tiny().bfloat16(), peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=targets))
+
+
+def adapter(folder):
+    return load_file(last_checkpoint(folder) / "adapter_model.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file in  - will assume:UserWarning")
+def test_adapters_learn_and_go_on_to_the_bit(tmp_path):
+    """Dropout included: a step's randomness is its own."""
+    training = dataclasses.replace(SHORT, optimizer="adamw", adam_lr=1e-2, recompute=True)
+    model, before = with_adapters(), with_adapters().state_dict()
+    run(tmp_path / "whole", training, model=model, packed=True)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    assert curve(tmp_path / "whole")[-1] < curve(tmp_path / "whole")[0]
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", training, model=with_adapters(), packed=True, say=killed_at(5))
+    run(tmp_path / "killed", training, model=with_adapters(), packed=True)
+    whole, killed = adapter(tmp_path / "whole"), adapter(tmp_path / "killed")
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert sum(path.stat().st_size for path in last_checkpoint(tmp_path / "whole").iterdir()) < 300_000
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 PAIR = """
-import os, sys, torch, torch.distributed as dist
+import dataclasses, os, sys, torch, torch.distributed as dist
 sys.path.insert(0, {root!r})
-from tests.vlm.test_train import PROCESSOR, SCHEDULE, SHORT, tiny
-from mmrope.vlm.train import train
+from tests.vlm import test_train
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 
@@ -241,63 +387,44 @@ def say(entry):
         os._exit(1)
 
 
-model = train(tiny(), PROCESSOR, SHORT, {folder!r}, schedule=SCHEDULE, say=say)
-flat = torch.cat([p.detach().flatten() for p in model.parameters()])
-both = [torch.empty_like(flat) for _ in range(2)]
-dist.all_gather(both, flat)
-assert torch.equal(*both), "the processes' weights differ"
+for name, changes in {runs!r}.items():
+    training = dataclasses.replace(test_train.PLAIN, **changes)
+    model = test_train.run({folder!r} + "/" + name, training, batch_size=1, say=say)
+    if not training.shard:
+        flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+        both = [torch.empty_like(flat) for _ in range(2)]
+        dist.all_gather(both, flat)
+        assert torch.equal(*both), "the processes' weights differ"
+    del model
 dist.destroy_process_group()
 """
 
 
-def torchrun(folder, killed=None):
-    code = folder.with_suffix(".py")
-    code.write_text(PAIR.format(root=str(ROOT), folder=str(folder), killed=killed))
+def torchrun(folder, runs, killed=None):
+    code = folder / "pair.py"
+    code.write_text(PAIR.format(root=str(ROOT), folder=str(folder), runs=runs, killed=killed))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(code)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert (done.returncode == 0) == (killed is None), done.stderr[-3000:]
 
 
-def test_two_processes_train_one_model(tmp_path):
-    """On gloo. Both end with the same weights, which are those of steps along the mean of their gradients; also if they are
-    killed in between."""
-    torchrun(tmp_path / "two")
-    two = weights(tmp_path / "two")
-    torchrun(tmp_path / "killed", killed=5)
+def test_two_processes_are_one(plain, tmp_path):
+    """On gloo, DDP and FSDP2: the losses and the last weights of one process that takes all the batches; also of two that were
+    killed in between. Some batches are text alone in one process, and hold media in the other."""
+    runs = {"ddp": {}, "fsdp": {"shard": True}, "fsdp recomputed": {"shard": True, "recompute": True}}
+    torchrun(tmp_path, runs)
+    for name in runs:
+        assert_same(tmp_path / name, plain)
+    torchrun(tmp_path, {"killed": {"shard": True}}, killed=5)
     assert last_checkpoint(tmp_path / "killed").name == "step-000003"
-    torchrun(tmp_path / "killed")
-    assert all(torch.equal(two[name], value) for name, value in weights(tmp_path / "killed").items())
+    run(tmp_path / "killed", PLAIN, batch_size=1)  # as one process
+    assert_same(tmp_path / "killed", plain)
 
-    from mmrope.vlm.data import TaskBatches
-    from mmrope.vlm.model import next_token_loss
-    from mmrope.vlm.train import precision
 
-    model = tiny().train()
-    optimizers = make_optimizers(model, SHORT)
-    batches = [
-        TaskBatches(PROCESSOR, steps=SHORT.steps, batch_size=2, seed=0, rank=rank, schedule=SCHEDULE) for rank in range(2)
-    ]
-    for step in range(SHORT.steps):
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * SHORT.lr_share(step)
-            optimizer.zero_grad()
-        for rank in range(2):
-            batch = batches[rank][step]
-            labels = batch.pop("labels")
-            batch.pop("kinds")
-            with precision("cpu", bfloat16=True):
-                logits = model(**batch).logits
-            (next_token_loss(logits, labels) / 2).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), SHORT.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-    start = tiny().state_dict()
-    moved = torch.cat([(value - start[name]).flatten() for name, value in model.state_dict().items()])
-    apart = torch.cat([(value - two[name]).flatten() for name, value in model.state_dict().items()])
-    assert apart.norm() < 0.02 * moved.norm()  # bfloat16, in another order
-
-    assert json.loads((last_checkpoint(tmp_path / "two") / "training.json").read_text())["settings"]["processes"] == 2
-    with pytest.raises(ValueError, match="processes 2, now asked for processes 1"):
-        run(tmp_path / "two")
+def test_processes_share_whole_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="2 processes cannot share steps of 3 batches: batches_per_step must be a multiple"):
+        run(tmp_path, dataclasses.replace(SHORT, batches_per_step=3))
