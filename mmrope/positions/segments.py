@@ -282,11 +282,11 @@ def token_mask(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray | No
         raise ValueError(f"{what} has shape {mask.shape}, the tokens {shape}: it must be [rows, tokens] like them")
     others = mask != 1
     some = np.count_nonzero(others)
-    if mask.dtype.kind not in "bui" or (some and np.count_nonzero(mask[others])):
+    additive = mask.dtype.kind == "f" and some == mask.size > 0  # 0 everywhere may be one that adds nothing
+    if mask.dtype.kind not in "buif" or additive or (some and np.count_nonzero(mask[others])):
         raise ValueError(
-            f"{what} must be 1 at real tokens and 0 at padding, as whole numbers or True and False; packed sequences (1, 1, 2, "
-            "2, ...) and additive masks (0, -inf) say something else: give rows one by one, each with its own mask. It is "
-            f"{mask.dtype}"
+            f"{what} must be 1 at real tokens and 0 at padding, or True and False; packed sequences (1, 1, 2, 2, ...) and "
+            f"additive masks (0, -inf) say something else: give rows one by one, each with its own mask. It is {mask.dtype}"
         )
     return ~others if some else None
 

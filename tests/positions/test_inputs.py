@@ -533,7 +533,18 @@ def test_token_types_and_ids_are_of_the_same_tokens(side):
             call({key: np.array(value) for key, value in inputs.items()}, rule)
 
 
-@pytest.mark.parametrize("mask", [np.ones((1, 14), np.float32), np.array([[1] * 13 + [2]])])
+def test_a_mask_may_be_of_floats():
+    """As LLaMA-Factory's is; models of transformers take it, too."""
+    row = {"input_ids": [[5, 6, 7]], "attention_mask": np.array([[0.0, 1.0, 1.0]], np.float32)}
+    assert [(s.kind, s.length) for s in segments_from_inputs(row, "qwen2_vl")[0]] == [("pad", 1), ("text", 2)]
+    row["attention_mask"] += 1
+    with pytest.raises(ValueError, match="attention_mask must be 1 at real tokens"):
+        segments_from_inputs(row, "qwen2_vl")
+
+
+@pytest.mark.parametrize(
+    "mask", [np.zeros((1, 14), np.float32), np.array([[0.0] * 13 + [-np.inf]]), np.array([[1] * 13 + [2]]), np.full((1, 14), 0.5)]
+)
 def test_a_mask_is_one_everywhere(mask):
     """The same masks are taken, and refused, by all that take one."""
     ids = np.zeros((3, 1, 14), int)
@@ -545,7 +556,7 @@ def test_a_mask_is_one_everywhere(mask):
         lambda: convert_ids(ids, "axes_first", "packed", mask=mask),
     ):
         with pytest.raises(
-            ValueError, match="mask must be 1 at real tokens and 0 at padding, as whole numbers or True and False"
+            ValueError, match="mask must be 1 at real tokens and 0 at padding, or True and False"
         ):
             call()
 
