@@ -3,10 +3,11 @@
     python scripts/bench_train.py [--models qwen3_vl ...] [--count 16] [--rounds 3] [--threads 2] [--budget 2048] [--out FILE]
 
 Conversations of 50 to 1,000 tokens, those of more than 600 with an image of 500, in a random order. "Padded" are as many rows
-in their order as fit into the budget, padded to the longest of them; "packed" what pack_batches makes of the same stream. Counted
-are real tokens, forward and backward, in float32 by the clock, each way once in every round, in turns. Models have released
-widths, two layers in each half, a vocabulary of 8,192 and random weights. Memory is by how much the fullest batch raises what a
-process of its own has at most (VmHWM). The losses of all ways are compared. The table is also written to scripts/results.
+in their order as fit into the budget, padded to the longest of them; "packed" what pack_batches makes of the same stream.
+Counted are real tokens, forward and backward, in float32 by the clock, each way once in every round, in turns. Models have
+released widths, two layers in each half, a vocabulary of 8,192 and random weights. Memory is by how much the fullest batch
+raises what a process of its own has at most (VmHWM). The losses of all ways are compared. The table is also written to
+scripts/results.
 """
 
 from __future__ import annotations

@@ -118,12 +118,10 @@ def test_chunks_that_cut_an_image_equal_the_whole(names):
 
 def test_what_is_cut_to_a_length_still_belongs_together(names):
     assert names["short"].row.length <= names["rows"][0].length - 8
-    inputs = {
-        "input_ids": names["input_ids"],
-        "mm_token_type_ids": names["sample"]["mm_token_type_ids"][:, names["short"].tokens],
-    }
-    grids = {"image_grid_thw": names["image_grid_thw"]} if len(names["image_grid_thw"]) else {}
-    row = mmrope.segments_from_inputs({**inputs, **grids}, names["family"])
+    left = {key: value for key, value in names["cut"].items() if len(value)}
+    assert left["input_ids"].shape[1] == names["short"].row.length
+    assert len(names["cut"]["pixel_values"]) == sum(left.get("image_grid_thw", torch.zeros(0, 3)).prod(dim=1))
+    row = mmrope.segments_from_inputs(left, names["family"])
     np.testing.assert_array_equal(
         mmrope.position_ids(row, names["family"]).ids, mmrope.position_ids(names["short"].row, names["family"]).ids
     )
@@ -247,6 +245,46 @@ def test_its_commands_run_on_checkpoints(tmp_path):
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.strip()
     assert len(commands) == 2
+
+
+# --- docs/training.md -------------------------------------------------------------------------------------------------
+
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+THEIRS = ("llamafactory", "swift", "verl", "Qwen2_5_VLProcessor")
+"""What is in recipes for stacks that cannot be installed beside the tests' own; they were run where the page says so."""
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")  # peft looks for transformers' files
+def test_the_guide_to_training_runs_on_a_checkpoint(tmp_path, samples):
+    said = [
+        [({"type": "image", "image": samples / f"{name}.jpg"}), {"type": "text", "text": "What is it?"}]
+        for name in ("cat", "coffee")
+    ]
+    said += [[{"type": "text", "text": "Two and two? " * n}] for n in (1, 4, 9)]
+    names = {
+        "folder": checkpoint(tmp_path, "qwen2_5_vl"),
+        "out": tmp_path / "out",
+        "conversations": [
+            [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}] for content in said
+        ],
+        "print": lambda entry: losses.append(entry["loss"]),
+    }
+    losses = []
+    for code in re.findall(r"```python\n(.*?)```", TRAINING, re.DOTALL):
+        if any(name in code for name in THEIRS):
+            compile(code, "a recipe", "exec")
+        else:
+            exec(code, names)
+    assert len(names["packs"]) > 1
+    assert names["short"]["input_ids"].shape[1] < names["inputs"]["input_ids"].shape[1]
+    assert np.isfinite(losses).all()
+    assert len(losses) == 6
+    assert isinstance(names["best"], mmrope.VLM)
+
+
+@pytest.mark.parametrize("path", re.findall(r"`((?:samples|scripts|tests|mmrope|docs)/[\w/.]*)`", TRAINING))
+def test_what_the_guide_to_training_names_exists(path):
+    assert (ROOT / path).exists()
 
 
 # --- docs/small.md ----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from mmrope.encodings.spec import RotarySpec
 from mmrope.vlm.attention import Attend, Rotate, attend, causal_attention, packed_attention
 from mmrope.vlm.cache import KVCache
 from mmrope.vlm.config import DecoderConfig
-from mmrope.vlm.layers import MLP, Experts, RMSNorm, run
+from mmrope.vlm.layers import MLP, Experts, RMSNorm, run_block
 
 
 class Deep(NamedTuple):
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
         self, layer: int, x: Tensor, turn: Rotate, look: Attend, cache: KVCache | None = None, deep: Deep | None = None
     ) -> Tensor:
         """What one block, and the media's embeddings for it, make of x [B, S, hidden]."""
-        x = run(self.blocks[layer], x, turn, look, cache, layer, recompute=self.recompute and cache is None)
+        x = run_block(self.blocks[layer], x, turn, look, cache, layer, recompute=self.recompute and cache is None)
         return x if deep is None or layer >= len(deep.features) else x + F.embedding(deep.slots, deep.features[layer])
 
     def turn(self, position_ids: Tensor) -> Rotate:

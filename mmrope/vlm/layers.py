@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _EPS = 1e-6  # stated, because RMSNorm's own default depends on the dtype: 8e-3 in bfloat16
 
 
-def run(block: nn.Module, *given: Any, recompute: bool) -> Any:
+def run_block(block: nn.Module, *given: Any, recompute: bool) -> Any:
     """block(*given). With `recompute` nothing of what the block computes on its way is kept for the backward pass, which
     computes it once more (gradient checkpointing)."""
     if recompute and torch.is_grad_enabled():

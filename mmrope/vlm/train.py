@@ -441,10 +441,7 @@ def _resume(path: Path, model: Any, settings: dict[str, Any]) -> tuple[int, floa
             "go on with the same settings, or train in another folder"
         )
     if hasattr(model, "peft_config"):
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
-
-        set_peft_model_state_dict(model, load_file(path / "adapter_model.safetensors"))
+        model.load_adapter(str(path), model.active_adapter, is_trainable=True)
     else:
         model.load_state_dict(type(model).from_pretrained(path).state_dict())
     return progress["step"], progress["seconds"]

@@ -21,7 +21,7 @@ from mmrope.positions.build import patch_position_ids
 from mmrope.preprocess.patches import normalize
 from mmrope.vlm.attention import Attend, Rotate, packed_attention
 from mmrope.vlm.config import VisionConfig
-from mmrope.vlm.layers import MLP, make_norm, run
+from mmrope.vlm.layers import MLP, make_norm, run_block
 
 
 class VisionEncoder(nn.Module):
@@ -71,7 +71,7 @@ class VisionEncoder(nn.Module):
         deep = []
         for layer, block in enumerate(self.blocks):
             look = by_frame if layer in config.full_layers else by_window
-            x = run(block, x, turn, look, recompute=self.recompute)
+            x = run_block(block, x, turn, look, recompute=self.recompute)
             if layer in config.deepstack_layers:
                 deep.append(self.deep_mergers[len(deep)](x))
         features = torch.stack([self.merger(x), *deep])  # [1 + deep, P / m^2, out]

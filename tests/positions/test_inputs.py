@@ -543,7 +543,8 @@ def test_a_mask_may_be_of_floats():
 
 
 @pytest.mark.parametrize(
-    "mask", [np.zeros((1, 14), np.float32), np.array([[0.0] * 13 + [-np.inf]]), np.array([[1] * 13 + [2]]), np.full((1, 14), 0.5)]
+    "mask",
+    [np.zeros((1, 14), np.float32), np.array([[0.0] * 13 + [-np.inf]]), np.array([[1] * 13 + [2]]), np.full((1, 14), 0.5)],
 )
 def test_a_mask_is_one_everywhere(mask):
     """The same masks are taken, and refused, by all that take one."""
@@ -555,9 +556,7 @@ def test_a_mask_is_one_everywhere(mask):
         lambda: keep(position_ids([Segment.text(14)], "qwen2_vl"), mask),
         lambda: convert_ids(ids, "axes_first", "packed", mask=mask),
     ):
-        with pytest.raises(
-            ValueError, match="mask must be 1 at real tokens and 0 at padding, or True and False"
-        ):
+        with pytest.raises(ValueError, match="mask must be 1 at real tokens and 0 at padding, or True and False"):
             call()
 
 

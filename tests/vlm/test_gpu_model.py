@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmrope import VLM, Processor, position_ids, segments_from_inputs
+from mmrope.preprocess import pack_batches
 from mmrope.vlm.released import RELEASED
 from tests.support import released
 
@@ -114,3 +115,26 @@ def test_released_models_wait_once_a_token(monkeypatch, tmp_path):
     model = VLM.from_pretrained(tmp_path, device="cuda", dtype=torch.bfloat16)
     inputs = {key: value.cuda() for key, value in released.batch("qwen3_vl_moe", seed=1, rows=2).items()}
     assert wait_once_a_token(model, inputs, monkeypatch, top_k=20, repetition_penalty=1.1) == 5
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_packs_are_their_rows(name, tmp_path):
+    """In float32 sequence by sequence, in bfloat16 by the varlen kernel, where torch has it: logits, loss and gradients."""
+    released.upstream(name, next(iter(released.OPTIONS[name]))).save_pretrained(tmp_path)
+    model = VLM.from_pretrained(tmp_path, device="cuda").train()
+    rows = [released.batch(name, seed=n, rows=1) for n in range(4)]
+    rows = [{key: value.cuda() for key, value in row.items()} | {"labels": row["input_ids"].cuda()} for row in rows]
+    [pack] = pack_batches(rows, max_tokens=100_000)
+    for dtype, most in ((torch.float32, 2e-3), (torch.bfloat16, 0.1)):
+        model = model.to(dtype)
+        alone = torch.cat([model(**row).logits for row in rows], dim=1)
+        packed = model(**pack)
+        assert (packed.logits - alone).float().abs().mean() < most
+        model.zero_grad()
+        packed.loss.backward()
+        found = torch.cat([p.grad.flatten().float() for p in model.parameters()])
+        model.zero_grad()
+        counts = [row["labels"].shape[1] - 1 for row in rows]
+        sum(model(**row).loss * n for row, n in zip(rows, counts, strict=True)).div(sum(counts)).backward()
+        expected = torch.cat([p.grad.flatten().float() for p in model.parameters()])
+        assert (found - expected).norm() < (1e-3 if dtype == torch.float32 else 0.1) * expected.norm()

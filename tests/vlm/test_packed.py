@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import random
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 import mmrope
 from mmrope import Segment
 from mmrope.preprocess import pack_batches
-from mmrope.vlm.layers import run
+from mmrope.vlm import attention
+from mmrope.vlm.layers import run_block
 from mmrope.vlm.variants import FlatIds
 from tests.support import released, tiny_models
 from tests.support.upstream_ids import with_tokens
@@ -114,6 +117,47 @@ def test_sequences_of_a_pack_do_not_see_each_other(model):
     assert (one[:, :cut] - other[:, :cut]).abs().max() > 0.1
 
 
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+class OnAGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_varlen_kernel_is_told_where_sequences_are(causal, monkeypatch):
+    """What it is called with, in torch's own signature; the numbers need a GPU (test_gpu_model.py)."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="torch before 2.10 has no varlen_attn")
+    lengths, called = [3, 5, 1], []
+
+    def kernel(*args, **options):
+        inspect.signature(varlen.varlen_attn).bind(*args, **options)
+        q, k, v, cu_q, cu_k, longest, _ = args
+        called.append(options)
+        parts = [
+            torch.nn.functional.scaled_dot_product_attention(
+                *(x[a:b].transpose(0, 1) for x in (q, k, v)), is_causal=options["window_size"] == (-1, 0), enable_gqa=True
+            ).transpose(0, 1)
+            for a, b in itertools.pairwise(cu_q.tolist())
+        ]
+        assert cu_q is cu_k
+        assert cu_q.dtype == torch.int32
+        assert longest == 5
+        return torch.cat(parts)
+
+    monkeypatch.setattr(attention, "_VARLEN", kernel)
+    look = attention.packed_attention(lengths, torch.device("cpu"), causal=causal)
+    for dtype, times in ((torch.float32, 0), (torch.bfloat16, 1)):
+        q, k, v = torch.randn(1, 4, 9, 8).to(dtype), *torch.randn(2, 1, 2, 9, 8).to(dtype)
+        with torch.no_grad():
+            expected = look(q, k, v)
+            found = look(*(x.as_subclass(OnAGpu) for x in (q, k, v))).as_subclass(torch.Tensor)
+        torch.testing.assert_close(found, expected)
+        assert called == [{"window_size": (-1, 0 if causal else -1), "enable_gqa": True}] * times
+
+
 # --- one model --------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +251,7 @@ def test_without_gradients_nothing_is_recomputed():
     calls = []
     block = lambda x: calls.append(1) or x.sin()  # noqa: E731
     with torch.no_grad():
-        run(block, torch.ones(1, requires_grad=True), recompute=True)
+        run_block(block, torch.ones(1, requires_grad=True), recompute=True)
     assert calls == [1]
-    run(block, torch.ones(1, requires_grad=True), recompute=True).backward()
+    run_block(block, torch.ones(1, requires_grad=True), recompute=True).backward()
     assert calls == [1, 1, 1]
