@@ -291,7 +291,8 @@ def make_optimizers(model: nn.Module, training: Training) -> list[torch.optim.Op
         optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=training.adam_lr, betas=betas)]
     elif not hasattr(torch.optim, "Muon"):
         raise ValueError(
-            f"torch.optim.Muon came with torch 2.9, and this is {torch.__version__}: take a newer one, or optimizer='adamw'"
+            f"this training takes torch.optim.Muon, which torch {torch.__version__} lacks; it came with torch 2.9. Take a "
+            "newer one, or optimizer='adamw'"
         )
     else:
         experts = [p for p in matrices if p.ndim > 2]  # which Muon does not take

@@ -18,7 +18,7 @@ import pytest
 
 UPSTREAMS = (
     *("transformers", "accelerate", "datasets", "webdataset", "timm"),
-    *("liger_kernel", "rotary_embedding_torch", "kernels"),
+    *("liger_kernel", "rotary_embedding_torch", "kernels", "peft", "trl"),
 )
 WANTED = bool(os.environ.get("MMROPE_LOWEST"))
 REASON = "make lowest does without "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
 import random
@@ -15,7 +16,7 @@ from mmrope.preprocess import pack_batches
 from mmrope.vlm import attention
 from mmrope.vlm.layers import run_block
 from mmrope.vlm.variants import FlatIds
-from tests.support import released, tiny_models
+from tests.support import lowest, released, tiny_models
 from tests.support.upstream_ids import with_tokens
 
 KEYS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
@@ -126,10 +127,11 @@ class OnAGpu(torch.Tensor):
     is_cuda = True
 
 
+@lowest.newer_torch("varlen_attn came with 2.10")
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_varlen_kernel_is_told_where_sequences_are(causal, monkeypatch):
     """What it is called with, in torch's own signature; the numbers need a GPU (test_gpu_model.py)."""
-    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="torch before 2.10 has no varlen_attn")
+    varlen = importlib.import_module("torch.nn.attention.varlen")
     lengths, called = [3, 5, 1], []
 
     def kernel(*args, **options):
