@@ -16,10 +16,14 @@ from mmrope.preprocess import pack_batches
 from mmrope.vlm import attention
 from mmrope.vlm.layers import run_block
 from mmrope.vlm.variants import FlatIds
-from tests.support import lowest, released, tiny_models
+from tests.support import PROOF, lowest, released, tiny_models
 from tests.support.upstream_ids import with_tokens
 
 KEYS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+
+
+FIRST = [(name, next(iter(options))) for name, options in released.OPTIONS.items()]
+"""An option of each family."""
 
 
 @pytest.fixture(scope="module", params=released.CASES, ids=lambda case: f"{case[0]}, {case[1]}")
@@ -86,6 +90,7 @@ def test_padded_packed_and_one_by_one_are_one(model):
         torch.testing.assert_close(found[1], gradients, rtol=0, atol=1e-4 * gradients.abs().max().item())
 
 
+@pytest.mark.parametrize("model", released.CASES if PROOF else FIRST, ids=str, indirect=True)
 def test_recomputing_blocks_changes_nothing_but_memory(model):
     """Gradient checkpointing, of both halves."""
     [pack] = pack_batches(rows_of(model.name, seed=3), max_tokens=100_000)
@@ -107,6 +112,7 @@ def test_recomputing_blocks_changes_nothing_but_memory(model):
     assert not model.vision.recompute
 
 
+@pytest.mark.parametrize("model", released.CASES if PROOF else FIRST, ids=str, indirect=True)
 def test_sequences_of_a_pack_do_not_see_each_other(model):
     rows = rows_of(model.name, seed=5, count=2)
     with torch.no_grad():
@@ -168,10 +174,7 @@ def one(tmp_path_factory):
     return released.ours(released.upstream("qwen2_5_vl", "windows"), tmp_path_factory.mktemp("model")).train()
 
 
-@pytest.mark.parametrize(
-    ("name", "option"),
-    [("qwen2_vl", "plain"), ("qwen2_5_vl", "windows"), ("qwen3_vl", "deepstack"), ("qwen3_vl_moe", "experts")],
-)
+@pytest.mark.parametrize(("name", "option"), FIRST)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo looks
 def test_blocks_compile_without_a_graph_break(name, option, tmp_path):
     """Both halves, with a mask of padding and as packs of other lengths, in bfloat16, forward and backward."""
