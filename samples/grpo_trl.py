@@ -54,8 +54,9 @@ with tempfile.TemporaryDirectory() as folder:
             output_dir=folder,
             max_steps=options.steps,
             per_device_train_batch_size=4,
-            num_generations=4,
+            num_generations=2,
             max_completion_length=8,
+            generation_kwargs={"suppress_tokens": [model.config.image_token_id, model.config.video_token_id]},  # no pixels
             beta=options.beta,
             activation_checkpointing=True,
             use_cpu=options.device == "cpu",

@@ -36,15 +36,18 @@ TEMPLATE = """\
 
 
 def load_processor(options):
-    """The folder's processor, or one whose tokens are bytes, as the tiny model's."""
+    """The folder's processor, or one whose tokens are bytes, as the tiny model's. It pads on the left, as GRPOTrainer takes for
+    granted of one that it is given: `mm_token_type_ids` padded on the right do not belong to its prompts."""
     if options.model:
-        return AutoProcessor.from_pretrained(options.model)
+        return AutoProcessor.from_pretrained(options.model, padding_side="left")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytes_alone = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(letters)}, merges=[]))
     bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_alone.decoder = decoders.ByteLevel()
     bytes_alone.add_special_tokens(list(SPECIAL_TOKENS))  # ids 256 and up, as in mmrope's own
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_alone, pad_token="<|pad|>", eos_token="<|im_end|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bytes_alone, pad_token="<|pad|>", eos_token="<|im_end|>", padding_side="left"
+    )
     least, most = SIZES["image_pixels"]
     images = Qwen2VLImageProcessor(size={"shortest_edge": least, "longest_edge": most})
     videos = Qwen2VLVideoProcessor(size={"shortest_edge": least, "longest_edge": 8 * most}, fps=2.0, do_sample_frames=True)
