@@ -22,11 +22,10 @@ parser.add_argument("--steps", type=int, default=8)
 parser.add_argument("--out", type=Path, help="goes on from the checkpoint that is there")
 options = parser.parse_args()
 with tempfile.TemporaryDirectory() as scratch:
-    folder = options.model
-    if folder is None:  # a tiny random checkpoint, as transformers saves it
-        folder = scratch
-        model, processor = load(options)
-        model.to(torch.bfloat16).save_pretrained(folder)
+    folder = options.model or Path(scratch) / "tiny"
+    if options.model is None:  # a tiny random checkpoint, as transformers saves it
+        tiny, processor = load(options)
+        tiny.bfloat16().save_pretrained(folder)
     else:
         processor = mmrope.Processor.from_pretrained(folder)
     torch.manual_seed(0)  # all processes begin with the same adapters
@@ -55,7 +54,8 @@ with tempfile.TemporaryDirectory() as scratch:
     if losses:  # of the first process
         print(f"loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at step {options.steps}")
         assert losses[-1] < losses[0]
-        adapted = peft.PeftModel.from_pretrained(mmrope.VLM.from_pretrained(folder), last_checkpoint(out)).merge_and_unload()
+        best = str(last_checkpoint(out))
+        adapted = peft.PeftModel.from_pretrained(mmrope.VLM.from_pretrained(folder), best).merge_and_unload()
         print(f"merged: {type(adapted).__name__}, {sum(p.numel() for p in adapted.parameters()):,} parameters")
 if dist.is_initialized():
     dist.destroy_process_group()

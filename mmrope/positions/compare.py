@@ -302,7 +302,8 @@ def check(
         inputs: a processor's batch, as `segments_from_inputs` reads it, or rows of segments.
         family: a Family, or its name.
         cu_seqlens: of inputs that are packed, [1, T], where each sequence begins, and the end. Without it a pack has its own
-            (inputs["cu_seqlens"]), or is one whose text positions begin anew with each sequence.
+            (inputs["cu_seqlens"]), or is one whose text positions begin anew with each sequence: then these are believed, and
+            ids are right or wrong by them.
         prompt_lengths, video_timings, sync: as in `segments_from_inputs`; `sync` also lets `position_ids` be on a GPU.
 
     Raises:
@@ -335,7 +336,8 @@ def check(
     if cu_seqlens is None and isinstance(inputs, Mapping):
         cu_seqlens = inputs.get("cu_seqlens")
         if cu_seqlens is None and len(rows) == 1 and inputs.get("attention_mask") is None:
-            rows = _by_text_row(ids, inputs, rows[0], family)
+            held = {key: inputs[key] for key in ("input_ids", "labels") if inputs.get(key) is not None}
+            rows = _by_text_row(ids, on_host(held, sync), rows[0], family)
     if cu_seqlens is not None:
         rows = sequences_of(rows, running_totals(on_host({"cu_seqlens": cu_seqlens}, sync)["cu_seqlens"]))
     if len({row.length for row in rows}) == 1 and np.array_equal(ids, build.position_ids(rows, family).ids):
@@ -352,16 +354,23 @@ def check(
         )
 
 
-def _by_text_row(ids: np.ndarray, inputs: Mapping[str, Any], row: Row, family: Family) -> list[Row]:
+def _by_text_row(ids: np.ndarray, inputs: Mapping[str, np.ndarray], row: Row, family: Family) -> list[Row]:
     """The sequences of a row without a mask, by the text positions in front of its ids, by which transformers tells them apart;
-    what fills one up to a multiple, token 0 with the ids of padding, is padding."""
+    what fills one up to a multiple, token 0 with the ids of padding and nothing to learn, is padding."""
     if ids.shape != (len(family.axes) + 1, 1, row.length) or not row.length:
         return [row]
     begins = ids[0, 0] == 0
     starts = np.flatnonzero(begins)
     if not begins[0] or (ids[0, 0] != np.arange(row.length) - starts[begins.cumsum() - 1]).any():
         return [row]  # these are no text positions, which is said where they are compared
-    filled = (np.asarray(inputs["input_ids"])[0] == 0) & (ids[1:, 0] == family.pad_value).all(axis=0)  # [T]
+    filled = (inputs["input_ids"][0] == 0) & (ids[1:, 0] == family.pad_value).all(axis=0)  # [T]
+    if (labels := inputs.get("labels")) is not None:
+        filled &= labels[0] == -100
+        if (learned := starts[1:][labels[0, starts[1:]] != -100]).size:
+            raise WrongPositions(
+                f"the text positions begin anew at token {learned[0]}, whose label is learned from the token before it: it is "
+                "not the first of a sequence, or its label should be -100"
+            )
     cuts = []
     for start, end in itertools.pairwise([*starts.tolist(), row.length]):
         real = np.flatnonzero(~filled[start:end])

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmrope.extras import needed_for
 from mmrope.positions.build import position_ids
 from mmrope.positions.compare import check
@@ -19,7 +17,7 @@ from mmrope.positions.families import READING_KEYS
 from mmrope.positions.families import family as find_family
 from mmrope.positions.inputs import segments_from_inputs
 from mmrope.positions.rules import Family
-from mmrope.positions.segments import whole
+from mmrope.positions.segments import MEDIA, whole
 from mmrope.positions.sequences import PER_MEDIUM
 
 if TYPE_CHECKING:
@@ -155,30 +153,42 @@ def _read(row: Mapping[str, Any], n: int, family: Family | None, fills: Mapping[
     given = {
         key: value for key, value in row.items() if value is not None and not str(key).startswith("__") and key not in OURS
     }
+    stated, mask = given.pop("position_ids", None), given.pop("attention_mask", None)
+    if unknown := [key for key in given if key not in fills and key not in _PER_MEDIUM]:
+        raise ValueError(
+            f"row {n}: {unknown[0]} is not known here: take it out, or say per_token={{{unknown[0]!r}: value}} if each token "
+            "has one"
+        )
     ids = torch.as_tensor(given["input_ids"])
     if ids.ndim not in (1, 2) or (ids.ndim == 2 and len(ids) != 1):
         raise ValueError(f"row {n}: input_ids must be [S] or [1, S], the tokens of one row, got {list(ids.shape)}")
     length = ids.shape[-1]
-    real = torch.as_tensor(given.pop("attention_mask", np.ones(length))).reshape(-1) != 0  # [S]
-    stated = given.pop("position_ids", None)
+    real = torch.ones(length, dtype=torch.bool) if mask is None else torch.as_tensor(mask).reshape(-1) != 0  # [S]
+    if len(real) != length or not real.any():
+        raise ValueError(f"row {n} has {length} tokens, and {int(real.sum())} of {len(real)} in its attention_mask are real")
     tokens, media = {}, {}
     for key, value in given.items():
         value = torch.as_tensor(value)
-        if key in fills:
-            value = value[0] if value.ndim > 1 and len(value) == 1 else value  # [S, ...]
-            if len(value) != length:
-                raise ValueError(f"row {n}: {key} has {len(value)} values, but there are {length} tokens")
-            tokens[key] = value[real]
-        elif key in _PER_MEDIUM:
-            media[key] = value
-        else:
-            raise ValueError(
-                f"row {n}: {key} is not known here: take it out, or say per_token={{{key!r}: value}} if each token has one"
-            )
+        if key in _PER_MEDIUM:
+            media[key] = _bytes_again(key, value, n)
+            continue
+        value = value[0] if value.ndim > 1 and len(value) == 1 else value  # [S, ...]
+        if not value.ndim or len(value) != length:
+            raise ValueError(f"row {n}: {key} is {list(value.shape)}, but there are {length} tokens")
+        tokens[key] = value[real]
     whole_row = _positions(given | {"attention_mask": real}, stated, n, family)  # [A, S]
     if whole_row.shape[-1] != length:
         raise ValueError(f"row {n}: position_ids are for {whole_row.shape[-1]} tokens, but there are {length}")
     return _Sequence(int(real.sum()), {**tokens, "position_ids": whole_row[:, real].T}, media)
+
+
+def _bytes_again(key: str, value: Tensor, n: int) -> Tensor:
+    """Pixels that were bytes and came back as whole numbers, as a stored table gives lists, are bytes again."""
+    if key not in (MEDIA["image"].pixels, MEDIA["video"].pixels) or value.is_floating_point():
+        return value
+    if value.numel() and (value.min() < 0 or value.max() > 255):
+        raise ValueError(f"row {n}: {key} are {value.dtype} up to {int(value.max())}, neither bytes nor floats")
+    return value.byte()
 
 
 def _positions(row: Mapping[str, Any], stated: Any, n: int, family: Family | None) -> Tensor:
@@ -188,6 +198,8 @@ def _positions(row: Mapping[str, Any], stated: Any, n: int, family: Family | Non
     if stated is not None:
         stated = torch.as_tensor(stated)
         stated = stated[:, 0] if stated.ndim == 3 else stated  # [A, S]
+        if stated.ndim != 2:
+            raise ValueError(f"row {n}: position_ids must be [A, S] or [A, 1, S], got {list(stated.shape)}")
     if family is None:
         if stated is None:
             raise ValueError(f"row {n} has no position_ids: say whose they are, pack_batches(rows, family, ...)")

@@ -120,7 +120,7 @@ class VLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of the next token, [..., vocab], from hidden states [..., hidden]."""
-        return F.linear(hidden, (self.embedding if self.head is None else self.head).weight)
+        return F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
 
     def places(self, position_ids: Tensor, attention_mask: Tensor | None, lengths: Sequence[int] | None = None) -> Tensor:
         """Where the decoder puts the tokens, [A, B, S]: at their position_ids."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
 import json
 import math
 import os
@@ -32,7 +33,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -42,8 +43,10 @@ from mmrope.positions.segments import MEDIA
 from mmrope.preprocess.processor import Processor
 from mmrope.vlm.decoder import DecoderBlock
 from mmrope.vlm.inputs import Inputs, packed_lengths
-from mmrope.vlm.model import first_unlearned, next_token_loss
+from mmrope.vlm.manifest import verify
+from mmrope.vlm.model import VLM, first_unlearned, next_token_loss
 from mmrope.vlm.vision import VisionBlock
+from mmrope.vlm.weights import WEIGHTS_NAME
 
 LOG_NAME, STATE_NAME, PROGRESS_NAME = "log.jsonl", "optimizer.safetensors", "training.json"
 Optimizer = Literal["muon", "adamw"]
@@ -154,7 +157,8 @@ def train(
     """Trains a model, from the folder's last checkpoint if there is one, and leaves the last one there.
 
     In several processes (torchrun), torch.distributed must be set up; each takes its part of every step's batches, and the
-    first one writes. One process or several, the same batches make the same steps, but for how sums are rounded.
+    first one writes. One process or several, the same batches make the same steps, but for how sums are rounded. A model that
+    was sharded is good for training alone: load its checkpoint.
 
     Args:
         model: a VLM with its first weights, or one with adapters of peft; the same in every process. What requires a gradient
@@ -165,7 +169,8 @@ def train(
         folder: for checkpoints and log.jsonl: a line for every `log_every` steps, with their loss a token, tokens a second of
             this process (padding included), and the score.
         processor: is saved beside the model.
-        about: what else decides the weights: how the batches are made. A training goes on with the same alone.
+        about: what else decides the weights: how the batches are made. A training goes on with the same alone; of batches it
+            knows by itself how many there are.
         score: counts what is right, by name, from logits and a batch with all its keys.
         say: is given each line of the log.
 
@@ -193,14 +198,14 @@ def train(
         raise ValueError(
             f"{world} processes cannot share steps of {training.batches_per_step} batches: batches_per_step must be a multiple"
         )
-    settings = _settings(training, model, about)
+    settings = _settings(training, model, batches, about)
     start, seconds = 0, 0.0
     if (last := last_checkpoint(folder)) is not None:
         start, seconds = _resume(last, model, settings)
     replica = distribute(model, training, device)
     optimizers = make_optimizers(model, training)
     if last is not None:
-        _load_optimizers(last, optimizers)
+        _load_optimizers(last, model, optimizers)
     if world > 1:
         starts: list[int] = [0] * world
         dist.all_gather_object(starts, start)
@@ -215,16 +220,21 @@ def train(
     for step, mine in enumerate(_dealt(batches, training, start, rank, world, device), start):
         share = training.lr_share(step)
         torch.manual_seed(int(np.random.SeedSequence((training.seed, step, rank)).generate_state(1)[0]))  # of dropout, say
-        mine = [{**batch, "labels": first_unlearned(batch["labels"], packed_lengths(batch))} for batch in mine]
+        mine = [_with_labels(batch) for batch in mine]
         learned = _total(sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in mine), device).clamp_min(1)
         for k, batch in enumerate(mine):
-            batch = {key: value if key in _ON_HOST else value.to(device, non_blocking=True) for key, value in batch.items()}
+            batch = {
+                key: value.to(device, non_blocking=True) if isinstance(value, Tensor) and key not in _ON_HOST else value
+                for key, value in batch.items()
+            }
             inputs = {key: value for key, value in batch.items() if key in Inputs.__annotations__}
             with replica.no_sync() if isinstance(replica, DistributedDataParallel) and k + 1 < len(mine) else nullcontext():
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.bfloat16):
                     logits = replica(**inputs).logits
                 loss = next_token_loss(logits, batch["labels"], count=learned)  # this batch's part of the step's
                 (loss * world).backward()  # DDP and FSDP2 take the mean over processes
+            if step == start:
+                _check_all_learn(model)
             tally.add(loss, batch["labels"].numel(), None if score is None else score.count(logits.detach(), batch))
         update(model, optimizers, training, share)
         tally.steps += 1
@@ -259,6 +269,15 @@ def distribute(model: Any, training: Training, device: torch.device) -> nn.Modul
             f"{len(bad)} weights to train are not float32, {bad[0]} for one: steps would be lost in rounding. Load the model "
             "with dtype=torch.float32, or freeze it and train adapters"
         )
+    if isinstance(model, FSDPModule):
+        raise ValueError("the model is sharded already, by an earlier training: load its checkpoint, and train that")
+    if any(hasattr(part.embedding, "lora_embedding_A") for part in model.modules() if isinstance(part, VLM) and not part.head):
+        raise ValueError(
+            "the embedding is the head, too, and an adapter would change but one of both: leave it out of target_modules, or "
+            "train it whole, modules_to_save=['embedding']"
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("nothing of the model requires a gradient, so there is nothing to train")
     model.train()
     blocks = [module for module in model.modules() if isinstance(module, (DecoderBlock, VisionBlock))]
     if training.recompute:
@@ -266,12 +285,14 @@ def distribute(model: Any, training: Training, device: torch.device) -> nn.Modul
     if training.compile:
         for block in blocks:
             block.compile()
+    model.to(device)
     if training.shard and dist.is_initialized():
+        for value in model.state_dict().values():  # as DDP does: a process would keep its part of its own
+            dist.broadcast(value, 0)
         for block in blocks:
             fully_shard(block)
-        fully_shard(model.to(device))
+        fully_shard(model)
         return model
-    model.to(device)
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return model
     return DistributedDataParallel(model)  # every parameter has a gradient in every batch (VLM.embed): none is looked for
@@ -295,13 +316,14 @@ def make_optimizers(model: nn.Module, training: Training) -> list[torch.optim.Op
             "newer one, or optimizer='adamw'"
         )
     else:
-        experts = [p for p in matrices if p.ndim > 2]  # which Muon does not take
-        optimizers = [
-            torch.optim.Muon(
-                [p for p in matrices if p.ndim == 2], lr=training.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-            ),
-            torch.optim.AdamW([*others, *experts], lr=training.adam_lr, betas=betas, weight_decay=0.0),
-        ]
+        others += [p for p in matrices if p.ndim > 2]  # experts, which Muon does not take
+        matrices = [p for p in matrices if p.ndim == 2]
+        optimizers = []
+        if matrices:
+            how = {"lr": training.muon_lr, "weight_decay": decay, "adjust_lr_fn": "match_rms_adamw"}
+            optimizers.append(torch.optim.Muon(matrices, **how))
+        if others:
+            optimizers.append(torch.optim.AdamW(others, lr=training.adam_lr, betas=betas, weight_decay=0.0))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -316,6 +338,20 @@ def update(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], traini
             group["lr"] = group["initial_lr"] * share
         optimizer.step()
     model.zero_grad(set_to_none=True)
+
+
+def _check_all_learn(model: nn.Module) -> None:
+    """That what is to be trained took part in the loss."""
+    if idle := [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]:
+        raise ValueError(f"{len(idle)} weights to train had no part in the loss, {idle[0]} for one: freeze them")
+
+
+def _with_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch as tensors, in which the first tokens of a pack's sequences are not learned."""
+    if batch.get("labels") is None:
+        raise ValueError("a batch has no labels, so there is nothing to learn: processor(messages, labels=True) makes them")
+    made = {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}
+    return made | {"labels": first_unlearned(made["labels"], packed_lengths(made))}
 
 
 class Tally:
@@ -358,7 +394,7 @@ def _dealt(
 ) -> Iterator[list[Mapping[str, Any]]]:
     """The batches of each step from `start` on that are this process's."""
     each, first = training.batches_per_step, start * training.batches_per_step
-    if hasattr(batches, "__getitem__"):
+    if hasattr(batches, "__len__"):
         if not len(batches):
             raise ValueError("there are no batches")
         numbers = [n % len(batches) for n in range(first + rank, training.steps * each, world)]
@@ -385,12 +421,27 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name[5:]), default=None)
 
 
-def _settings(training: Training, model: Any, about: Mapping[str, Any] | None) -> dict[str, Any]:
+def _settings(training: Training, model: Any, batches: Any, about: Mapping[str, Any] | None) -> dict[str, Any]:
     """What decides the weights. How it is computed, how often something is written, and by how many workers does not."""
     free = ("save_every", "log_every", "workers", "recompute", "compile", "shard")
     kept = {key: value for key, value in dataclasses.asdict(training).items() if key not in free}
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return json.loads(to_json({**kept, "trained": trained, **(about or {}), "config": model.config.to_dict()}))
+    trained, frozen = {}, hashlib.sha256()
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            trained[name] = list(p.shape)
+        else:  # a few values of each, by which another base is told apart
+            frozen.update(name.encode() + p.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    adapters = {name: _plain(config.to_dict()) for name, config in getattr(model, "peft_config", {}).items()}
+    held = {"batches": len(batches)} if hasattr(batches, "__len__") else {}
+    made = {**kept, "trained": trained, "frozen": frozen.hexdigest(), "adapters": adapters, **held, **(about or {})}
+    return json.loads(to_json({**made, "config": model.config.to_dict()}))
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An adapter's config as JSON: what shapes it, not where it is from."""
+    free = ("base_model_name_or_path", "peft_version", "revision", "auto_mapping", "inference_mode")
+    values = {key: sorted(value) if isinstance(value, (set, frozenset)) else value for key, value in config.items()}
+    return json.loads(json.dumps({key: value for key, value in values.items() if key not in free}, default=str))
 
 
 def _save(
@@ -405,13 +456,10 @@ def _save(
     """Writes a checkpoint; all processes take part where they hold parts of the weights."""
     from safetensors.torch import save_file
 
-    weights = {name: _whole(value) for name, value in model.state_dict().items()}
-    state = {
-        f"{n}.{parameter}.{name}": _whole(value).contiguous()
-        for n, optimizer in enumerate(optimizers)
-        for parameter, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    kept = trained if hasattr(model, "peft_config") else model.state_dict().keys()  # of adapters what they are alone
+    weights = _gathered({name: value for name, value in model.state_dict().items() if name in kept}, write=write)
+    state = _gathered({name: value for name, value, _ in _optimizer_state(model, optimizers)}, write=write)
     if not write:
         return
     path = folder / f"step-{progress['step']:06d}"
@@ -427,12 +475,30 @@ def _save(
         shutil.rmtree(other)
 
 
-def _whole(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value
+def _gathered(values: Mapping[str, Tensor], *, write: bool) -> dict[str, Tensor]:
+    """Whole tensors, on the host of the process that writes: one after the other, so that no other holds them all."""
+    whole = {}
+    for name, value in values.items():
+        value = value.full_tensor() if isinstance(value, DTensor) else value
+        if write:
+            whole[name] = value.detach().cpu().contiguous()
+    return whole
+
+
+def _optimizer_state(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> Iterator[tuple[str, Tensor, torch.optim.Optimizer]]:
+    """What optimizers remember, as "weight's name:what"."""
+    for optimizer in optimizers:
+        for name, p in model.named_parameters():
+            for what, value in optimizer.state.get(p, {}).items():
+                yield f"{name}:{what}", value, optimizer
 
 
 def _resume(path: Path, model: Any, settings: dict[str, Any]) -> tuple[int, float]:
     """Brings a model to where the checkpoint was; returns its step, and the seconds that it took."""
+    from safetensors.torch import load_file
+
     progress = json.loads((path / PROGRESS_NAME).read_text(encoding="utf-8"))
     before = progress["settings"]
     if other := [key for key in {**before, **settings} if before.get(key) != settings.get(key)]:
@@ -444,25 +510,31 @@ def _resume(path: Path, model: Any, settings: dict[str, Any]) -> tuple[int, floa
     if hasattr(model, "peft_config"):
         model.load_adapter(str(path), model.active_adapter, is_trainable=True)
     else:
-        model.load_state_dict(type(model).from_pretrained(path).state_dict())
+        verify(path, [WEIGHTS_NAME])
+        model.load_state_dict(load_file(path / WEIGHTS_NAME))  # copied into the model's own, each in its dtype
     return progress["step"], progress["seconds"]
 
 
-def _load_optimizers(path: Path, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+def _load_optimizers(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Brings optimizers to where the checkpoint was."""
     from safetensors.torch import load_file
 
-    state = load_file(path / STATE_NAME)  # on the CPU, where AdamW wants its counts of steps; it moves the rest itself
-    for n, optimizer in enumerate(optimizers):
+    by_weight: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(path / STATE_NAME).items():
+        name, _, what = key.rpartition(":")
+        by_weight.setdefault(name, {})[what] = value
+    named = {id(p): (name, p) for name, p in model.named_parameters()}
+    for optimizer in optimizers:
         whole = optimizer.state_dict()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for key, value in state.items():
-            number, parameter, name = key.split(".")
-            if int(number) == n:
-                p = parameters[int(parameter)]
-                if isinstance(p, DTensor) and value.ndim:
-                    value = distribute_tensor(value.to(p.device), p.device_mesh, p.placements)
-                whole["state"].setdefault(int(parameter), {})[name] = value
+        parameters = [named[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        for n, (name, p) in enumerate(parameters):
+            state = by_weight[name]  # counts of steps stay on the host, where AdamW wants them; it moves the rest itself
+            if isinstance(p, DTensor):
+                state = {
+                    what: distribute_tensor(value.to(p.device), p.device_mesh, p.placements) if value.ndim else value
+                    for what, value in state.items()
+                }
+            whole["state"][n] = state
         optimizer.load_state_dict(whole)
 
 

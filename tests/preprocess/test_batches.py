@@ -114,6 +114,34 @@ def test_a_processors_rows_as_arrays_are_the_same():
     assert all(torch.equal(pack[key], same[key]) for key in pack)
 
 
+def test_lists_of_bytes_are_bytes():
+    """What a stored table gives without being told a format."""
+    processor = Processor(pixels="uint8", padding_side="right")
+    row = processor.row({"messages": CONVERSATIONS[1]})
+    [pack] = pack_batches([row], max_tokens=1000)
+    [same] = pack_batches([{key: value.tolist() for key, value in row.items()}], max_tokens=1000)
+    assert same["pixel_values"].dtype == torch.uint8
+    assert all(torch.equal(pack[key], same[key]) for key in pack)
+
+
+def test_a_boundary_that_is_learned_is_no_boundary():
+    batch = PROCESSOR(CONVERSATIONS[:2], labels=True)
+    pack = with_positions(batch, PROCESSOR.family, packed=True)
+    start = int((pack["position_ids"][0, 0] == 0).nonzero()[1])
+    pack["labels"][0, start] = 5
+    with pytest.raises(mmrope.positions.WrongPositions, match=f"begin anew at token {start}, whose label is learned"):
+        check(pack["position_ids"], pack, PROCESSOR.family)
+
+
+def test_ids_that_were_not_written_are_no_filling_where_labels_are_learned():
+    """Token 0 is a mark of exclamation in Qwen's vocabulary."""
+    ids = torch.tensor([[[0, 1, 2, 3, 4, 5]], *[[[0, 1, 2, 0, 0, 0]]] * 3])
+    tokens = torch.tensor([[5, 6, 7, 0, 0, 0]])
+    check(ids, {"input_ids": tokens, "labels": torch.tensor([[5, 6, 7, -100, -100, -100]])}, "qwen2_vl")
+    with pytest.raises(mmrope.positions.WrongPositions):
+        check(ids, {"input_ids": tokens, "labels": tokens}, "qwen2_vl")
+
+
 def test_padding_goes():
     padded = [PROCESSOR(conversation, labels=True) for conversation in CONVERSATIONS]
     for row in padded[:2]:
@@ -177,7 +205,15 @@ ROW = {"input_ids": [5, 6, 7], "position_ids": [[0, 1, 2]] * 3}
         ([ROW], {"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
         ([ROW], {"window": 0}, "window must be at least 1, got 0"),
         ([ROW, {"input_ids": [1]}], {}, "row 1 has no position_ids: say whose they are, pack_batches(rows, family, ...)"),
-        ([{**ROW, "labels": [1, 2]}], {}, "row 0: labels has 2 values, but there are 3 tokens"),
+        ([{**ROW, "labels": [1, 2]}], {}, "row 0: labels is [2], but there are 3 tokens"),
+        ([{**ROW, "labels": 1}], {}, "row 0: labels is [], but there are 3 tokens"),
+        ([{**ROW, "id": "x1"}], {}, "row 0: id is not known here: take it out"),
+        ([{**ROW, "messages": [{"role": "user"}]}], {}, "row 0: messages is not known here: take it out"),
+        ([{**ROW, "attention_mask": [1, 1]}], {}, "row 0 has 3 tokens, and 2 of 2 in its attention_mask are real"),
+        ([{**ROW, "attention_mask": [0, 0, 0]}], {}, "row 0 has 3 tokens, and 0 of 3 in its attention_mask are real"),
+        ([{"input_ids": []}], {"family": "qwen2_vl"}, "row 0 has 0 tokens, and 0 of 0 in its attention_mask are real"),
+        ([{**ROW, "position_ids": [0, 1, 2]}], {}, "row 0: position_ids must be [A, S] or [A, 1, S], got [3]"),
+        ([{**ROW, "pixel_values": [[0, 256]]}], {}, "row 0: pixel_values are torch.int64 up to 256, neither bytes nor floats"),
         ([{**ROW, "labels": [1, 2, 3]}, ROW], {}, "some rows have labels and others none"),
         (
             [{**ROW, "speaker": [1, 2, 3]}],

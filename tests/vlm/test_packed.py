@@ -174,7 +174,7 @@ def one(tmp_path_factory):
     return released.ours(released.upstream("qwen2_5_vl", "windows"), tmp_path_factory.mktemp("model")).train()
 
 
-@pytest.mark.parametrize(("name", "option"), FIRST)
+@pytest.mark.parametrize(("name", "option"), FIRST if PROOF else FIRST[1::2])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo looks
 def test_blocks_compile_without_a_graph_break(name, option, tmp_path):
     """Both halves, with a mask of padding and as packs of other lengths, in bfloat16, forward and backward."""

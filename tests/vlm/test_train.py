@@ -373,6 +373,73 @@ def test_adapters_learn_and_go_on_to_the_bit(tmp_path):
     assert sum(path.stat().st_size for path in last_checkpoint(tmp_path / "whole").iterdir()) < 300_000
 
 
+@pytest.mark.filterwarnings("ignore:Could not find a config file in  - will assume:UserWarning")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lora_alpha": 80}, "adapters .*'lora_alpha': 8.*now asked for"),
+        ({"use_rslora": True}, "adapters"),
+        ({"target_modules": r"decoder\.blocks\.\d+\.(q|k)"}, "trained, adapters|trained .*adapters"),
+        ({}, "frozen '"),
+    ],
+    ids=["alpha", "rslora", "targets", "base"],
+)
+def test_adapters_go_on_with_the_same_alone(change, message, tmp_path):
+    """Another scale, other targets, another base."""
+    peft = importlib.import_module("peft")
+    training = dataclasses.replace(SHORT, optimizer="adamw", steps=3)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": r"decoder\.blocks\.\d+\.(q|v)"}
+    run(tmp_path, training, model=peft.get_peft_model(tiny(), peft.LoraConfig(**config)))
+    base = tiny()
+    if not change:
+        base.decoder.blocks[0].mlp.up.weight.data.add_(0.1)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, training, model=peft.get_peft_model(base, peft.LoraConfig(**{**config, **change})))
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file in  - will assume:UserWarning")
+def test_an_adapter_of_the_head_learns_and_one_of_a_tied_embedding_is_refused(tmp_path):
+    peft = importlib.import_module("peft")
+    base, training = tiny(), dataclasses.replace(SHORT, optimizer="adamw", adam_lr=1e-2)
+    tied = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["embedding", "q"]))
+    with pytest.raises(ValueError, match=r"the embedding is the head, too.*modules_to_save=\['embedding'\]"):
+        run(tmp_path, training, model=tied)
+    decoder = dataclasses.replace(tiny().config.decoder, tie_word_embeddings=False)
+    untied = VLM(dataclasses.replace(tiny().config, decoder=decoder))
+    model = peft.get_peft_model(untied, peft.LoraConfig(r=2, target_modules=["head"]))
+    run(tmp_path, training, model=model)
+    assert all(p.abs().max() > 0 for name, p in model.named_parameters() if "lora_B" in name)
+    whole = peft.get_peft_model(tiny(), peft.LoraConfig(r=2, target_modules=["q"], modules_to_save=["embedding"]))
+    run(tmp_path / "whole", training, model=whole)
+    assert any("embedding" in name for name in adapter(tmp_path / "whole"))
+
+
+def test_what_has_no_part_in_the_loss_is_named(tmp_path):
+    model = tiny()
+    model.unused = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"2 weights to train had no part in the loss, unused.weight for one: freeze them"):
+        run(tmp_path, model=model)
+    with pytest.raises(ValueError, match="nothing of the model requires a gradient"):
+        run(tmp_path, model=tiny().requires_grad_(False))
+    [batch] = pack_batches([PROCESSOR([{"role": "user", "content": "one"}])], max_tokens=100)
+    with pytest.raises(ValueError, match="a batch has no labels, so there is nothing to learn"):
+        train(tiny(), [batch], SHORT, tmp_path)
+
+
+def test_a_part_that_is_frozen_in_bfloat16_goes_on(tmp_path):
+    def frozen():
+        model = tiny()
+        model.vision.requires_grad_(False).bfloat16()
+        return model
+
+    whole = run(tmp_path / "whole", model=frozen())
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", model=frozen(), say=killed_at(5))
+    killed = run(tmp_path / "killed", model=frozen())
+    assert killed.vision.embed.weight.dtype == torch.bfloat16
+    assert all(torch.equal(value, killed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 PAIR = """
@@ -390,7 +457,17 @@ def say(entry):
 
 for name, changes in {runs!r}.items():
     training = dataclasses.replace(test_train.PLAIN, **changes)
-    model = test_train.run({folder!r} + "/" + name, training, batch_size=1, say=say)
+    model = test_train.tiny()
+    if dist.get_rank() and name.startswith("own"):
+        torch.nn.init.normal_(model.embedding.weight)  # the first process's weights are what counts
+    test_train.run({folder!r} + "/" + name, training, model=model, batch_size=1, say=say)
+    if training.shard:
+        try:
+            test_train.run({folder!r} + "/again", training, model=model, batch_size=1)
+        except ValueError as error:
+            assert "the model is sharded already" in str(error)
+        else:
+            raise AssertionError("a sharded model was trained again")
     if not training.shard:
         flat = torch.cat([p.detach().flatten() for p in model.parameters()])
         both = [torch.empty_like(flat) for _ in range(2)]
@@ -414,7 +491,7 @@ def torchrun(folder, runs, killed=None):
 def test_two_processes_are_one(plain, tmp_path):
     """On gloo, DDP and FSDP2: the losses and the last weights of one process that takes all the batches; also of two that were
     killed in between. Some batches are text alone in one process, and hold media in the other."""
-    runs = {"ddp": {}, "fsdp": {"shard": True}, "fsdp recomputed": {"shard": True, "recompute": True}}
+    runs = {"ddp": {}, "own fsdp": {"shard": True}, "fsdp recomputed": {"shard": True, "recompute": True}}
     torchrun(tmp_path, runs)
     for name in runs:
         assert_same(tmp_path / name, plain)
