@@ -190,7 +190,7 @@ def vision(
     pixels = torch.randn(int(grid.prod()), 6 * patch**2).to(dtype)
     encode: dict[str, Callable[[], torch.Tensor]] = {
         "transformers": lambda: models["transformers"].model.visual(pixels, grid_thw=grid).pooler_output,
-        "mmrope": lambda: models["mmrope"].vision.features(pixels, grid)[0],
+        "mmrope": lambda: models["mmrope"].vision(pixels, grid),
     }
     if len(pixels) < 5000:
         a, b = (encode[side]().float() for side in SIDES)

@@ -459,7 +459,13 @@ def _save(
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     kept = trained if hasattr(model, "peft_config") else model.state_dict().keys()  # of adapters what they are alone
     weights = _gathered({name: value for name, value in model.state_dict().items() if name in kept}, write=write)
-    state = _gathered({name: value for name, value, _ in _optimizer_state(model, optimizers)}, write=write)
+    memory = {  # what optimizers remember of each weight
+        f"{name}:{what}": value
+        for optimizer in optimizers
+        for name, p in model.named_parameters()
+        for what, value in optimizer.state.get(p, {}).items()
+    }
+    state = _gathered(memory, write=write)
     if not write:
         return
     path = folder / f"step-{progress['step']:06d}"
@@ -483,16 +489,6 @@ def _gathered(values: Mapping[str, Tensor], *, write: bool) -> dict[str, Tensor]
         if write:
             whole[name] = value.detach().cpu().contiguous()
     return whole
-
-
-def _optimizer_state(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> Iterator[tuple[str, Tensor, torch.optim.Optimizer]]:
-    """What optimizers remember, as "weight's name:what"."""
-    for optimizer in optimizers:
-        for name, p in model.named_parameters():
-            for what, value in optimizer.state.get(p, {}).items():
-                yield f"{name}:{what}", value, optimizer
 
 
 def _resume(path: Path, model: Any, settings: dict[str, Any]) -> tuple[int, float]:
