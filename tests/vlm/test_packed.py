@@ -174,14 +174,14 @@ def one(tmp_path_factory):
     return released.ours(released.upstream("qwen2_5_vl", "windows"), tmp_path_factory.mktemp("model")).train()
 
 
-@pytest.mark.parametrize(("name", "option"), FIRST if PROOF else FIRST[1::2])
+@pytest.mark.parametrize(("name", "option"), FIRST if PROOF else FIRST[1:2])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo looks
 def test_blocks_compile_without_a_graph_break(name, option, tmp_path):
     """Both halves, with a mask of padding and as packs of other lengths, in bfloat16, forward and backward."""
     made = released.ours(released.upstream(name, option), tmp_path).train()
     rows = rows_of(name, seed=2, count=3)
     batches = [padded(rows, "right"), *pack_batches(rows, max_tokens=100_000)]
-    batches += pack_batches(rows_of(name, seed=4, count=3), max_tokens=100_000)
+    batches += pack_batches(rows_of(name, seed=4, count=3), max_tokens=100_000) if PROOF else []
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = [learned(made, batch) for batch in batches]
     torch.compiler.reset()
