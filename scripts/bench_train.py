@@ -1,6 +1,6 @@
 """Training on padded rows and on packs: tokens a second, and memory, of VLM and of transformers' models on mmrope's ids.
 
-    python scripts/bench_train.py [--models qwen3_vl ...] [--count 16] [--rounds 3] [--threads 2] [--budget 2048] [--out FILE]
+    python scripts/bench_train.py [--models qwen3_vl ...] [--count 12] [--rounds 3] [--threads 2] [--budget 2048] [--out FILE]
 
 Conversations of 50 to 1,000 tokens, those of more than 600 with an image of 500, in a random order. "Padded" are as many rows
 in their order as fit into the budget, padded to the longest of them; "packed" what pack_batches makes of the same stream.
@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 import bench_vlm  # noqa: E402
 from bench_vlm import MODELS, load, save  # noqa: E402
-from reports import cpu, row  # noqa: E402
+from reports import cpu, replace_marked, row  # noqa: E402
 
 from mmrope import Segment, position_ids  # noqa: E402
 from mmrope.adapters.transformers import with_positions  # noqa: E402
@@ -162,12 +162,13 @@ def child(way: str, name: str, folder: str, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["qwen2_5_vl", "qwen3_vl"])
-    parser.add_argument("--count", type=int, default=16, help="conversations")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["qwen3_vl"])
+    parser.add_argument("--count", type=int, default=12, help="conversations")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget", type=int, default=2048, help="tokens of a batch")
     parser.add_argument("--out", type=Path, default=ROOT / "scripts" / "results" / "bench_train.md")
+    parser.add_argument("--card", action="store_true", help="write the table into docs/training.md, too")
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -195,6 +196,8 @@ def main() -> None:
                 print(line, flush=True)
                 lines.append(line)
         args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if args.card:
+        replace_marked(ROOT / "docs" / "training.md", "figures", [f"`scripts/bench_train.py`, {lines[0]}", *lines[1:]])
     return None
 
 
