@@ -14,13 +14,27 @@ import numpy as np
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path` to write to, moves it into place after, and removes it if writing failed."""
+    """Yields a temporary name beside `path` to write to, moves it into place after, and removes it if writing failed. What is
+    in place is on the disk: a machine that stops leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        flush(temporary)
         os.replace(temporary, path)
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":  # which has no such thing for folders
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def to_json(values: Any) -> str:

@@ -51,6 +51,21 @@ def verify(folder: str | Path, names: Sequence[str]) -> None:
                 )
 
 
+def verify_all(folder: str | Path) -> None:
+    """That a folder has a manifest, and every file that it describes, as it describes it.
+
+    Raises:
+        ValueError: it has none, or files that differ.
+    """
+    path = Path(folder) / MANIFEST_NAME
+    files = read_object(path).get("files") if path.is_file() else None
+    if not isinstance(files, dict) or not files:
+        raise ValueError(f"{folder} has no {MANIFEST_NAME} that describes its files")
+    if strange := [name for name in files if Path(name).name != name]:
+        raise ValueError(f"{path} describes {strange[0]!r}, which is no file of the folder")
+    verify(folder, list(files))
+
+
 def _entry(path: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -6,9 +6,9 @@ A step is `batches_per_step` batches, whoever computes them: one process, one af
 several, each its part (DDP, FSDP2). Its loss is the mean over all their tokens, so the same batches teach the same.
 
 A checkpoint is a folder `step-000500` with the model (of LoRA its adapter), the processor's settings and the optimizers'
-state, all in safetensors and JSON. It gets its name when it is complete, and the one before it is removed after. Batches depend
-on their number alone, so a training that was killed ends with the same weights as one that was not: on a CPU, with as many
-threads, to the bit.
+state, all in safetensors and JSON, and a manifest of them all. It gets its name when it is complete and on the disk; the one
+before it stays, and is taken when the newest turns out damaged. Batches depend on their number alone, so a training that was
+killed ends with the same weights as one that was not: on a CPU, with as many threads, to the bit.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -38,12 +39,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from mmrope.files import replacing, to_json
+from mmrope.files import flush, replacing, to_json
 from mmrope.positions.segments import MEDIA
 from mmrope.preprocess.processor import Processor
 from mmrope.vlm.decoder import DecoderBlock
 from mmrope.vlm.inputs import Inputs, packed_lengths
-from mmrope.vlm.manifest import verify
+from mmrope.vlm.manifest import MANIFEST_NAME, verify_all, write_manifest
 from mmrope.vlm.model import VLM, first_unlearned, next_token_loss
 from mmrope.vlm.vision import VisionBlock
 from mmrope.vlm.weights import WEIGHTS_NAME
@@ -200,7 +201,7 @@ def train(
         )
     settings = _settings(training, model, batches, about)
     start, seconds = 0, 0.0
-    if (last := last_checkpoint(folder)) is not None:
+    if (last := sound_checkpoint(folder)) is not None:
         start, seconds = _resume(last, model, settings)
     replica = distribute(model, training, device)
     optimizers = make_optimizers(model, training)
@@ -416,9 +417,36 @@ def _dealt(
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint in a training's folder."""
-    complete = [path for path in Path(folder).glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
-    return max(complete, key=lambda path: int(path.name[5:]), default=None)
+    """The newest checkpoint in a training's folder."""
+    return next(iter(_checkpoints(folder)), None)
+
+
+def sound_checkpoint(folder: str | Path) -> Path | None:
+    """The newest checkpoint in a training's folder that is as it was written; None if there are none at all. Of those that are
+    damaged it warns.
+
+    Raises:
+        ValueError: all are damaged.
+    """
+    found = _checkpoints(folder)
+    for path in found:
+        try:
+            verify_all(path)
+        except (ValueError, OSError) as error:
+            warnings.warn(f"the checkpoint {path} is damaged, and the one before it is taken: {error}", stacklevel=2)
+        else:
+            return path
+    if found:
+        raise ValueError(
+            f"every checkpoint in {folder} is damaged ({', '.join(path.name for path in found)}): train anew elsewhere"
+        )
+    return None
+
+
+def _checkpoints(folder: str | Path) -> list[Path]:
+    """The newest first."""
+    named = [path for path in Path(folder).glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
+    return sorted(named, key=lambda path: -int(path.name[5:]))
 
 
 def _settings(training: Training, model: Any, batches: Any, about: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -475,9 +503,16 @@ def _save(
         processor.save_pretrained(partial)
     save_file(state, partial / STATE_NAME)
     (partial / PROGRESS_NAME).write_text(to_json(progress), encoding="utf-8")
-    old = [other for other in folder.glob("step-*") if other != path]
+    names = sorted(file.name for file in partial.iterdir() if file.name != MANIFEST_NAME)
+    for name in names:
+        flush(partial / name)
+    write_manifest(partial, names)
+    if path.exists():  # damaged, as training begins before it
+        shutil.rmtree(path)
     os.replace(partial, path)
-    for other in old:
+    flush(folder)
+    verify_all(path)  # before an older one goes
+    for other in _checkpoints(folder)[2:]:
         shutil.rmtree(other)
 
 
@@ -506,7 +541,6 @@ def _resume(path: Path, model: Any, settings: dict[str, Any]) -> tuple[int, floa
     if hasattr(model, "peft_config"):
         model.load_adapter(str(path), model.active_adapter, is_trainable=True)
     else:
-        verify(path, [WEIGHTS_NAME])
         model.load_state_dict(load_file(path / WEIGHTS_NAME))  # copied into the model's own, each in its dtype
     return progress["step"], progress["seconds"]
 

@@ -7,6 +7,8 @@ import functools
 import importlib
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +156,59 @@ def test_a_save_that_was_interrupted_is_not_a_checkpoint(tmp_path):
     assert last_checkpoint(tmp_path) == good
     run(tmp_path)
     assert not list(tmp_path.glob(".step-*"))
+
+
+def damaged(path, draw):
+    """A checkpoint with one of its files torn, flipped, zeroed, replaced, or gone."""
+    file = draw.choice(sorted(path.iterdir()))
+    data, how = bytearray(file.read_bytes()), draw.choice(["torn", "flipped", "zeroed", "gone", "empty", "noise"])
+    at = draw.randrange(len(data))
+    if how == "gone":
+        file.unlink()
+    elif how == "flipped":
+        data[at] ^= 1 << draw.randrange(8)
+        file.write_bytes(data)
+    elif how == "zeroed":
+        page = data[at : at + 512]
+        data[at : at + 512] = bytes(len(page)) if any(page) else b"\1" * len(page)
+        file.write_bytes(data)
+    else:
+        file.write_bytes({"torn": bytes(data[:at]), "empty": b"", "noise": draw.randbytes(at + 1)}[how])
+    return f"{file.name}, {how} at {at}"
+
+
+@pytest.mark.parametrize("seed", range(200 if PROOF else 12))
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(whole, seed, tmp_path):
+    """Torn at random places, bits flipped, pages zeroed: the weights of a training that nothing happened to."""
+    shutil.copytree(whole, tmp_path / "hurt")
+    last, what = last_checkpoint(tmp_path / "hurt"), damaged(last_checkpoint(tmp_path / "hurt"), random.Random(seed))
+    steps = []
+    with pytest.warns(UserWarning, match=f"{last.name} is damaged, and the one before it is taken"):
+        run(tmp_path / "hurt", say=lambda entry: steps.append(entry["step"]))
+    assert steps == [4, 5, 6], what
+    assert all(torch.equal(weights(whole)[name], value) for name, value in weights(tmp_path / "hurt").items()), what
+    assert [entry["step"] for entry in log(tmp_path / "hurt")] == [1, 2, 3, 4, 5, 6]
+    assert sorted(path.name for path in (tmp_path / "hurt").glob("*step*")) == ["step-000003", "step-000006"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder)
+    return folder
+
+
+def test_a_training_whose_checkpoints_are_all_damaged_says_so(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "hurt")
+    for path in (tmp_path / "hurt").glob("step-*"):
+        (path / "optimizer.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+        run(tmp_path / "hurt")
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    run(tmp_path, dataclasses.replace(SHORT, save_every=1))
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000005", "step-000006"]
 
 
 def test_a_finished_training_is_left_as_it_is(tmp_path):
