@@ -19,7 +19,7 @@ from mmrope.vlm.train import Training, last_checkpoint, train
 
 parser = arguments(__doc__)
 parser.add_argument("--steps", type=int, default=8)
-parser.add_argument("--out", type=Path, help="goes on from the checkpoint that is there")
+parser.add_argument("--out", type=Path, help="continues from the checkpoint that is there")
 options = parser.parse_args()
 with tempfile.TemporaryDirectory() as scratch:
     folder = options.model or Path(scratch) / "tiny"

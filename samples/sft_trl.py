@@ -27,7 +27,7 @@ if options.trl_collator:
 
 
 def collate(rows):
-    """Rows to a padded batch, of which the answers alone are learned."""
+    """Rows to a padded batch; the answers alone are learned."""
     return processor([prepare_multimodal_messages(row["messages"], row["images"]) for row in rows], labels=True)
 
 

@@ -124,7 +124,7 @@ class Truncated:
         """What of a value for each of the media belongs to those that are left."""
         kind = PER_MEDIUM.get(key, "video")
         left, count = self.media.get(kind), self.counts.get(kind, 0)
-        if left is None:  # there are none, or frames of which none went
+        if left is None:  # there are none, or frames, and all of them stay
             return value
         if key not in (MEDIA["image"].pixels, MEDIA["video"].pixels, "video_timestamps"):
             sizes = np.ones(len(value), dtype=int)

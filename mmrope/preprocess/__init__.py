@@ -8,6 +8,7 @@ animation.py  GIF, WebP, PNG and AVIF as videos    ends.py        what a cut fil
 sampling.py   which frames are sampled             patches.py     sizes, and pixels to patches
 measure.py    images and videos to patches         parts.py       text and media as segments, with their tokens
 processor.py  all of it, for a model               pretrained.py  a checkpoint's settings
+batches.py    its outputs, packed for training
 isolation.py, isolation_worker.py                  bulk work in processes that can be killed
 """
 

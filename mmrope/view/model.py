@@ -58,7 +58,7 @@ def plot_looks(pixels: np.ndarray, weights: np.ndarray, *, title: str = "", most
 
 
 def plot_training(log: Sequence[Mapping[str, Any]]) -> Any:
-    """A training's loss, and its exact answers by kind of question, over its steps.
+    """A training's loss over its steps, and beside it its exact answers by kind of question, if it counted them.
 
     Args:
         log: the entries of a training's log.jsonl.
@@ -72,13 +72,15 @@ def plot_training(log: Sequence[Mapping[str, Any]]) -> Any:
         >>> [ax.get_ylabel() for ax in plot_training(log).axes]
         ['loss', 'exact answers, %']
     """
-    figure = new_figure(11, 4)
-    loss, exact = figure.subplots(1, 2)
+    kinds = list(dict.fromkeys(kind for entry in log for kind in entry.get("exact", ())))
+    figure = new_figure(11 if kinds else 6, 4)
+    loss, *rest = figure.subplots(1, 2 if kinds else 1, squeeze=False)[0]
     loss.plot([entry["step"] for entry in log], [entry["loss"] for entry in log], color="black")
     loss.set(xlabel="step", ylabel="loss", yscale="log")
-    for kind in dict.fromkeys(kind for entry in log for kind in entry["exact"]):
-        points = [(entry["step"], 100 * entry["exact"][kind]) for entry in log if kind in entry["exact"]]
-        exact.plot(*zip(*points, strict=True), label=kind)
-    exact.set(xlabel="step", ylabel="exact answers, %", ylim=(0, 101))
-    exact.legend(frameon=False, fontsize=8, ncols=2)
+    for exact in rest:
+        for kind in kinds:
+            points = [(entry["step"], 100 * entry["exact"][kind]) for entry in log if kind in entry.get("exact", ())]
+            exact.plot(*zip(*points, strict=True), label=kind)
+        exact.set(xlabel="step", ylabel="exact answers, %", ylim=(0, 101))
+        exact.legend(frameon=False, fontsize=8, ncols=2)
     return figure

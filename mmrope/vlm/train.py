@@ -1,4 +1,4 @@
-"""Training: one loop for a CPU, a GPU, or several processes, which can be killed at any time and goes on where it was.
+"""Training: one loop for a CPU, a GPU, or several processes, which can be killed at any time and continues where it was.
 
 batches (batch n from its number) -> model -> a loss over all tokens of a step -> AdamW, Muon -> checkpoints, log.jsonl
 
@@ -97,7 +97,7 @@ class Training:
     save_every: int = 250
     log_every: int = 50
     workers: int = 0
-    """Processes that make batches; 0 makes them in this one."""
+    """Processes that make batches of a list or data set; 0 makes them in this one, as those of an iterable are."""
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "batches_per_step": 1, "save_every": 1, "log_every": 1, "warmup": 0, "workers": 0}
@@ -164,13 +164,13 @@ def train(
     Args:
         model: a VLM with its first weights, or one with adapters of peft; the same in every process. What requires a gradient
             is trained, and must be in float32; the rest stays as it is, in any dtype.
-        batches: model inputs with `labels`: padded rows, or packs. A list or data set, of which step k takes batches
+        batches: model inputs with `labels`: padded rows, or packs. From a list or data set step k takes batches
             k * batches_per_step and following, and begins anew when it ends; or an iterable, such as pack_batches(...), which
             makes the same batches every time and is gone through once.
         folder: for checkpoints and log.jsonl: a line for every `log_every` steps, with their loss a token, tokens a second of
             this process (padding included), and the score.
         processor: is saved beside the model.
-        about: what else decides the weights: how the batches are made. A training goes on with the same alone; of batches it
+        about: what else decides the weights: how the batches are made. A training continues with the same alone; of batches it
             knows by itself how many there are.
         score: counts what is right, by name, from logits and a batch with all its keys.
         say: is given each line of the log.
@@ -211,7 +211,9 @@ def train(
         starts: list[int] = [0] * world
         dist.all_gather_object(starts, start)
         if len(set(starts)) > 1:
-            raise ValueError(f"the processes would go on from steps {starts}: {folder} must be one folder that all of them see")
+            raise ValueError(
+                f"the processes would continue at steps {starts}: {folder} must be one folder that all of them see"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         _cut_log(folder / LOG_NAME, start)
@@ -536,7 +538,7 @@ def _resume(path: Path, model: Any, settings: dict[str, Any]) -> tuple[int, floa
         raise ValueError(
             f"{path} was trained with {', '.join(f'{key} {before.get(key)!r}' for key in other)}, "
             f"now asked for {', '.join(f'{key} {settings.get(key)!r}' for key in other)}: "
-            "go on with the same settings, or train in another folder"
+            "continue with the same settings, or train in another folder"
         )
     if hasattr(model, "peft_config"):
         model.load_adapter(str(path), model.active_adapter, is_trainable=True)

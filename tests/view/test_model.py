@@ -22,3 +22,8 @@ def test_a_training_is_drawn_by_kind():
     loss, exact = plot_training([{"step": n, "loss": 1 / n, "exact": {"count": n / 100}} for n in (50, 100)]).axes
     assert loss.lines[0].get_ydata().tolist() == [1 / 50, 1 / 100]
     assert exact.lines[0].get_ydata().tolist() == [50, 100]
+
+
+def test_a_training_that_counted_nothing_is_its_loss_alone():
+    [loss] = plot_training([{"step": n, "loss": 1 / n} for n in (50, 100)]).axes
+    assert loss.lines[0].get_ydata().tolist() == [1 / 50, 1 / 100]
