@@ -24,7 +24,7 @@ BROUGHT_BY = {
         "tokenizers": "mmrope[media]",
         "jinja2": "mmrope[media]",
     },
-    **{"pillow_heif": "mmrope[heic]", "simplejpeg": "mmrope[fast]"},
+    **{"pillow_heif": "mmrope[heic]", "simplejpeg": "mmrope[fast]", "pyseccomp": "mmrope[sandbox]"},
     **{"einops": "mmrope[vlm]", "safetensors": "mmrope[vlm]", "sklearn": "mmrope[train]", "mmrope_small": "mmrope-small"},
     **{"typer": "mmrope[cli]", "matplotlib": "mmrope[viz]", "decord": "mmrope[decord]"},
 }

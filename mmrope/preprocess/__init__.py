@@ -9,7 +9,8 @@ sampling.py   which frames are sampled             patches.py     sizes, and pix
 measure.py    images and videos to patches         parts.py       text and media as segments, with their tokens
 processor.py  all of it, for a model               pretrained.py  a checkpoint's settings
 batches.py    its outputs, packed for training
-isolation.py, isolation_worker.py                  bulk work in processes that can be killed
+isolation.py, isolation_worker.py, isolation_data.py   bulk work in processes that can be killed, and what they send back
+sandbox.py                                         what such a process can give up: a network, writing, other processes
 """
 
 from mmrope.extras import names_of

@@ -1,28 +1,35 @@
 """Bulk work on strangers' files: a function runs on each item in a process that can be killed.
 
-item --pickle--> worker (limits of time and memory) --pickle--> Outcome, in the order of the items
+item --pickle--> worker (limits of time and memory, a sandbox) --plain data--> Outcome, in the order of the items
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
+import multiprocessing.spawn
 import pickle
+import queue
 import signal
+import subprocess
+import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from mmrope.extras import needed_for
-from mmrope.preprocess.isolation_worker import STATM, said, work
+from mmrope.preprocess import isolation_worker, sandbox
+from mmrope.preprocess.isolation_data import unpack
+from mmrope.preprocess.isolation_worker import STATUS, TOO_MUCH_SHARED, Task, receive, said, send
 
 AHEAD = 4  # items read per worker before the first of them is given back: a slow one does not stop the others
 MOST_SECONDS = 1e6
 START_SECONDS = 300.0  # for a worker to start and to import the function's module
+_Heard: TypeAlias = "queue.SimpleQueue[tuple[_Worker, bytearray | None]]"
 EXIT_SECONDS = 5.0  # for a killed process to be gone; one that waits for a dead disk may stay
 
 
@@ -43,7 +50,7 @@ class Outcome:
     error: str = ""
     """The reason; empty if all went well."""
     kind: Literal["", "refused", "timeout", "memory", "crash"] = ""
-    """refused: the function raised an error, or the item or the value cannot be pickled; empty if all went well."""
+    """refused: the function raised an error, the item cannot be pickled, the value is no plain data; empty if all went well."""
 
 
 def isolated(
@@ -53,26 +60,36 @@ def isolated(
     seconds: float = 60.0,
     memory: int | None = 4 << 30,
     workers: int = 1,
+    sandboxed: bool = False,
     quarantine: str | Path | None = None,
     progress: bool = False,
 ) -> Generator[Outcome, None, None]:
     """The outcome of function(item) for each item, in order; an item that hangs, crashes or fails does not stop the others.
 
-    It holds against accidents and is no sandbox; processes that the function starts itself are neither limited nor ended.
-    When the generator ends or is closed, its workers are killed, and what they were at is lost.
+    Limits hold against accidents. A sandbox holds, too, against a decoder that a file has taken over: it can open no socket,
+    write no file and start or signal no process; what it may read, it can read, and return. Without one, processes that the
+    function starts itself are neither limited nor ended. When the generator ends or is closed, its workers are killed, and
+    what they were at is lost. It works in the workers of a DataLoader, too.
 
     Args:
-        function: at the top level of a module, which workers import: a script needs `if __name__ == "__main__":`.
+        function: at the top level of a module, which workers import: a script needs `if __name__ == "__main__":`. What it
+            returns must be plain data, since no code of a worker runs here: None, numbers, texts, bytes, numpy's arrays,
+            torch's tensors, and lists, tuples, sets and dicts of them. What it prints goes to stderr.
         items: picklable; an endless iterator will do. At most 4 per worker are read ahead of the outcomes taken.
         seconds: of wall-clock time for an item, from when a worker has it: starting and importing do not count.
-        memory: bytes that a worker may take beyond what it had when it was ready (Linux only). What the function imports
-            itself counts: torch takes 0.8 GB. None for no limit, which functions that use CUDA need.
+        memory: bytes that a worker may take beyond what it had when it was ready (Linux only). Shared memory that it maps
+            counts, and what the function imports itself: torch takes 0.8 GB. None for no limit, which functions that use
+            CUDA need.
         workers: processes at a time.
-        quarantine: a file; each failure is appended as it happens, a line of JSON (item cut to 500 characters).
+        sandboxed: Linux with libseccomp, and `mmrope[sandbox]`. No GPU can be used in it. mmrope's own libraries are imported
+            before it is closed; others the function's module should import at its top, since many cannot be within.
+        quarantine: a file; each failure is appended as it happens, a line of JSON (item cut to 500 characters). If it cannot
+            be written, a warning says so, once.
         progress: shows a bar on stderr, with the number of failures.
 
     Raises:
-        ValueError: options out of range, a function that cannot be pickled, a memory limit where there can be none.
+        ValueError: options out of range, a function that cannot be pickled, a memory limit or a sandbox where there can be
+            none.
         RuntimeError: workers cannot start, for example since the function's module cannot be imported there.
 
     Example:
@@ -89,41 +106,54 @@ def isolated(
         raise ValueError(f"workers must be a whole number of processes, at least 1, got {workers!r}")
     if memory is not None and (not isinstance(memory, int) or memory < 1 << 20):
         raise ValueError(f"memory must be bytes, at least 1 MiB (1 << 20), or None for no limit, got {memory!r}")
-    if memory is not None and not STATM.is_file():
+    if memory is not None and not STATUS.is_file():
         raise ValueError(f"memory={memory} cannot be kept to on this system, only on Linux; memory=None sets no limit")
+    if sandboxed and (why := sandbox.why_not()):
+        raise ValueError(f"sandboxed=True cannot be kept to: {why}")
     if quarantine is not None and (not Path(quarantine).absolute().parent.is_dir() or Path(quarantine).is_dir()):
         raise ValueError(f"quarantine must be a file in a folder that exists, got {str(quarantine)!r}")
+    if isolation_worker.importing:
+        raise RuntimeError('workers import the script that calls isolated: guard what it does by if __name__ == "__main__":')
     try:
         code = pickle.dumps(function)
     except Exception as error:
         raise ValueError(f"function must be picklable, defined at the top level of a module: {said(error)}") from error
+    parent = multiprocessing.spawn.get_preparation_data("isolated")
+    parent = {key: value for key, value in parent.items() if key not in ("authkey", "start_method")}  # which are not theirs
+    task = Task(parent, code, seconds, memory, sandboxed)
     bar = {"total": len(items) if isinstance(items, Sized) else None, "unit": "item", "disable": not progress}
-    return _run(lambda: _Worker(code, seconds, memory), iter(items), workers, quarantine, bar)
+    return _run(lambda heard: _Worker(task, heard), iter(items), workers, quarantine, bar)
 
 
 def _run(
-    start: Callable[[], _Worker], items: Iterator[Any], workers: int, quarantine: str | Path | None, bar: dict[str, Any]
+    start: Callable[[_Heard], _Worker], items: Iterator[Any], workers: int, quarantine: str | Path | None, bar: dict[str, Any]
 ) -> Generator[Outcome, None, None]:
     with needed_for("isolated"):
         from tqdm import tqdm
 
     pool: list[_Worker] = []
+    heard: _Heard = queue.SimpleQueue()
     waiting: dict[int, Outcome] = {}  # for their turn
     read = given = failed = 0
     item, end = None, object()
     shown = tqdm(**bar)
 
     def done(outcome: Outcome) -> None:
+        nonlocal quarantine
         waiting[outcome.index] = outcome
         if outcome.kind and quarantine is not None:
-            line = {"item": str(outcome.item)[:500], "index": outcome.index, "kind": outcome.kind, "error": outcome.error}
-            with open(quarantine, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            line = {"item": _described(outcome.item), "index": outcome.index, "kind": outcome.kind, "error": outcome.error}
+            try:
+                with open(quarantine, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                warnings.warn(f"{quarantine} is written no more, and the run continues: {said(error)}", stacklevel=3)
+                quarantine = None
 
     try:
         while item is not end or given < read:
             # a worker that died after its last item goes, too: the next item would be blamed for it
-            pool = [w for w in pool if not w.pipe.closed and (w.job is not None or w.process.is_alive())]
+            pool = [w for w in pool if not w.ended and (w.job is not None or w.process.poll() is None)]
             while read - given < AHEAD * workers and sum(w.job is not None for w in pool) < workers:
                 if item is end or (item := next(items, end)) is end:
                     break
@@ -134,18 +164,18 @@ def _run(
                     done(replace(job, kind="refused", error=f"the item cannot be pickled: {said(error)}"))
                     continue
                 if (free := next((w for w in pool if w.job is None), None)) is None:
-                    pool.append(free := start())
+                    pool.append(free := start(heard))
                 free.take(job, payload)
-            due = given in waiting  # seen before the pipes are read: workers that are free have something to do by then
+            due = given in waiting  # seen before the workers are heard: those that are free have something to do by then
             busy = [w for w in pool if w.job is not None]
             left = min((w.deadline for w in busy), default=0.0) - time.monotonic()
-            # whoever takes the outcomes may have been away for long: what lies in a pipe was in time, and goes first
-            ready = wait([w.pipe for w in busy], timeout=0 if due else max(0, left))
+            # whoever takes the outcomes may have been away for long: what was said by then was in time, and goes first
+            for worker, message in _said_by_now(heard, 0 if due else left):
+                if outcome := worker.hear(message):
+                    done(outcome)
             for worker in busy:
-                if worker.pipe in ready or time.monotonic() >= worker.deadline:
-                    outcome = worker.hear(worker.pipe in ready)
-                    if outcome is not None:
-                        done(outcome)
+                if worker.job is not None and time.monotonic() >= worker.deadline:
+                    done(worker.late())
             if due:
                 outcome = waiting.pop(given)
                 given, failed = given + 1, failed + (outcome.kind != "")
@@ -158,67 +188,121 @@ def _run(
             worker.end()
 
 
-class _Worker:
-    """A process, its pipe, and its job, which is sent when the process says that it is ready."""
+def _said_by_now(heard: _Heard, seconds: float) -> Iterator[tuple[_Worker, bytearray | None]]:
+    """All messages that are there; if there are none, the first within these seconds."""
+    with contextlib.suppress(queue.Empty):
+        yield heard.get(timeout=seconds) if seconds > 0 and heard.empty() else heard.get_nowait()
+        while True:
+            yield heard.get_nowait()
 
-    def __init__(self, code: bytes, seconds: float, memory: int | None) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork of a process with threads, such as torch's, may deadlock
-        self.seconds, self.ready = seconds, False
+
+def _described(item: Any) -> str:
+    """An item as at most 500 characters; its own text may fail."""
+    try:
+        return str(item[:500] if isinstance(item, (str, bytes, bytearray)) else item)[:500]
+    except Exception as error:
+        return f"a {type(item).__name__}, whose text raises {type(error).__name__}"
+
+
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mmrope.preprocess.isolation_worker import work; work()"
+
+
+class _Worker:
+    """A process, and its job, which is sent when the process says that it is ready. What it says is `heard` by a thread.
+
+    It is no multiprocessing.Process, since those of a DataLoader may not start any, and since what they say is pickled.
+    """
+
+    def __init__(self, task: Task, heard: _Heard) -> None:
+        self.task, self.ready, self.ended = task, False, False
         self.job: Outcome | None = None
         self.payload = b""
         self.deadline = time.monotonic() + START_SECONDS
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, code, seconds, memory), daemon=True)
-        self.process.start()
-        theirs.close()
+        python = multiprocessing.spawn.get_executable()
+        command = [python, "-c", _START, json.dumps(list(map(str, sys.path)))]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
+        self._send(pickle.dumps(task))
+
+    def _listen(self, heard: _Heard) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as answers, contextlib.suppress(EOFError, OSError):
+            while True:  # what a worker says is no larger than the memory that it may take
+                heard.put((self, receive(answers, self.task.memory or float("inf"))))
+        heard.put((self, None))
+
+    def _send(self, message: bytes) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # a worker that died is heard to be dead
+            send(self.process.stdin, message)
 
     def take(self, job: Outcome, payload: bytes) -> None:
         self.job, self.payload = job, payload
         if self.ready:
-            with contextlib.suppress(OSError):  # a worker that died is found dead when its pipe is read
-                self.pipe.send_bytes(payload)
-            self.payload, self.deadline = b"", time.monotonic() + self.seconds
+            self._send(payload)
+            self.payload, self.deadline = b"", time.monotonic() + self.task.seconds
 
-    def hear(self, spoke: bool) -> Outcome | None:
-        """The outcome of the job, from what the process sent or how it ended; None if it was only now ready for the job."""
-        job, message = self.job, None
-        assert job is not None
-        if spoke:
-            with contextlib.suppress(EOFError, OSError):  # it died
-                message = self.pipe.recv_bytes()
+    def hear(self, message: bytearray | None) -> Outcome | None:
+        """The outcome of the job, from what the process said, None for its end; None if it was only now ready for the job."""
+        if self.ended:
+            return None
+        job = self.job
         if message is None:
-            return self._ended(job, late=not spoke)
+            outcome = None if job is None else self._gone(job)
+            self.end()
+            return outcome
+        assert job is not None
         if not self.ready:
             if message:
-                raise RuntimeError(f"a worker cannot load the function, {message.decode()}: can its module be imported there?")
+                raise RuntimeError(f"a worker cannot be made ready: {message.decode()}")
             self.ready = True
             return self.take(job, self.payload)
         self.job = None
         try:
-            value, kind, error = pickle.loads(message)
-        except Exception as problem:
-            value, kind, error = None, "refused", f"the value cannot be unpickled here: {said(problem)}"
+            value, kind, error = unpack(message)
+        except (TypeError, ValueError) as problem:
+            self.end()  # it is no longer what was started
+            return replace(job, kind="crash", error=f"the process answered with what is no value: {problem}")
         if kind == "memory":
             self.end()  # what it still holds may leave too little for others
-        return replace(job, value=value, kind=kind, error=error)
+        return replace(job, value=value, kind=kind if kind in ("", "memory") else "refused", error=str(error))
 
-    def _ended(self, job: Outcome, *, late: bool) -> Outcome:
-        self.process.join(0 if late else EXIT_SECONDS)
-        code = self.process.exitcode
-        self.end()
+    def _gone(self, job: Outcome) -> Outcome:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(EXIT_SECONDS)
+        code = self.process.poll()
         signals = {-number: number.name for number in signal.Signals}
         how = f"was killed by {signals.get(code, -code)}" if code and code < 0 else f"ended with exit code {code}"
+        if code is None:
+            how = "closed its pipe, or wrote more than it may take of memory"
         if not self.ready:
             raise RuntimeError(
-                f"a worker {'hung' if code is None else how} before it was ready: can the function's module be imported in a "
-                'new process, and is what a script does guarded by `if __name__ == "__main__":`?'
+                f"a worker {how} before it was ready: can the function's module be imported in a new process, and is what a "
+                'script does guarded by `if __name__ == "__main__":`?'
             )
-        if (code is None and late) or how.endswith("SIGALRM"):  # its own alarm, while nobody listened
-            return replace(job, kind="timeout", error=f"ended after its limit of {self.seconds:g} s")
+        if how.endswith("SIGALRM"):  # its own alarm, while nobody listened
+            return self._timeout(job)
+        if code == TOO_MUCH_SHARED:
+            return replace(job, kind="memory", error=f"took more than {self.task.memory} bytes, shared memory with the rest")
         return replace(job, kind="crash", error=f"the process {how}")
 
+    def _timeout(self, job: Outcome) -> Outcome:
+        return replace(job, kind="timeout", error=f"ended after its limit of {self.task.seconds:g} s")
+
+    def late(self) -> Outcome:
+        """The outcome of a job whose time is over."""
+        job = self.job
+        assert job is not None
+        self.end()
+        if not self.ready:
+            raise RuntimeError("a worker hung before it was ready: can the function's module be imported in a new process?")
+        return self._timeout(job)
+
     def end(self) -> None:
-        self.job = None
+        self.job, self.ended = None, True
         self.process.kill()  # native code may hold the GIL; anything milder would wait for it
-        self.process.join(EXIT_SECONDS)
-        self.pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a dead disk may stay
+            self.process.wait(EXIT_SECONDS)
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # what was not sent yet
+            self.process.stdin.close()

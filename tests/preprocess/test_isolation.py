@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
-import multiprocessing
 import operator
 import os
+import pickle
 import signal
+import struct
 import subprocess
 import sys
 import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays, byte_string_dtypes, scalar_dtypes, unicode_string_dtypes
 
-from mmrope import MediaError
+from mmrope import MediaError, Processor
 from mmrope.preprocess import isolation
 from mmrope.preprocess.isolation import AHEAD, Outcome, isolated
+from mmrope.preprocess.isolation_data import pack, unpack
+from tests.support import cases
 from tests.support.workers import (
+    ESCAPES,
+    IsolatedRows,
+    Mute,
+    Nameless,
     Unpicklable,
+    answer,
+    deep,
     doubled,
+    escape,
     fail_for_want_of_memory,
     hang_in_native_code,
     hang_in_python,
+    no_data,
     obey,
+    own_cause,
     refuse,
-    returned_there_alone,
+    sandbox_again,
+    share,
     slept,
     take,
     tensors,
 )
 
 MB = 1 << 20
+MEANT = "return None, numbers, texts, bytes, arrays, tensors, and lists, tuples, sets and dicts of them"
 HANGS = [hang_in_python, hang_in_native_code, functools.partial(time.sleep, 1000)]
 CRASHES = {
     "the process was killed by SIGSEGV": functools.partial(signal.raise_signal, signal.SIGSEGV),
@@ -43,9 +62,14 @@ CRASHES = {
 }
 
 
+def children():
+    """The workers that live."""
+    return [pid for pid in _children(os.getpid()) if "isolation_worker" in _command(pid)]
+
+
 def outcomes(function, items, **options):
     found = list(isolated(function, items, **{"seconds": 20, **options}))
-    assert multiprocessing.active_children() == []
+    assert children() == []
     return found
 
 
@@ -114,7 +138,7 @@ def test_errors_are_reasons(tmp_path):
         "RecursionError: deep",
         "the item cannot be pickled: TypeError: a socket is no data",
         "",
-        "TypeError: cannot pickle '_io.TextIOWrapper' object",
+        f"ValueError: a _io.TextIOWrapper cannot be sent: {MEANT}",
     ]
     assert {outcome.kind for outcome in found if outcome.error} == {"refused"}
     assert found[6].value == 10
@@ -162,9 +186,9 @@ def test_items_are_read_as_they_are_needed(workers):
     for taken, outcome in enumerate(itertools.islice(run, 40), start=1):
         assert outcome == Outcome(taken - 1, taken - 1, 2 * (taken - 1))
         assert len(read) <= taken + AHEAD * workers
-    assert multiprocessing.active_children()
+    assert children()
     run.close()
-    assert multiprocessing.active_children() == []
+    assert children() == []
 
 
 def test_a_slow_item_does_not_let_the_others_run_away():
@@ -181,9 +205,7 @@ def test_who_takes_the_outcomes_may_be_away():
     assert next(run).value == 2
     time.sleep(0.7)
     assert next(run).value == 0.2
-    (process,) = multiprocessing.active_children()
-    process.join(5)
-    assert process.exitcode == -signal.SIGALRM
+    assert _soon(lambda: not children())
     assert next(run).kind == "timeout"
     assert next(run).value == 4
     run.close()
@@ -196,19 +218,19 @@ def test_errors_here_leave_no_worker():
 
     with pytest.raises(KeyError, match="gone"):
         outcomes(doubled, items())
-    assert multiprocessing.active_children() == []
+    assert children() == []
     run = isolated(doubled, [1, 2, 3])
     next(run)
     with pytest.raises(KeyboardInterrupt):
         run.throw(KeyboardInterrupt)
-    assert multiprocessing.active_children() == []
+    assert children() == []
 
 
 @pytest.mark.parametrize("hang", ["time.sleep, [1000]", "functools.partial(re.match, '(a+)+$'), ['a' * 40 + 'b']"])
 def test_workers_do_not_outlive_a_parent_that_is_killed(hang):
     code = f"import functools, re, time; from mmrope.preprocess.isolation import isolated; next(isolated({hang}, seconds=3))"
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
-        children = _soon(lambda: {pid for pid in _children(parent.pid) if "multiprocessing.spawn" in _command(pid)})
+        children = _soon(lambda: {pid for pid in _children(parent.pid) if "isolation_worker" in _command(pid)})
         time.sleep(0.7)  # it works by now
         assert all(_command(pid) for pid in children)
         parent.kill()
@@ -270,7 +292,7 @@ def test_options_are_checked_before_anything_starts(change, message):
 
 
 def test_no_memory_limit_is_promised_where_there_is_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(isolation, "STATM", tmp_path / "statm")
+    monkeypatch.setattr(isolation, "STATUS", tmp_path / "status")
     with pytest.raises(ValueError, match=r"memory=4294967296 cannot be kept to on this system, only on Linux; memory=None"):
         isolated(doubled, [1])
     assert outcomes(doubled, [1], memory=None)[0].value == 2
@@ -285,7 +307,7 @@ def test_a_function_that_workers_cannot_have_ends_the_run(monkeypatch, tmp_path)
     ):
         outcomes(module.function, [1, 2])
     (tmp_path / "deadly.py").write_text(
-        "import multiprocessing, os\nif multiprocessing.parent_process(): os._exit(7)\ndef function(item): return item\n"
+        "import os\nfrom mmrope.preprocess import isolation_worker\nif isolation_worker.importing: os._exit(7)\ndef function(item): return item\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     import deadly
@@ -295,10 +317,251 @@ def test_a_function_that_workers_cannot_have_ends_the_run(monkeypatch, tmp_path)
     monkeypatch.setattr(isolation, "START_SECONDS", 0.01)
     with pytest.raises(RuntimeError, match=r"a worker hung before it was ready"):
         outcomes(doubled, [1])
-    assert multiprocessing.active_children() == []
+    assert children() == []
 
 
-def test_a_value_that_does_not_arrive_is_refused():
-    (found,) = outcomes(obey, [returned_there_alone])
-    assert (found.kind, found.value) == ("refused", None)
-    assert found.error == "the value cannot be unpickled here: ValueError: it is of no use here"
+def test_a_value_that_is_no_data_is_refused():
+    found = outcomes(obey, [no_data, functools.partial(deep, 100_000), 1])
+    assert [outcome.kind for outcome in found] == ["refused", "refused", ""]
+    assert found[0].error == f"ValueError: a tests.support.workers.NoData cannot be sent: {MEANT}"
+    assert found[1].error.startswith("RecursionError")
+
+
+# --- what comes back --------------------------------------------------------------------------------------------------
+
+NUMBERS = st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text() | st.binary()
+HASHABLE = st.booleans() | st.integers() | st.text() | st.binary()
+DATA = st.recursive(
+    NUMBERS,
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(HASHABLE | st.tuples(HASHABLE), inner)
+        | st.sets(HASHABLE)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(deadline=None, max_examples=cases(60))
+@given(DATA)
+def test_data_comes_back_as_it_is(value):
+    assert repr(unpack(pack(value))) == repr(value)  # nan, and the kinds of what is equal, too
+
+
+@settings(deadline=None, max_examples=cases(40))
+@given(
+    arrays(scalar_dtypes() | unicode_string_dtypes() | byte_string_dtypes(), array_shapes(min_dims=0, min_side=0, max_dims=4)),
+    st.booleans(),
+)
+def test_arrays_come_back_as_they_are(array, fortran):
+    array = np.asfortranarray(array) if fortran else array
+    (back,) = unpack(pack([array]))
+    assert back.dtype == array.dtype
+    assert back.shape == array.shape
+    np.testing.assert_array_equal(back, array)
+    assert back.flags.writeable
+    assert back.flags.aligned
+
+
+def bytes_of(tensor):
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "bfloat16", "float32", "complex64", "float8_e4m3fn"])
+def test_tensors_come_back_as_they_are(dtype):
+    import torch
+
+    for tensor in (torch.tensor(3), torch.zeros(0, 4), torch.arange(60).reshape(3, 4, 5).transpose(0, 2)):
+        tensor = tensor.to(getattr(torch, dtype))
+        back = unpack(pack({"x": tensor}))["x"]
+        assert back.dtype == tensor.dtype
+        assert back.shape == tensor.shape
+        assert bytes_of(back) == bytes_of(tensor)
+
+
+@settings(deadline=None, max_examples=cases(500))
+@given(st.data())
+def test_what_was_not_packed_is_refused(data):
+    sound = pack({"rows": [1, "a", (2.5, None)], "pixels": np.arange(12).reshape(3, 4), "raw": b"abc"})
+    for _ in range(data.draw(st.integers(1, 4))):
+        sound[data.draw(st.integers(0, len(sound) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ValueError):
+        unpack(sound[: data.draw(st.integers(0, len(sound)))])
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        ["array", "|O", [1]],
+        ["array", "<f8", [1 << 62]],
+        ["array", "<f8", [-1]],
+        ["array", "<f8", 3],
+        ["array", "<f8,<f8", [1]],
+        ["tensor", "load", [1], ["array", "|u1", [1]]],
+        ["set", ["list"]],
+        ["call", "os.system", "true"],
+        [],
+        [[]],
+        {},
+    ],
+)
+def test_outlines_that_nobody_packs_are_refused(outline):
+    text = json.dumps(outline).encode()
+    if outline == {}:
+        assert unpack(bytearray(struct.pack(">Q", len(text)) + text)) == {}  # data, too
+        return
+    with pytest.raises(ValueError, match="these are no packed values"):
+        unpack(bytearray(struct.pack(">Q", len(text)) + text))
+
+
+def test_a_worker_cannot_run_code_here(tmp_path):
+    """Not even one that a file has taken over: what it sends is read as data."""
+    marker = tmp_path / "ran"
+    evil = pickle.dumps(functools.partial(os.system, f"touch {marker}"))
+    code = f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()
+    messages = [code, evil, b"", b"\xff" * 100, struct.pack(">Q", 1 << 60), bytes(pack((1, 2, 3)))]
+    found = outcomes(obey, [4, *(functools.partial(answer, message) for message in messages)], seconds=5)
+    assert not marker.exists()
+    assert found[0].value == 8
+    assert {outcome.kind for outcome in found[1:6]} == {"crash"}
+    assert found[1].error.startswith("the process answered with what is no value: these are no packed values: ")
+    assert (found[6].value, found[6].kind, found[6].error) == (1, "refused", "3")
+
+
+# --- nothing ends a run -----------------------------------------------------------------------------------------------
+
+
+def test_no_exception_ends_a_run(tmp_path):
+    items = [Nameless(), own_cause, functools.partial(refuse, Mute()), functools.partial(sys.exit, 3), 4]
+    items += [functools.partial(refuse, KeyboardInterrupt()), functools.partial(refuse, GeneratorExit()), 5]
+    found = outcomes(obey, items, quarantine=tmp_path / "bad.jsonl")
+    assert [outcome.kind for outcome in found] == ["refused"] * 3 + ["crash", "", "crash", "crash", ""]
+    assert found[0].error == found[2].error == "Mute: (its text raises RuntimeError)"
+    lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == [0, 1, 2, 3, 5, 6]
+    assert lines[0]["item"] == "a Nameless, whose text raises KeyError"
+
+
+def test_a_quarantine_that_cannot_be_written_ends_no_run(tmp_path):
+    items = [functools.partial(refuse, ValueError("no")), 1, functools.partial(refuse, ValueError("no")), 2]
+    with pytest.warns(
+        UserWarning, match=r"/dev/full is written no more, and the run continues: OSError: .*No space left"
+    ) as seen:
+        found = outcomes(obey, items, quarantine="/dev/full")
+    assert len(seen) == 1
+    assert [outcome.value for outcome in found] == [None, 2, None, 4]
+    assert found[0].error == "ValueError: no"
+
+
+def test_shared_memory_counts():
+    (found, small) = outcomes(obey, [functools.partial(share, 300 * MB), 3], memory=128 * MB)
+    assert found.kind == "memory"
+    assert found.error == f"took more than {128 * MB} bytes, shared memory with the rest"
+    assert small.value == 6
+
+
+def test_it_works_in_the_workers_of_a_data_loader():
+    import torch
+
+    for context in ("fork", "spawn"):
+        loader = torch.utils.data.DataLoader(IsolatedRows(3), batch_size=None, num_workers=1, multiprocessing_context=context)
+        assert [row.tolist() for row in loader] == [[0, 2], [2, 4], [4, 6]]
+
+
+def test_a_script_without_its_guard_is_told(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import math\nfrom mmrope.preprocess import isolated\nprint(list(isolated(math.sqrt, [4.0])))\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert 'guard what it does by if __name__ == "__main__":' in done.stderr
+    script.write_text(
+        "from mmrope.preprocess import isolated\ndef half(x): print('said'); return x / 2\n"
+        "if __name__ == '__main__': print([outcome.value for outcome in isolated(half, [4.0])])\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("[2.0]\n", "said\n")
+
+
+# --- the sandbox ------------------------------------------------------------------------------------------------------
+
+REFUSED = "PermissionError: [Errno 1] Operation not permitted"
+
+
+@pytest.fixture(scope="module")
+def tried_in_a_sandbox(tmp_path_factory):
+    """What comes of each of ESCAPES there, and without it."""
+    folder = tmp_path_factory.mktemp("sandbox")
+    victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    try:
+        items = [(name, str(folder), victim.pid) for name in ESCAPES]
+        inside = {outcome.item[0]: outcome for outcome in outcomes(escape, items, sandboxed=True, memory=None)}
+        assert victim.poll() is None
+        assert list(folder.iterdir()) == []
+        outside = {outcome.item[0]: outcome for outcome in outcomes(escape, items, memory=None)}
+    finally:
+        victim.kill()
+        victim.wait()
+    return inside, outside
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_sandbox_lets_nothing_out(name, tried_in_a_sandbox):
+    inside, outside = tried_in_a_sandbox
+    assert inside[name].kind == "refused"
+    assert "Errno 1]" in inside[name].error or "Errno 38]" in inside[name].error, inside[name].error
+    assert "Errno 1]" not in outside[name].error, "it is refused without a sandbox, too, so the test says nothing"
+
+
+def test_files_are_decoded_in_a_sandbox_as_outside(tmp_path):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": kind, kind: f"samples/{name}"}, {"type": "text", "text": "What?"}]}
+            ]
+        }
+        for kind, name in (("image", "cat.jpg"), ("video", "clip.mp4"), ("image", "missing.jpg"))
+    ]
+    processor = Processor()
+    plain, boxed = (outcomes(processor.row, rows, sandboxed=sandboxed) for sandboxed in (False, True))
+    assert [outcome.kind for outcome in boxed] == ["", "", "refused"]
+    assert [outcome.error for outcome in boxed] == [outcome.error for outcome in plain]
+    for one, other in zip(plain[:2], boxed, strict=False):
+        assert set(one.value) == set(other.value)
+        for key, array in one.value.items():
+            np.testing.assert_array_equal(array, other.value[key])
+
+
+def test_tensors_are_computed_in_a_sandbox():
+    import torch
+
+    (found,) = outcomes(torch.linalg.inv, [4 * torch.eye(300)], sandboxed=True)
+    assert found.error == ""
+    assert torch.equal(found.value, torch.eye(300) / 4)
+
+
+def test_limits_hold_in_a_sandbox():
+    items = [1, *HANGS[:2], functools.partial(share, 300 * MB), functools.partial(take, 3 << 30), *CRASHES.values(), 2]
+    found = outcomes(obey, items, sandboxed=True, seconds=2, memory=128 * MB, workers=2)
+    kinds = ["", "timeout", "timeout", "memory", "memory", *["crash"] * len(CRASHES), ""]
+    assert [outcome.kind for outcome in found] == kinds
+    assert [outcome.error for outcome in found if outcome.kind == "crash"] == list(CRASHES)
+
+
+def test_a_sandbox_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(
+        ValueError, match=r"sandboxed=True cannot be kept to: a sandbox is made by Linux alone, and this is darwin"
+    ):
+        isolated(doubled, [1], sandboxed=True)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "pyseccomp", None)
+    with pytest.raises(ImportError, match=r"a sandbox needs pyseccomp: pip install 'mmrope\[sandbox\]'"):
+        isolated(doubled, [1], sandboxed=True)
+
+
+def test_a_sandbox_is_for_good():
+    (found,) = outcomes(obey, [sandbox_again], sandboxed=True)
+    assert found.error.startswith("OSError: ")

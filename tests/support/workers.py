@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import ctypes
+import gc
+import io
+import os
 import re
+import resource
+import socket
+import subprocess
+import tempfile
 import time
 
 from mmrope.preprocess.errors import MediaError
+from mmrope.preprocess.isolation_worker import send
 
 
 def doubled(item):
@@ -58,12 +66,152 @@ class Unpicklable:
         raise TypeError("a socket is no data")
 
 
-def returned_there_alone():
-    if multiprocessing.parent_process() is None:
-        raise ValueError("it is of no use here")
-    return Unloadable()
+class NoData:
+    """What no worker can send."""
 
 
-class Unloadable:
-    def __reduce__(self):
-        return returned_there_alone, ()
+def no_data():
+    return NoData()
+
+
+def deep(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def share(size):
+    """Takes shared memory, which is no data to the system, and holds it."""
+    import mmap
+
+    shared = mmap.mmap(-1, size)
+    for at in range(0, size, 4096):
+        shared[at] = 1
+    time.sleep(20)
+
+
+def answer(message):
+    """Writes an answer of its own: as a decoder would that a file has taken over."""
+    for file in gc.get_objects():
+        if isinstance(file, io.BufferedWriter) and not file.closed and file.fileno() > 2:
+            send(file, message)
+    time.sleep(20)
+
+
+class Mute(Exception):
+    """An error whose text raises."""
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+class Nameless:
+    """An item whose text raises."""
+
+    def __call__(self):
+        raise Mute
+
+    def __repr__(self):
+        raise KeyError("no text")
+
+
+def own_cause():
+    error, other = ValueError("one"), ValueError("other")
+    error.__cause__, other.__cause__ = other, error
+    raise error
+
+
+class IsolatedRows:
+    """A data set whose rows are made by `isolated`."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        import numpy as np
+
+        from mmrope.preprocess.isolation import isolated
+
+        if index >= self.count:
+            raise IndexError
+        return np.array([outcome.value for outcome in isolated(doubled, [index, index + 1])])
+
+
+def sandbox_again():
+    from mmrope.preprocess import sandbox
+
+    sandbox.enter()
+
+
+# --- ways out of a sandbox: each does what it says and ends, or raises ---------------------------------------------------
+
+
+def escape(way):
+    name, folder, victim = way
+    done = ESCAPES[name](folder, victim)
+    if isinstance(done, int) and done < 0:  # of a call without a wrapper in Python
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def call(number, *arguments):
+    """A call of the system by its number on x86-64, and what it returns."""
+    arguments = [ctypes.c_long(part) if isinstance(part, int) else part for part in arguments]
+    return ctypes.CDLL(None, use_errno=True).syscall(ctypes.c_long(number), *arguments)
+
+
+def closed(file):
+    """A descriptor is closed; of a call that failed it is returned."""
+    return file if file < 0 else os.close(file)
+
+
+def _forked(folder, victim):
+    if not (pid := os.fork()):
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def _written(folder, victim):
+    with open(f"{folder}/file", "w") as file:
+        file.write("here")
+    os.remove(f"{folder}/file")
+
+
+def _memory_of_another(folder, victim):
+    """process_vm_writev: refused outside, too, for what it is told to write, but not for want of permission."""
+    return call(311, victim, None, 0, None, 0, 1)
+
+
+ESCAPES = {
+    "a socket": lambda folder, victim: socket.socket().close(),
+    "a UDP socket": lambda folder, victim: socket.socket(type=socket.SOCK_DGRAM).close(),
+    "a UNIX socket": lambda folder, victim: socket.socket(socket.AF_UNIX).close(),
+    "a pair of sockets": lambda folder, victim: [end.close() for end in socket.socketpair()],
+    "a name looked up": lambda folder, victim: call(41, 2, 2, 0),
+    "a file to write": _written,
+    "a file to append to": lambda folder, victim: os.close(os.open(os.devnull, os.O_WRONLY | os.O_APPEND)),
+    "a file to read and write": lambda folder, victim: os.close(os.open(os.devnull, os.O_RDWR)),
+    "an old way to write": lambda folder, victim: closed(call(2, os.devnull.encode(), 1)),
+    "openat2": lambda folder, victim: call(437, -100, os.devnull.encode(), (ctypes.c_uint64 * 3)(), 24),
+    "a folder": lambda folder, victim: (os.mkdir(f"{folder}/new"), os.rmdir(f"{folder}/new")),
+    "a file without a name": lambda folder, victim: os.close(os.memfd_create("name")),
+    "a link": lambda folder, victim: (os.symlink("x", f"{folder}/link"), os.remove(f"{folder}/link")),
+    "a file removed": lambda folder, victim: tempfile.TemporaryFile(dir=folder).close(),
+    "a file of others changed": lambda folder, victim: os.chmod(folder, 0o700),
+    "a process": _forked,
+    "a program": lambda folder, victim: subprocess.run(["true"], check=True),
+    "a program by itself": lambda folder, victim: call(59, b"/nowhere", None, None),
+    "a signal": lambda folder, victim: os.kill(victim, 0),
+    "a signal to a thread": lambda folder, victim: call(234, victim, victim, 0),
+    "a signal by a descriptor": lambda folder, victim: call(424, os.pidfd_open(victim), 0, None, 0),
+    "another's memory": _memory_of_another,
+    "limits of another": lambda folder, victim: resource.prlimit(victim, resource.RLIMIT_NOFILE) and None,
+    "its own limits": lambda folder, victim: call(302, 0, resource.RLIMIT_NOFILE, (ctypes.c_uint64 * 2)(64, 64), None),
+    "shared memory of System V": lambda folder, victim: call(29, 0, 4096, 0o600),
+    "io_uring": lambda folder, victim: closed(call(425, 1, (ctypes.c_uint8 * 120)())),
+    "another namespace": lambda folder, victim: call(272, 0),
+    "its filter": lambda folder, victim: call(317, 2, 0, ctypes.byref(ctypes.c_uint32(0x7FFF0000))),
+}

@@ -1,0 +1,138 @@
+"""What a worker of `isolated` sends back: plain data, which no code of its sender runs with.
+
+pack: value -> [bytes of the outline: 8] [outline, JSON] [arrays, each at a multiple of 64] -> unpack
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import sys
+from typing import Any
+
+import numpy as np
+
+_LENGTH = struct.Struct(">Q")
+_ALIGNED = 64
+_DTYPE = re.compile(r"[<>|](?:[biufcSU]\d{1,9}|[mM]8(?:\[\d*\w+\])?)")
+_MEANT = "return None, numbers, texts, bytes, arrays, tensors, and lists, tuples, sets and dicts of them"
+
+
+def pack(value: Any) -> bytearray:
+    """A value as bytes.
+
+    Raises:
+        ValueError: it is, or holds, what is no plain data; arrays must be of numbers, texts or times.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmrope.preprocess.isolation_data import pack, unpack
+        >>> unpack(pack({"grid": (1, 4, 6), "pixels": np.zeros((24, 3), np.uint8)}))["pixels"].shape
+        (24, 3)
+    """
+    arrays: list[np.ndarray] = []
+    outline = json.dumps(_outline(value, arrays)).encode()
+    packed = bytearray(_LENGTH.pack(len(outline))) + outline
+    for array in arrays:
+        packed += bytes(-len(packed) % _ALIGNED)
+        packed += array.data.cast("B") if array.size else b""
+    return packed
+
+
+def unpack(packed: bytearray) -> Any:
+    """The value that `pack` was given. Arrays and tensors are views of `packed`, and can be written to.
+
+    Raises:
+        ValueError: bytes that `pack` did not make.
+    """
+    try:
+        (length,) = _LENGTH.unpack_from(packed)
+        start = _LENGTH.size
+        return _Reader(packed, start + length).value(json.loads(packed[start : start + length]))
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError, struct.error) as error:
+        raise ValueError(f"these are no packed values: {type(error).__name__}: {error}") from None
+
+
+def _outline(value: Any, arrays: list[np.ndarray]) -> Any:
+    """JSON of a value: what JSON has is itself, and what it has not is [kind, ...]; arrays go to the list."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, dict):
+        return ["dict", *([_outline(key, arrays), _outline(item, arrays)] for key, item in value.items())]
+    for kind, collection in _COLLECTIONS.items():
+        if type(value) is collection:
+            return [kind, *(_outline(item, arrays) for item in value)]
+    if isinstance(value, np.generic):
+        return _array(np.asarray(value), "number", arrays)
+    if isinstance(value, complex):
+        return ["complex", value.real, value.imag]
+    if isinstance(value, (bytes, bytearray)):
+        return _array(np.frombuffer(value, np.uint8), "bytes", arrays)
+    if isinstance(value, np.ndarray):
+        return _array(value, "array", arrays)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()  # of other dtypes than numpy's the bytes
+        return ["tensor", str(value.dtype).removeprefix("torch."), list(value.shape),
+                _array(plain.reshape(-1).view(torch.uint8).numpy(), "array", arrays)]  # fmt: skip
+    raise ValueError(f"a {type(value).__module__}.{type(value).__qualname__} cannot be sent: {_MEANT}")
+
+
+_COLLECTIONS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+def _array(array: np.ndarray, kind: str, arrays: list[np.ndarray]) -> list[Any]:
+    if not _DTYPE.fullmatch(array.dtype.str):
+        raise ValueError(f"an array of {array.dtype} cannot be sent: {_MEANT}")
+    shape = list(array.shape)
+    arrays.append(np.ascontiguousarray(array))
+    return [kind, array.dtype.str, shape]
+
+
+class _Reader:
+    """Reads an outline; arrays follow one another from `at` on."""
+
+    def __init__(self, packed: bytearray, at: int) -> None:
+        self.packed, self.at = packed, at
+
+    def value(self, outline: Any) -> Any:
+        if not isinstance(outline, list):
+            return outline
+        kind, *rest = outline
+        if kind == "dict":
+            return {self.value(key): self.value(item) for key, item in rest}
+        if kind in _COLLECTIONS:
+            return _COLLECTIONS[kind](self.value(item) for item in rest)
+        if kind == "complex":
+            return complex(*rest)
+        if kind == "tensor":
+            return self.tensor(*rest)
+        array = self.array(*rest)
+        if kind == "bytes":
+            return array.tobytes()
+        if kind not in ("array", "number"):
+            raise ValueError(f"no kind of values is called {kind!r}")
+        return array[()] if kind == "number" else array
+
+    def array(self, dtype: str, shape: list[int]) -> np.ndarray:
+        if not _DTYPE.fullmatch(dtype) or any(size < 0 for size in shape):
+            raise ValueError(f"no array is of {dtype} and {shape}")
+        kind, count = np.dtype(dtype), 1
+        for size in shape:
+            count *= size
+        if not count:
+            return np.zeros(shape, kind)
+        self.at += -self.at % _ALIGNED
+        array = np.frombuffer(self.packed, kind, count, self.at).reshape(shape)
+        self.at += array.nbytes
+        return array
+
+    def tensor(self, dtype: str, shape: list[int], content: list[Any]) -> Any:
+        import torch
+
+        known = getattr(torch, dtype)
+        if not isinstance(known, torch.dtype):
+            raise ValueError(f"torch.{dtype} is no dtype")
+        bits = torch.from_numpy(self.array(*content[1:]))
+        return bits.view(known).reshape(shape) if len(bits) else torch.zeros(shape, dtype=known)

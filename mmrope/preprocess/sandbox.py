@@ -1,0 +1,87 @@
+"""A process that gives up what decoding never needs: a network, writing, other processes. By seccomp, through libseccomp.
+
+What is not on the list is refused by the kernel, in every thread, for good: a decoder that a file has taken over can compute,
+read what its user may read, and answer. The list is of what may be done, not of what may not: what kernels learn later is
+refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from mmrope.extras import needed_for
+
+LIBRARIES = {
+    "mmrope.preprocess.image": ("simplejpeg", "pillow_heif"),
+    "mmrope.preprocess.text": ("tokenizers", "jinja2"),
+    "mmrope.preprocess.patches": ("torch", "av"),
+}
+"""What these modules import when it is first needed. Importing may start programs and write files, as torch's does."""
+_FREE = """
+read readv pread64 preadv preadv2 lseek close close_range dup dup2 dup3 pipe pipe2 write writev
+stat lstat fstat newfstatat statx access faccessat faccessat2 readlink readlinkat getdents getdents64 getcwd statfs fstatfs
+fadvise64 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait eventfd eventfd2
+mmap munmap mremap mprotect brk madvise mincore membarrier get_mempolicy
+futex futex_waitv set_robust_list get_robust_list set_tid_address rseq sched_yield sched_getaffinity sched_getparam
+sched_getscheduler sched_get_priority_max sched_get_priority_min arch_prctl prctl exit exit_group restart_syscall
+rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack pause alarm
+setitimer getitimer timer_create timer_settime timer_gettime timer_delete nanosleep clock_nanosleep clock_gettime clock_getres
+gettimeofday time times getrusage getrlimit sysinfo uname getrandom getcpu
+getpid getppid gettid getpgrp getpgid getsid getuid geteuid getgid getegid getresuid getresgid getgroups capget
+"""
+"""Calls of the system that touch nothing but the process itself, or read."""
+_UNKNOWN = "clone3 openat2 io_uring_setup"
+"""Calls whose arguments lie where a filter cannot look: said to be unknown, so that libraries take the older ones."""
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_CLONE_THREAD = 0x00010000
+_COMMANDS = {
+    "fcntl": (0, 1, 2, 3, 4, 1030),  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: none sends signals
+    "ioctl": (0x5401, 0x5413, 0x541B, 0x5450, 0x5451),  # TCGETS, TIOCGWINSZ, FIONREAD, FIONCLEX, FIOCLEX: none types
+}
+
+
+def why_not() -> str:
+    """Why there can be no sandbox on this system; empty if there can be one.
+
+    Raises:
+        ImportError: the extra that brings it is missing.
+    """
+    if sys.platform != "linux":
+        return f"a sandbox is made by Linux alone, and this is {sys.platform}"
+    with needed_for("a sandbox"):
+        try:
+            import pyseccomp  # noqa: F401
+        except RuntimeError:  # what it raises without the library
+            return "libseccomp is not installed (Debian's package is libseccomp2)"
+    return ""
+
+
+def enter() -> None:
+    """Gives up, in all threads of this process and for good, whatever is not on the lists above.
+
+    Refused calls fail with EPERM, a PermissionError. What was opened before stays open.
+
+    Raises:
+        OSError: the kernel, or the container around it, allows no filters.
+    """
+    import pyseccomp as seccomp
+    from pyseccomp import ALLOW, EQ, ERRNO, MASKED_EQ, Arch, Arg, Attr, SyscallFilter
+
+    allowed = SyscallFilter(ERRNO(errno.EPERM))
+    allowed.set_attr(Attr.CTL_TSYNC, 1)
+    known = {name: seccomp.resolve_syscall(Arch.NATIVE, name) for name in f"{_FREE} {_UNKNOWN}".split()}
+    for name, number in known.items():
+        if number != -1:  # libseccomp may be older than the call
+            allowed.add_rule(ERRNO(errno.ENOSYS) if name in _UNKNOWN.split() else ALLOW, number)
+    allowed.add_rule(ALLOW, "open", Arg(1, MASKED_EQ, _WRITING, 0))
+    allowed.add_rule(ALLOW, "openat", Arg(2, MASKED_EQ, _WRITING, 0))
+    allowed.add_rule(ALLOW, "clone", Arg(0, MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD))  # a thread, not a process
+    allowed.add_rule(ALLOW, "prlimit64", Arg(0, EQ, 0), Arg(2, EQ, 0))  # to read one's own limits
+    for call in ("kill", "tgkill"):  # oneself, as abort does
+        allowed.add_rule(ALLOW, call, Arg(0, EQ, os.getpid()))
+    for call, commands in _COMMANDS.items():
+        for command in commands:
+            allowed.add_rule(ALLOW, call, Arg(1, MASKED_EQ, 0xFFFFFFFF, command))
+    allowed.load()
