@@ -43,6 +43,9 @@ class KVCache:
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores a layer's new k and v [B, K, S, D] after the first `length`; returns all, [B, K, length + S, D].
 
+        Raises:
+            ValueError: it holds other rows, or another model's.
+
         Example:
             >>> import torch
             >>> from mmrope.vlm import KVCache
@@ -53,6 +56,11 @@ class KVCache:
         """
         b, heads, new, d = k.shape
         stop = self.length + new
+        if layer < len(self.kv) and (held := self.kv[layer].shape)[1:3] + held[4:] != (b, heads, d):
+            raise ValueError(
+                f"the cache holds {held[1]} rows of {held[2]} heads of {held[4]}, and these are {b} rows of {heads} heads of "
+                f"{d}: each batch needs a KVCache of its own"
+            )
         if layer == len(self.kv):
             self.kv.append(k.new_empty(2, b, heads, max(self.room, stop), d))
         elif stop > self.kv[layer].shape[-2]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
@@ -86,26 +87,43 @@ def stream(
         The new token of each row; the padding token in rows that have ended.
 
     Raises:
-        ValueError: rows padded on the right, options out of range, several conversations or padding with a cache, or what is
-            neither an input nor an option.
+        ValueError: rows padded on the right, no tokens, tokens that the model does not know, options out of range, several
+            conversations or padding with a cache, what is neither an input nor an option, or a model that computes nan.
     """
     inputs = {"input_ids": input_ids, "position_ids": position_ids, **media}
-    check_inputs(inputs, options=_OPTIONS)
+    check_inputs({**inputs, "attention_mask": attention_mask, "next_position": next_position}, options=_OPTIONS)
     if packed_lengths(inputs) is not None:
         raise ValueError("a pack (cu_seqlens) is for training: generate from rows that are padded on the left")
     batch, length = input_ids.shape
+    vocabulary = model.config.decoder.vocab_size
+    if not batch or not length:
+        raise ValueError(
+            f"there is nothing to continue: input_ids are {list(input_ids.shape)}, {batch} rows of {length} tokens"
+        )
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
     how = replace(model.config.generation, **{key: value for key, value in options.items() if value is not None})
-    if max_new_tokens < 1 or prefill_chunk < 1:
-        raise ValueError(f"need max_new_tokens >= 1 and prefill_chunk >= 1, got {max_new_tokens=}, {prefill_chunk=}")
-    if len(stop) and not all(0 <= token < model.config.decoder.vocab_size for token in stop):
-        raise ValueError(f"stop must be tokens of a vocabulary of {model.config.decoder.vocab_size}, got {list(stop)}")
+    for name, count in (("max_new_tokens", max_new_tokens), ("prefill_chunk", prefill_chunk)):
+        if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be a whole number of tokens, at least 1; got {count!r}")
+    if not isinstance(stop, Collection) or not all(isinstance(token, Integral) and 0 <= token < vocabulary for token in stop):
+        raise ValueError(f"stop must be tokens of a vocabulary of {vocabulary}, such as [2], got {stop!r}")
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must be {list(input_ids.shape)}, as input_ids are, got {list(attention_mask.shape)}: with a "
+            "cache, too, all tokens of the conversation are given"
+        )
+    least, most = input_ids.aminmax()
+    if not 0 <= int(least) <= int(most) < vocabulary:
+        raise ValueError(
+            f"input_ids go from {int(least)} to {int(most)}, and the model knows {vocabulary} tokens from 0 on: was the text "
+            "encoded with another model's tokenizer?"
+        )
+    if not bool(next_position.isfinite().all()):
+        raise ValueError(f"next_position must be numbers, got {next_position.tolist()}")
     if not bool(attention_mask[:, -1].all()):
         raise ValueError(
             "a row ends in padding, so its next token cannot be read off: pad on the left (Processor(padding_side='left'))"
         )
-    if next_position.shape != (batch,):
-        raise ValueError(f"next_position must be [{batch}], one id a row, got {list(next_position.shape)}")
     padded = not bool(attention_mask.all())
     if cache is not None and (batch > 1 or padded):
         raise ValueError(f"a cache holds one conversation without padding, got {batch}{' with padding' if padded else ''}")
@@ -126,6 +144,11 @@ def stream(
         for n in range(1, max_new_tokens + 1):
             token = choose_token(logits.float(), how, generator, seen)  # [b]
             values = token.tolist()
+            if -1 in values:
+                raise ValueError(
+                    f"the model computes no numbers (nan) for row {rows[values.index(-1)]}, token {n}: are its weights "
+                    "damaged, or too large for their dtype?"
+                )
             written = dict(zip(rows, values, strict=True))
             yield [written.get(row, pad) for row in range(batch)]
             going = [i for i, value in enumerate(values) if value not in ends]

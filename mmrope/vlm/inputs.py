@@ -47,13 +47,26 @@ def check_inputs(inputs: Mapping[str, Any], *, options: Collection[str] = ()) ->
     """That these are a Processor's output, where `options` are known, too.
 
     Raises:
-        ValueError: a key that is missing or unknown.
+        ValueError: a key that is missing or unknown, or is not of the same rows and tokens as the others.
     """
     if unknown := sorted(set(inputs) - set(Inputs.__annotations__)):
         known = [*options, *Inputs.__annotations__]
         raise ValueError(f"{', '.join(unknown)}: not known here; known are {', '.join(known)}")
     if missing := [key for key in ("input_ids", "position_ids") if inputs.get(key) is None]:
         raise ValueError(f"{' and '.join(missing)} missing: pass all that the processor returned")
+    tokens = inputs["input_ids"]
+    if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids must be whole numbers [B, S], got {tokens.dtype} {list(tokens.shape)}")
+    rows, count = tokens.shape
+    for key, shape, fits in (
+        ("position_ids", f"[axes, {rows}, {count}]", lambda given: given[1:] == (rows, count)),
+        ("mm_token_type_ids", f"[{rows}, {count}]", lambda given: given == (rows, count)),
+        ("attention_mask", f"[{rows}, {count}]", lambda given: len(given) == 2 and given[0] == rows and given[1] >= count),
+        ("next_position", f"[{rows}]", lambda given: given == (rows,)),
+    ):
+        if inputs.get(key) is not None and not fits(inputs[key].shape):
+            given = list(inputs[key].shape)
+            raise ValueError(f"{key} must be {shape} for input_ids of {rows} rows of {count} tokens, got {given}")
 
 
 def packed_lengths(inputs: Mapping[str, Any]) -> list[int] | None:

@@ -104,6 +104,10 @@ class VLM(nn.Module):
         check_inputs(inputs)
         if labels is not None and logits_to_keep:
             raise ValueError("labels are of all tokens: leave logits_to_keep out, or compute the loss of those logits yourself")
+        if labels is not None and labels.shape != inputs["input_ids"].shape:
+            raise ValueError(f"labels must be {list(inputs['input_ids'].shape)}, as input_ids are, got {list(labels.shape)}")
+        if logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep must be a number of last tokens, 0 for all, got {logits_to_keep}")
         lengths = packed_lengths(inputs)
         if lengths is not None and cache is not None:
             raise ValueError("a pack (cu_seqlens) is for training: give no cache, or rows that are padded on the left")

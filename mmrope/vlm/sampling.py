@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -37,9 +38,22 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        good = self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0
-        if not good:
-            raise ValueError(f"need temperature >= 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got {self}")
+        number, whole = self.top_k, isinstance(self.top_k, Integral) and not isinstance(self.top_k, bool)
+        for name, good, what in (
+            ("temperature", _within(self.temperature, 0, MOST), "a finite number, 0 for the likeliest token"),
+            ("top_k", whole and number >= 0, "a whole number of tokens, 0 for all"),
+            ("top_p", _within(self.top_p, 0, 1) and self.top_p > 0, "a probability above 0, 1 for all tokens"),
+            ("repetition_penalty", _within(self.repetition_penalty, 1e-3, 1e3), "a number from 0.001 to 1000, 1 for none"),
+        ):
+            if not good:
+                raise ValueError(f"{name} must be {what}; got {getattr(self, name)!r}")
+
+
+MOST = float(torch.finfo(torch.float32).max)
+
+
+def _within(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and least <= float(value) <= most
 
 
 def generation_config(values: Mapping[str, Any]) -> GenerationConfig:
@@ -82,16 +96,19 @@ def end_tokens(said: Any) -> tuple[int, ...]:
 def choose_token(
     logits: Tensor, how: GenerationConfig, generator: torch.Generator | None = None, seen: Tensor | None = None
 ) -> Tensor:
-    """The next token of each row, from logits [B, vocab]; `seen`, bool [B, vocab], are the tokens that it has already."""
+    """The next token of each row, from logits [B, vocab], float32; -1 for a row whose logits are no numbers. `seen`,
+    bool [B, vocab], are the tokens that it has already."""
+    lost = logits.isnan().any(dim=-1)  # [B]
     if seen is not None:
         penalty = how.repetition_penalty
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
     if how.temperature == 0:
-        return logits.argmax(dim=-1)
+        return logits.argmax(dim=-1).masked_fill(lost, -1)
     count = min(how.top_k or logits.shape[-1], logits.shape[-1])
     likeliest, order = logits.topk(count, dim=-1)  # [B, count], falling
-    p = (likeliest / how.temperature).softmax(dim=-1)
+    # from 0 down, so that no temperature makes infinite what is not: 1e-30 is as near to 0 as float32 can tell
+    p = ((likeliest - likeliest[:, :1]) / max(how.temperature, 1e-30)).softmax(dim=-1)
     p = p.masked_fill(p.cumsum(dim=-1) - p >= how.top_p, 0.0)  # what is likelier than the rest together is always kept
     # the first of exponential clocks of these rates to ring: draws as torch.multinomial does, which may wait for the device
     drawn = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(dim=-1, keepdim=True)  # [B, 1]
-    return order.gather(-1, drawn).squeeze(-1)  # [B]
+    return order.gather(-1, drawn).squeeze(-1).masked_fill(lost, -1)  # [B]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 
 import numpy as np
@@ -20,6 +21,7 @@ from mmrope.vlm.attention import causal_mask, packed_attention
 from mmrope.vlm.cache import KVCache
 from mmrope.vlm.config import DecoderConfig, VisionConfig
 from mmrope.vlm.manifest import write_manifest
+from mmrope.vlm.sampling import choose_token
 from mmrope.vlm.vision import VisionEncoder
 
 SMALL = VLMConfig(
@@ -213,7 +215,7 @@ def test_rows_end_at_a_stop_token(model, processor, conversations):
     for row, expected in zip(tokens.tolist(), free.tolist(), strict=True):
         n = expected.index(stop) + 1 if stop in expected else len(expected)
         assert row == (expected[:n] + [text.PAD] * 6)[: len(row)]
-    with pytest.raises(ValueError, match=r"stop must be tokens of a vocabulary of 263, got \[263\]"):
+    with pytest.raises(ValueError, match=r"stop must be tokens of a vocabulary of 263, such as \[2\], got \[263\]"):
         model.generate(**inputs, stop=[263])
 
 
@@ -232,8 +234,6 @@ def test_sampling(model, processor, conversations):
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
-    from mmrope.vlm.sampling import choose_token
-
     p = torch.tensor([0.5, 0.3, 0.15, 0.05])
     generator = torch.Generator().manual_seed(0)
 
@@ -251,6 +251,19 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
     twice = torch.tensor([0.25, 0.3, 0.15, 0.05])  # log(0.5) * 2
     seen = torch.tensor([True, False, False, False]).expand(20_000, 4)
     torch.testing.assert_close(shares(seen, repetition_penalty=2.0), twice / twice.sum(), rtol=0, atol=0.015)
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-30, 1e-6])
+def test_next_to_no_temperature_is_the_likeliest_token(temperature):
+    """However large the logits are: what is divided is how far they are below the largest."""
+    logits = torch.randn(200, 50, generator=torch.Generator().manual_seed(0)) * 10 ** torch.linspace(-3, 30, 200)[:, None]
+    how = GenerationConfig(temperature=temperature)
+    assert torch.equal(choose_token(logits, how), logits.argmax(dim=-1))
+
+
+def test_no_end_of_temperature_is_any_token():
+    drawn = choose_token(torch.tensor([5.0, 0.0, -5.0, -50.0]).expand(20_000, 4), GenerationConfig(temperature=3e38))
+    torch.testing.assert_close(torch.bincount(drawn, minlength=4) / 20_000, torch.full((4,), 0.25), rtol=0, atol=0.02)
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------
@@ -388,7 +401,7 @@ def test_bfloat16(model, processor, conversations):
         ),
         (
             lambda i: {**i, "position_ids": i["position_ids"][:, :1]},
-            r"position_ids must be \[axes, 4, \d+\] for these 4 rows of \d+ tokens, got \[3, 1, \d+\]: every row has its own",
+            r"position_ids must be \[axes, 4, \d+\] for input_ids of 4 rows of \d+ tokens, got \[3, 1, \d+\]",
         ),
     ],
 )
@@ -448,13 +461,31 @@ def test_what_is_not_read_is_refused(model, processor, conversations):
     ("side", "options", "message"),
     [
         ("right", {}, r"a row ends in padding, .* pad on the left \(Processor\(padding_side='left'\)\)"),
-        (
-            "left",
-            {"temperature": -1.0},
-            r"need temperature >= 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got .*temperature=-1.0",
+        *(
+            ("left", {"temperature": odd}, r"^temperature must be a finite number, 0 for the likeliest token; got ")
+            for odd in (-1.0, math.nan, math.inf, 1e39, "1", True)
         ),
-        ("left", {"top_p": 0.0}, r"top_p=0.0"),
-        ("left", {"max_new_tokens": 0}, r"max_new_tokens=0"),
+        *(
+            ("left", {"top_p": odd}, r"^top_p must be a probability above 0, 1 for all tokens; got ")
+            for odd in (0.0, 1.1, math.nan)
+        ),
+        *(
+            ("left", {"top_k": odd}, r"^top_k must be a whole number of tokens, 0 for all; got ")
+            for odd in (-1, 1.5, True, "3")
+        ),
+        *(
+            ("left", {"repetition_penalty": odd}, r"^repetition_penalty must be a number from 0.001 to 1000, 1 for none; got ")
+            for odd in (0, 9e-4, 1001, math.nan, math.inf)
+        ),
+        *(
+            ("left", {name: odd}, f"^{name} must be a whole number of tokens, at least 1; got ")
+            for name in ("max_new_tokens", "prefill_chunk")
+            for odd in (0, 1.5, True, "3", math.inf)
+        ),
+        *(
+            ("left", {"stop": odd}, r"^stop must be tokens of a vocabulary of 263, such as \[2\], got ")
+            for odd in (3, [3.5], [-1], "ab", [263])
+        ),
     ],
 )
 def test_generation_options_are_checked(model, conversations, side, options, message):
@@ -464,8 +495,82 @@ def test_generation_options_are_checked(model, conversations, side, options, mes
 
 def test_generation_needs_each_rows_next_position(model, processor, conversations):
     inputs = processor(conversations)
-    with pytest.raises(ValueError, match=r"next_position must be \[4\], one id a row, got \[1\]"):
+    with pytest.raises(ValueError, match=r"next_position must be \[4\] for input_ids of 4 rows of \d+ tokens, got \[1\]"):
         model.generate(**{**inputs, "next_position": inputs["next_position"][:1]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda i: {**i, "attention_mask": i["attention_mask"][:, -1:]},
+            r"attention_mask must be \[4, \d+\] for input_ids of 4",
+        ),
+        (lambda i: {**i, "attention_mask": i["attention_mask"][:1]}, r"attention_mask must be \[4, \d+\] for input_ids of 4"),
+        (
+            lambda i: {**i, "attention_mask": F.pad(i["attention_mask"], (1, 0))},
+            r"attention_mask must be \[4, \d+\], as input_ids",
+        ),
+        (lambda i: {**i, "mm_token_type_ids": i["mm_token_type_ids"][:, :1]}, r"mm_token_type_ids must be \[4, \d+\] for"),
+        (
+            lambda i: {**i, "position_ids": i["position_ids"][..., :1]},
+            r"position_ids must be \[axes, 4, \d+\] for .* got \[3, 4, 1\]",
+        ),
+        (
+            lambda i: {**i, "input_ids": i["input_ids"] + 263},
+            r"input_ids go from \d+ to \d+, and the model knows 263 tokens from 0",
+        ),
+        (lambda i: {**i, "input_ids": -i["input_ids"]}, r"input_ids go from -\d+ to "),
+        (lambda i: {**i, "input_ids": i["input_ids"].float()}, r"input_ids must be whole numbers \[B, S\], got torch.float32"),
+        (lambda i: {**i, "next_position": i["next_position"] * math.nan}, r"next_position must be numbers, got \[nan, "),
+        (lambda i: _without(i, rows=True), r"there is nothing to continue: input_ids are \[0, \d+\], 0 rows of \d+ tokens"),
+        (lambda i: _without(i, rows=False), r"there is nothing to continue: input_ids are \[4, 0\], 4 rows of 0 tokens"),
+    ],
+)
+def test_prompts_that_are_none_are_refused(model, processor, conversations, change, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(**change(processor(conversations)), max_new_tokens=2)
+
+
+def _without(inputs, rows):
+    """Inputs without rows, or without tokens."""
+    ids = inputs["position_ids"]
+    none = {
+        key: inputs[key][:0] if rows else inputs[key][:, :0] for key in ("input_ids", "attention_mask", "mm_token_type_ids")
+    }
+    return none | {
+        "position_ids": ids[:, :0] if rows else ids[..., :0],
+        "next_position": inputs["next_position"][: 0 if rows else 4],
+    }
+
+
+def test_a_model_that_computes_nan_writes_nothing(processor, conversations):
+    broken = VLM(SMALL).eval()
+    with torch.no_grad():
+        broken.embedding.weight[5] = math.nan
+    for options in ({}, {"temperature": 1.0}):
+        with pytest.raises(
+            ValueError, match=r"the model computes no numbers \(nan\) for row 0, token 1: are its weights damaged, or"
+        ):
+            broken.generate(**processor(conversations[0]), **options)
+
+
+def test_labels_and_logits_are_of_the_tokens(model, processor, conversations):
+    inputs = processor(conversations)
+    with pytest.raises(ValueError, match=r"labels must be \[4, \d+\], as input_ids are, got \[4, 3\]"):
+        model(**inputs, labels=inputs["input_ids"][:, :3])
+    with pytest.raises(ValueError, match=r"logits_to_keep must be a number of last tokens, 0 for all, got -1"):
+        model(**inputs, logits_to_keep=-1)
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (4, 3)])
+def test_a_cache_is_of_one_batch(model, processor, conversations, first, then):
+    cache = KVCache()
+    model(**processor(conversations[:first]), cache=cache)
+    with pytest.raises(
+        ValueError, match=rf"the cache holds {first} rows of 2 heads of 16, and these are {then} rows|columns, but"
+    ):
+        model(**processor(conversations[:then]), cache=cache)
 
 
 def test_heads_must_share_keys_evenly():
