@@ -73,6 +73,7 @@ NATIVE = {
     "libsharpyuv": "BSD-3-Clause",
     "libtiff": "libtiff",
     "libunistring": "LGPL-3.0-or-later OR GPL-2.0-or-later",
+    "libvmaf": "BSD-2-Clause-Patent",  # av 19
     "libvpl": "MIT",
     "libvpx": "BSD-3-Clause",
     "libwebp": "BSD-3-Clause",
