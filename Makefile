@@ -1,10 +1,13 @@
 # Two commands: `make demo` and `make test`. Each sets up what it needs in .venv, once.
 #   PYTHON=python3.12   the Python to make .venv with
 #   UV=no               install with plain pip instead of uv
+#   HASHES=yes          install only files whose hashes requirements-hashes.txt has: all that is pinned, then mmrope itself
+#   ADVISORIES=folder   for `make audit`: a copy of github.com/pypa/advisory-database, instead of asking the package index
 #   DEVICE=cpu          where the demo runs; by default on a GPU if there is one
 
 PYTHON ?= python3
 UV ?= yes
+HASHES ?= no
 DEVICE ?= auto
 BIN := .venv/bin
 
@@ -14,9 +17,14 @@ else
 PIP = $(BIN)/uv pip install --python $(BIN)/python
 COMPILE = --compile-bytecode
 endif
+ifeq ($(HASHES),yes)
+# from wheels alone, since what builds a source distribution has no hash; nor has a folder: mmrope comes last, built with what is there
+INSTALL = $(PIP) --only-binary :all: --require-hashes --requirement requirements-hashes.txt && $(PIP) --no-deps --no-build-isolation
+else
 INSTALL = $(PIP) --constraint constraints.txt
+endif
 
-.PHONY: help demo test lowest proof check check-all gpu references samples constraints clean
+.PHONY: help demo test lowest proof check check-all gpu references samples constraints licences audit clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -55,9 +63,17 @@ samples: .venv/dev  ## make the photographs and the video in samples anew
 	$(BIN)/python scripts/make_samples.py
 
 # typer 0.29 loads pydantic at every start: `mmrope ids` would take 0.37 s instead of 0.22 s
-constraints: .venv/base  ## pin the newest versions
+constraints: .venv/base  ## pin the newest versions, and the hashes of their files
 	echo 'typer<0.29' | $(BIN)/uv pip compile pyproject.toml --extra dev --constraint - --universal --python-version 3.10 \
 		--prerelease disallow --no-header --no-annotate --upgrade --output-file constraints.txt
+	$(BIN)/uv pip compile constraints.txt --no-deps --universal --python-version 3.10 --prerelease disallow \
+		--no-header --no-annotate --generate-hashes --upgrade --output-file requirements-hashes.txt
+
+licences: .venv/dev  ## make the tables of docs/licences.md anew from what is installed
+	$(BIN)/python scripts/audit.py licences
+
+audit: licences  ## the same; then known vulnerabilities of what is pinned, or that they could not be looked up
+	$(BIN)/python scripts/audit.py vulnerabilities $(ADVISORIES)  # 3: there are some; 4: not everything could be looked up
 
 clean:
 	rm -rf .venv .venv-lowest out
@@ -68,7 +84,12 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmrope needs Python 3.10 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 ifneq ($(UV),no)
+ifeq ($(HASHES),yes)
+	sed -n '/^uv==/,/[^\\]$$/p' requirements-hashes.txt > .venv/uv.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .venv/uv.txt
+else
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+endif
 endif
 	@touch $@
 
@@ -86,7 +107,7 @@ endif
 # beside the environment, for tests/adapters/test_replace.py alone: a transformers and a kernels that it takes
 .venv/kernels: tests/adapters/overlay.txt | .venv/dev
 	rm -rf .venv/overlay
-	$(PIP) --target .venv/overlay --no-deps --requirement tests/adapters/overlay.txt
+	$(PIP) --target .venv/overlay --no-deps --require-hashes --requirement tests/adapters/overlay.txt
 	@touch $@
 
 .venv/dev: .venv/base pyproject.toml

@@ -47,7 +47,8 @@ def test_the_source_has_its_tests(built):
     for folder in ("mmrope", "tests", "samples", "docs"):
         here = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
         assert {name for name in here if "__pycache__" not in name} <= names
-    assert {"Makefile", "constraints.txt", "pyproject.toml", "SECURITY.md", "CITATION.cff", "LICENSE"} <= names
+    others = {"Makefile", "constraints.txt", "requirements-hashes.txt", "pyproject.toml", "SECURITY.md", "CITATION.cff"}
+    assert {*others, "LICENSE", "NOTICE"} <= names
     assert not [name for name in names if name.endswith(".safetensors")]
 
 
@@ -69,6 +70,16 @@ def test_its_page_is_whole(package, built):
     assert said["Author"] == "The mmrope authors"
     assert said["License-Expression"] == "Apache-2.0"
     assert [url for url in said.get_all("Project-URL") if url == "Homepage, https://github.com/mmrope/mmrope"]
+
+
+@pytest.mark.parametrize(("package", "files"), [("mmrope", {"LICENSE", "NOTICE"}), ("mmrope_small", {"LICENSE"})])
+def test_its_licence_comes_with_it(package, files, built):
+    [wheel] = built.glob(f"{package}-*.whl")
+    assert set(metadata(wheel).get_all("License-File")) == files
+    with zipfile.ZipFile(wheel) as file:
+        packed = {name.partition(".dist-info/licenses/")[2]: file.read(name) for name in file.namelist()}
+    folder = ROOT if package == "mmrope" else ROOT / "small"
+    assert {name: packed[name] for name in files} == {name: (folder / name).read_bytes() for name in files}
 
 
 def test_the_small_model_is_whole(built):

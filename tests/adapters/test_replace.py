@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -24,7 +25,7 @@ from mmrope.adapters.rotary import RotaryInPlace
 from tests.support import ROOT
 
 OVERLAY = ROOT / ".venv" / "overlay"
-PINS = dict(line.split("==") for line in (ROOT / "tests" / "adapters" / "overlay.txt").read_text().splitlines())
+PINS = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "tests" / "adapters" / "overlay.txt").read_text(), re.MULTILINE))
 ROUNDING = 1e-5
 NAMES = ("llama", "qwen2_5_vl", "qwen3_vl")
 TEXT = {

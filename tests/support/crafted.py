@@ -705,6 +705,7 @@ FILMS = (
     Crafted("h263.3gp", lambda p: reel(p, codec="h263", size=(176, 144)), Film(EVEN, size=(176, 144))),
     Crafted("fragments.mp4", lambda p: reel(p, max_b_frames=0, muxer={"movflags": "frag_keyframe+empty_moov"}), EVENLY),
     Crafted("snow.mkv", lambda p: reel(p, codec="snow"), Refused(r"is coded as snow, which is not opened; re-encode it as h264")),
+    Crafted("magicyuv.avi", lambda p: reel(p, codec="magicyuv"), Refused(r"is coded as magicyuv, which is not opened")),  # CVE-2026-8461
     # sizes
     Crafted("97x63.mp4", lambda p: reel(p, size=(97, 63), pix_fmt="yuv444p"), Film(EVEN, size=(97, 63))),
     Crafted("98x66.mp4", lambda p: reel(p, size=(98, 66)), Film(EVEN, size=(98, 66))),
