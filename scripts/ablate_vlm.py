@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 from collections.abc import Iterator
 from datetime import date
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reports import device_name, replace_marked
+from reports import device_name, read_result, replace_marked, write_result
 from tqdm import tqdm
 
 from mmrope.vlm.data import FULL, ExactAnswers, Mix, TaskBatches, small_config, task_processor
@@ -73,7 +72,7 @@ def main() -> None:
     about = {"steps": options.steps, "count": options.count, "torch": torch.__version__}
     results: dict[str, Any] = {**about, "device": device_name(options.device), "date": str(date.today()), "variants": {}}
     if options.results.is_file():
-        results = json.loads(options.results.read_text(encoding="utf-8"))
+        results = read_result(options.results, *about, "variants")
         if other := {key: results[key] for key in about if results[key] != about[key]}:
             raise SystemExit(f"{options.results} has results with {other}, not {about}: name another file with --results")
     for seed in options.seeds:
@@ -98,7 +97,7 @@ def main() -> None:
                 if exam.name in SIZES
             }
             results["variants"].setdefault(variant, {})[str(seed)] = scores
-            options.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            write_result(options.results, results)
             tqdm.write(f"{variant}, seed {seed}: {scores}")
     lines = list(table(results))
     print("\n".join(lines))

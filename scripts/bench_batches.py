@@ -18,6 +18,7 @@ from typing import Any
 import bench_positions as bench  # first: it sets one thread
 import numpy as np
 import torch
+from reports import write_result
 
 from mmrope import Segment, check, collate, family, hf_position_ids, pack, position_ids, segments_from_inputs
 from mmrope.positions import Row, fingerprint, keep, shard_index
@@ -97,7 +98,7 @@ def main() -> None:
         lines.append(bench.row(*cells))
     text = "\n".join(lines) + "\n"
     print(text)
-    (bench.ROOT / "scripts" / "results" / "bench_batches.md").write_text(text)
+    write_result(bench.ROOT / "scripts" / "results" / "bench_batches.md", text)
 
 
 if __name__ == "__main__":

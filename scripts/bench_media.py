@@ -27,7 +27,7 @@ import decord
 import numpy as np
 import torch
 from PIL import Image
-from reports import cpu, row
+from reports import cpu, row, write_result
 from skimage import data
 from transformers import Glm4vImageProcessor, Qwen2VLImageProcessor
 
@@ -255,7 +255,7 @@ def main() -> None:
                 lines.append(row(case, what, f"{least * 1e3:.1f} / {median * 1e3:.1f}", f"{base / least:.2f}"))
                 print(lines[-1], flush=True)
     text = "\n".join(lines) + "\n"
-    (ROOT / "scripts" / "results" / "bench_media.md").write_text(text)
+    write_result(ROOT / "scripts" / "results" / "bench_media.md", text)
 
 
 if __name__ == "__main__":

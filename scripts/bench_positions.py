@@ -39,7 +39,7 @@ import torch  # noqa: E402
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from reports import cpu, row  # noqa: E402
+from reports import cpu, row, write_result  # noqa: E402
 
 from mmrope import Segment, Span, family, position_ids, segments_from_inputs  # noqa: E402
 from mmrope.adapters.vllm import get_mrope_input_positions  # noqa: E402
@@ -240,7 +240,7 @@ def main() -> None:
     text = "\n".join(table(warm, fresh))
     print(text)
     results = ROOT / "scripts" / "results" / "bench_positions.md"
-    results.write_text(text)
+    write_result(results, text)
 
 
 def table(warm: dict[str, Any], fresh: dict[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reports import cpu, row
+from reports import cpu, row, write_result
 
 from mmrope.encodings.rotary import RotaryEmbedding, apply_rotary
 from mmrope.encodings.spec import RotarySpec
@@ -375,7 +375,7 @@ def main() -> None:
     text = "\n".join(lines).rstrip() + "\n"
     print(text)
     if not asked.quick:
-        (ROOT / "scripts" / "results" / f"bench_rotary_{asked.device}.md").write_text(text)
+        write_result(ROOT / "scripts" / "results" / f"bench_rotary_{asked.device}.md", text)
 
 
 if __name__ == "__main__":

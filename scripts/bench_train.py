@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 import bench_vlm  # noqa: E402
 from bench_vlm import MODELS, load, save  # noqa: E402
-from reports import cpu, replace_marked, row  # noqa: E402
+from reports import cpu, replace_marked, row, write_result  # noqa: E402
 
 from mmrope import Segment, position_ids  # noqa: E402
 from mmrope.adapters.transformers import with_positions  # noqa: E402
@@ -195,7 +195,7 @@ def main() -> None:
             for line in measure(name, folder, args):
                 print(line, flush=True)
                 lines.append(line)
-        args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_result(args.out, "\n".join(lines) + "\n")
     if args.card:
         replace_marked(ROOT / "docs" / "training.md", "figures", [f"`scripts/bench_train.py`, {lines[0]}", *lines[1:]])
     return None

@@ -32,7 +32,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from reports import cpu, row  # noqa: E402
+from reports import cpu, row, write_result  # noqa: E402
 
 from mmrope import VLM, Segment, collate, position_ids, segments_from_inputs  # noqa: E402
 
@@ -279,7 +279,7 @@ def main() -> None:
                 save(name, folder, args.layers, dtype)
                 lines += measure(name, folder, dtype, args.rounds)
                 lines += memory(name, folder, dtype)
-            args.out.write_text("\n".join(lines) + "\n")
+            write_result(args.out, "\n".join(lines) + "\n")
     return None
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import re
 import sys
@@ -28,7 +27,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from reports import replace_marked  # noqa: E402
+from reports import read_result, replace_marked, write_result  # noqa: E402
 
 from mmrope import (  # noqa: E402
     FAMILIES,
@@ -75,8 +74,7 @@ def main() -> None:
     found = results(vllm(asked.vllm) if asked.vllm else transformers())
     print("\n".join(table(found)))
     if asked.write:
-        path = RESULTS / f"compare_upstreams_{found['upstream']}.json"
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_result(RESULTS / f"compare_upstreams_{found['upstream']}.json", found)
         for name, lines in page(load()).items():
             replace_marked(PAGE, name, lines)
 
@@ -661,7 +659,7 @@ def of_hunyuan() -> Iterator[Record]:
 def load() -> dict[str, Record]:
     """The results that are there, by version."""
     paths = {name: RESULTS / f"compare_upstreams_{name}.json" for name in TITLES}
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+    return {name: read_result(path, "upstream") for name, path in paths.items() if path.exists()}
 
 
 def page(found: Mapping[str, Record]) -> dict[str, list[str]]:

@@ -30,6 +30,8 @@ RESULTS, PAGE = ROOT / "scripts" / "results", ROOT / "docs" / "differences.md"
 TABLE = ROOT / "mmrope" / "adapters" / "upstreams.json"
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from reports import read_result, replace_marked, write_result  # noqa: E402
+
 FAMILIES_OF = {  # what the files of vLLM and the functions of SGLang place; transformers' folders are named as families are
     "vllm": {
         "qwen2_vl": ["qwen2_vl"],
@@ -117,8 +119,6 @@ def main() -> None:
             continue
         drifted |= report(upstream, *there, cases=asked.cases, write=asked.write)
     if asked.write:
-        from reports import replace_marked
-
         replace_marked(PAGE, "drift", page())
     raise SystemExit(drifted)
 
@@ -173,11 +173,10 @@ def report(upstream: str, version: str, folder: Path, *, cases: int, write: bool
     if write:
         TABLE.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         made = {"upstream": upstream, "version": version, "date": time.strftime("%Y-%m-%d"), "cases": cases, "code": rows}
-        path = RESULTS / f"drift_{upstream}-{version}.json"
-        path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-        made_of = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("drift_*.json"))]
+        write_result(RESULTS / f"drift_{upstream}-{version}.json", made)
+        made_of = [read_result(path, "upstream", "version", "code") for path in sorted(RESULTS.glob("drift_*.json"))]
         whole = [line for each in made_of for line in table(each["upstream"], each["version"], each["code"])]
-        (RESULTS / "drift.md").write_text("\n".join(whole), encoding="utf-8")
+        write_result(RESULTS / "drift.md", "\n".join(whole))
     return any(row["state"] != "known" for row in rows)
 
 
@@ -212,7 +211,7 @@ def page() -> Iterator[str]:
     yield "| upstream | version | functions that place | of families here | cases equal | otherwise, or new | checked |"
     yield "|---|---|---|---|---|---|---|"
     for path in sorted(RESULTS.glob("drift_*.json")):
-        made = json.loads(path.read_text(encoding="utf-8"))
+        made = read_result(path, "upstream", "version", "code", "date")
         rows = made["code"]
         pairs = [pair for row in rows for pair in row["equal"].values()]
         other = ", ".join(f"`{row['code']}`" for row in rows if row["state"] in ("new", "computes something else"))

@@ -6,13 +6,12 @@ python scripts/eval_vlm.py [--model FOLDER] [--count 1000] [--seed 1] [--device 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from datetime import date
 from pathlib import Path
 
 import torch
-from reports import device_name, replace_marked
+from reports import device_name, replace_marked, write_result
 from tqdm import tqdm
 
 from mmrope import VLM, Processor
@@ -45,7 +44,7 @@ def main() -> None:
         replace_marked(options.model / "README.md", "results", lines)
     if options.json:
         settings = {"count": options.count, "seed": options.seed, "device": device, "torch": torch.__version__}
-        options.json.write_text(json.dumps(settings | {"date": str(date.today()), "results": results}, indent=1) + "\n")
+        write_result(options.json, settings | {"date": str(date.today()), "results": results})
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ the last lines of each part, and out/proof/NAME.log all that it said.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import time
 from datetime import date
 from pathlib import Path
+
+from reports import read_result, write_result
 
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
@@ -31,7 +32,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "proof.json"
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    results = json.loads(path.read_text()) if path.is_file() and not options.again else {}
+    results = read_result(path) if path.is_file() and not options.again else {}
     for name, command in parts().items():
         if (done := results.get(name)) and done["commit"] == commit and done["exit code"] == 0:
             continue
@@ -48,7 +49,7 @@ def main() -> int:
             "date": str(date.today()),
             "said": said,
         }
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        write_result(path, results)
         print(f"{name}: exit code {code} after {results[name]['seconds']} s: {' '.join(said)}", flush=True)
     return int(any(result["exit code"] for result in results.values()))
 

@@ -9,7 +9,6 @@ that are there into docs/adapters.md.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from datetime import date
@@ -22,7 +21,7 @@ import transformers
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from reports import replace_marked  # noqa: E402
+from reports import read_result, replace_marked, write_result  # noqa: E402
 
 from tests.support import tiny_models  # noqa: E402
 from tests.support.proof import proven  # noqa: E402
@@ -49,7 +48,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
 def pages() -> Iterator[str]:
     """Those of all result files."""
     for path in sorted(RESULTS.glob("prove_families_*.json"), reverse=True):
-        yield from table(json.loads(path.read_text(encoding="utf-8")))
+        yield from table(read_result(path, "families"))
 
 
 def main() -> None:
@@ -64,8 +63,7 @@ def main() -> None:
     found["families"] = {name: proven(name) for name in tiny_models.MODELS}
     print("\n".join(table(found)))
     if asked.write:
-        path = RESULTS / f"prove_families_{TRANSFORMERS}.json"
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_result(RESULTS / f"prove_families_{TRANSFORMERS}.json", found)
         replace_marked(PAGE, "families", pages())
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from reports import row
+from reports import row, write_result
 
 ROOT = Path(__file__).parents[1]
 UV = (sys.executable, "-m", "uv")
@@ -101,7 +101,7 @@ def main() -> None:
             found = resolve("pyproject.toml", "--extra=all", "--only-binary=:all:", python=python, system=system)
             lines.append(row(name, python, *versions(found)))
             print(lines[-1], flush=True)
-    (ROOT / "scripts/results/resolve.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_result(ROOT / "scripts/results/resolve.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernel is imported
 
-from reports import row
+from reports import row, write_result
 
 from mmrope.encodings.rotary import RotaryEmbedding
 from mmrope.encodings.scaling import DynamicNTK, LongRoPE
@@ -76,7 +76,7 @@ def main() -> None:
     lines += [row(name, *(f"{value:.1e}" for value in values)) for name, values in rows.items()]
     text = "\n".join(lines) + "\n"
     print(text)
-    (ROOT / "scripts" / "results" / "rotary_accuracy.md").write_text(text)
+    write_result(ROOT / "scripts" / "results" / "rotary_accuracy.md", text)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ Tables and figures are of the files; what is said of them stands between others'
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from reports import replace_marked
 
 from mmrope.lab import experiments
-from mmrope.lab.harness import Experiment
+from mmrope.lab.harness import Experiment, results_of
 from mmrope.lab.report import plot, table
 from mmrope.view.figure import save
 
@@ -25,7 +24,7 @@ PAGE, RESULTS = ROOT / "docs" / "lab.md", ROOT / "scripts" / "results" / "lab"
 
 def section(experiment: Experiment) -> Iterator[str]:
     """What was asked, how, what came out, and what has been reported."""
-    results = json.loads((RESULTS / f"{experiment.name}.json").read_text(encoding="utf-8"))
+    results = results_of(RESULTS / f"{experiment.name}.json")
     figure = PAGE.parent / f"lab-{experiment.name}.png"
     save(plot(experiment, results), figure)
     yield f"**{experiment.question}** {experiment.setting}"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrope import __version__
-from mmrope.files import replacing
+from mmrope.files import read_object, replacing
 from mmrope.vlm.train import Training, make_optimizers, update
 from mmrope.vlm.weights import check_device
 
@@ -107,10 +107,7 @@ def run(
     }
     results: dict[str, Any] = {**about, "date": str(date.today()), "cells": {}}
     if path.is_file():
-        try:
-            results = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} has no results of an experiment: {error}") from None
+        results = results_of(path)
         if other := [key for key, value in about.items() if results.get(key) != value]:
             raise ValueError(
                 f"{path} has results with {', '.join(f'{key} {results.get(key)}' for key in other)}, now asked for "
@@ -136,6 +133,25 @@ def run(
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as new:
                 new.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return results
+
+
+def results_of(path: Path) -> dict[str, Any]:
+    """The results in a file that `run` wrote.
+
+    Raises:
+        ValueError: it is torn, or holds something else.
+    """
+    try:
+        results = read_object(path)
+    except ValueError as error:
+        raise ValueError(f"{path} has no results of an experiment: {error}") from None
+    cells = results.get("cells")
+    of_seeds = list(cells.values()) if isinstance(cells, dict) else [None]
+    made = [cell for each in of_seeds for cell in (each.values() if isinstance(each, dict) else [None])]
+    metrics = [cell.get("metrics") if isinstance(cell, dict) else None for cell in made]
+    if not all(isinstance(each, dict) and all(isinstance(x, (int, float)) for x in each.values()) for each in metrics):
+        raise ValueError(f"{path} has no results of an experiment: its cells must be metrics by variant and seed")
     return results
 
 

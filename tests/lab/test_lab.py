@@ -18,7 +18,7 @@ import mmrope
 from mmrope.cli import app
 from mmrope.lab import experiments, extension, films, grids, length, resolution, rules, sums
 from mmrope.lab.encodings import OF_TEXT, Encoding, Rotary, counted
-from mmrope.lab.harness import Cell, Experiment, run, spread
+from mmrope.lab.harness import Cell, Experiment, results_of, run, spread
 from mmrope.lab.reader import Reader, sizes
 from mmrope.lab.report import plot, table
 from mmrope.lab.text import source, windows
@@ -485,3 +485,27 @@ def test_places_within_the_image_carry_to_larger_images_and_places_in_patches_do
         assert mean(results, variant, "15") > 0.8 * mean(results, variant, "6")
     for variant in ("sinusoidal", "axial, base 100", "mixed"):
         assert mean(results, variant, "15") < 0.5 * mean(results, variant, "6")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RESULTS.glob("*.json"))])
+def test_torn_results_are_refused(name, tmp_path):
+    """Never half read: cut anywhere, with a page of zeros, or of another shape."""
+    content, torn = (RESULTS / f"{name}.json").read_bytes(), tmp_path / "torn.json"
+    assert set(results_of(RESULTS / f"{name}.json")["cells"])
+    end = len(content.rstrip())
+    damaged = [content[:at] for at in range(0, end, max(1, end // 40))] + [content[: end - 1]]
+    damaged += [content[:at] + bytes(512) + content[at + 512 :] for at in range(0, end, max(512, end // 8))]
+    damaged += [
+        b"[]",
+        b"{}",
+        b'{"cells": []}',
+        b'{"cells": {"a": []}}',
+        b'{"cells": {"a": {"0": {}}}}',
+        b'{"cells": {"a": {"0": {"metrics": {"x": null}}}}}',
+    ]
+    for part in damaged:
+        torn.write_bytes(part)
+        with pytest.raises(ValueError, match=r"torn.json has no results of an experiment: "):
+            results_of(torn)
+    with pytest.raises(ValueError, match=r"torn.json has no results of an experiment: "):
+        run(counting([]), torn, seeds=1)
