@@ -488,7 +488,7 @@ def test_places_within_the_image_carry_to_larger_images_and_places_in_patches_do
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(RESULTS.glob("*.json"))])
-def test_torn_results_are_refused(name, tmp_path):
+def test_torn_results_are_refused(name, tmp_path, record_property):
     """Never half read: cut anywhere, with a page of zeros, or of another shape."""
     content, torn = (RESULTS / f"{name}.json").read_bytes(), tmp_path / "torn.json"
     assert set(results_of(RESULTS / f"{name}.json")["cells"])
@@ -503,6 +503,7 @@ def test_torn_results_are_refused(name, tmp_path):
         b'{"cells": {"a": {"0": {}}}}',
         b'{"cells": {"a": {"0": {"metrics": {"x": null}}}}}',
     ]
+    record_property("tried", f"{name}: {len(damaged)} damages")
     for part in damaged:
         torn.write_bytes(part)
         with pytest.raises(ValueError, match=r"torn.json has no results of an experiment: "):

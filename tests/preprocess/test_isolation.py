@@ -89,7 +89,8 @@ def test_outcomes_wait_for_their_turn():
     assert outcomes(doubled, []) == []
 
 
-def test_what_hangs_is_ended_at_its_limit_and_the_others_succeed(tmp_path):
+def test_what_hangs_is_ended_at_its_limit_and_the_others_succeed(tmp_path, record_property):
+    record_property("tried", f"{len(HANGS)} hangs, {len(CRASHES)} crashes, 5 ways to want too much memory, 13 exceptions")
     items = [1, HANGS[0], HANGS[1], 2, HANGS[2], 3]
     start = time.monotonic()
     found = outcomes(obey, items, seconds=0.7, workers=2, quarantine=tmp_path / "bad.jsonl")
@@ -562,6 +563,7 @@ def test_a_sandbox_is_refused_where_there_is_none(monkeypatch):
         isolated(doubled, [1], sandboxed=True)
 
 
-def test_a_sandbox_is_for_good():
+def test_a_sandbox_is_for_good(record_property):
+    record_property("tried", f"{len(ESCAPES)} ways out, each of which works without it")
     (found,) = outcomes(obey, [sandbox_again], sandboxed=True)
     assert found.error.startswith("OSError: ")
