@@ -2,10 +2,12 @@
 #   PYTHON=python3.12   the Python to make .venv with
 #   UV=no               install with plain pip instead of uv
 #   DEVICE=cpu          where the demo runs; by default on a GPU if there is one
+#   SECONDS=60          how long `make fuzz` looks for what breaks; five minutes by default
 
 PYTHON ?= python3
 UV ?= yes
 DEVICE ?= auto
+SECONDS ?= 300
 BIN := .venv/bin
 
 ifeq ($(UV),no)
@@ -16,7 +18,7 @@ COMPILE = --compile-bytecode
 endif
 INSTALL = $(PIP) --constraint constraints.txt
 
-.PHONY: help demo test lowest proof check check-all gpu references samples constraints clean
+.PHONY: help demo test fuzz lowest proof check check-all gpu references samples constraints clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -26,6 +28,9 @@ demo: .venv/demo  ## ids, pictures and a small model on real photographs and a v
 
 test: .venv/dev .venv/kernels check  ## every test, after `make check`, a process a core
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+fuzz: .venv/dev  ## looks for untrusted files, tokenizers, configs, segments and conversations that break their laws (Linux on x86-64)
+	$(BIN)/python scripts/fuzz.py --seconds $(SECONDS)
 
 proof: .venv/dev .venv/kernels  ## every long proof whole, in the background: about a day; out/proof has what is done
 	mkdir -p out/proof

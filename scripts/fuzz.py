@@ -6,12 +6,12 @@
 
 Every target runs in processes of its own for its part of the time: what crashes native code, hangs or takes too much memory
 ends its process alone, and the next continues with what there is. The corpus that grows is in out/fuzz/corpus, the inputs that
-break the law are in out/fuzz/findings, each with its reason beside it. The results are written as they come in; --continue counts
-the seconds that they have already. Findings of earlier runs are tried again, and said to be mended if they keep the law. The exit
-status is 1 if there is one that does not.
+break the law are in out/fuzz/findings, each with its reason beside it. The results are written as they come in; --continue
+counts the seconds that they have already. Findings of earlier runs are tried again, and said to be mended if they keep the law.
+The exit status is 1 if there is one that does not.
 
---corpus makes tests/corpus anew, of seeds, of what was learned and of the findings that are mended: what libFuzzer needs for all
-that it has seen of the code, the smallest files first. All of it needs atheris, which has wheels for Linux on x86-64.
+--corpus makes tests/corpus anew, of seeds, of what was learned and of the findings that are mended: what libFuzzer needs for
+all that it has seen of the code, the smallest files first. All of it needs atheris, which has wheels for Linux on x86-64.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,6 +77,7 @@ def main() -> None:
             renew(target)
         return
     results = Results(asked.results, asked.goes_on)
+    results.write(now=True)
     each = asked.seconds * asked.processes / len(asked.targets)
     with ThreadPoolExecutor(asked.processes) as pool:
         list(pool.map(lambda target: fuzz(target, each, results), asked.targets))
@@ -87,7 +89,9 @@ def main() -> None:
             f"{row['new_in_corpus']} new in the corpus"
         )
     for finding in results.open():
-        print(f"\n{finding['target']} breaks its law on {finding['input']}:\n{finding['what']}", file=sys.stderr)
+        print(
+            f"{finding['target']} breaks its law on {finding['input']}: {finding['what']} ({finding['where']})", file=sys.stderr
+        )
     raise SystemExit(bool(results.open()))
 
 
@@ -116,8 +120,11 @@ class Results:
             with self.lock:
                 known = [finding for finding in self.findings if finding["input"] == reason.stem]
                 if not known:
-                    stated = {"target": target, "input": reason.stem, "what": reason.read_text(), "mended": False}
-                    self.findings.append({**stated, "found": time.strftime("%Y-%m-%d")})
+                    how = reason.read_text().strip()
+                    frames = re.findall(r'File "(mmrope/[^"]*)", line (\d+)', how)
+                    stated = {"target": target, "input": reason.stem, "what": how.splitlines()[-1][:300], "mended": False}
+                    where = ":".join(frames[-1]) if frames else ""
+                    self.findings.append({**stated, "where": where, "found": time.strftime("%Y-%m-%d")})
 
     def write(self, *, now: bool = False) -> None:
         with self.lock:
@@ -145,9 +152,10 @@ _STATUS = re.compile(r"#(\d+)\s+(\w+)\s+cov: (\d+) ft: (\d+) corp: (\d+)/")
 
 def fuzz(target: str, seconds: float, results: Results) -> None:
     """Runs a target until its time is up, in one process after the other."""
-    corpus, findings = OUT / "corpus" / target, OUT / "findings"
-    for folder in (corpus, findings, CORPUS / target):
+    corpus, given, findings = OUT / "corpus" / target, OUT / "seeds" / target, OUT / "findings"
+    for folder in (corpus, given, findings, CORPUS / target):
         folder.mkdir(parents=True, exist_ok=True)
+    write_seeds(target, given)
     numbers = ("seconds", "executions", "edges_at_start", "edges", "features_at_start", "features", "new_in_corpus")
     row = results.rows.setdefault(target, dict.fromkeys(numbers, 0))
     before, had = row["new_in_corpus"], len(list(corpus.iterdir()))
@@ -160,11 +168,14 @@ def fuzz(target: str, seconds: float, results: Results) -> None:
             "-close_fd_mask=3",
             "-len_control=0",
         ]
-        process = child(target, [str(corpus), str(CORPUS / target), f"-artifact_prefix={findings}/{target}-", *options], left)
+        folders = [str(corpus), str(CORPUS / target), str(given)]
+        process = child(target, [*folders, f"-artifact_prefix={findings}/{target}-", *options], left)
         assert process.stderr is not None
         lines: list[str] = []
         for line in process.stderr:
             lines = [*lines[-60:], line]
+            if line.startswith("INFO: Seed"):  # what is imported before does not count
+                began = time.monotonic()
             row["seconds"] = spent + time.monotonic() - began
             if status := _STATUS.search(line):
                 executions, what, edges, features, _ = status.groups()
@@ -184,13 +195,14 @@ def fuzz(target: str, seconds: float, results: Results) -> None:
 
 
 def child(target: str, arguments: list[str], seconds: float = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, "--fuzz", target, str(time.time() + seconds if seconds else 0), *arguments]
+    limit = [f"-max_total_time={max(1, int(seconds))}"] if seconds else []
+    command = [sys.executable, __file__, "--fuzz", target, *arguments, *limit]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace")
 
 
 def crashed(target: str, artifact: Path, said: str) -> None:
-    """An input that ended its process, with the reason: as Python tells it if the input is tried alone, or as libFuzzer said."""
-    how = tried(target, artifact) or f"not when it is tried alone; libFuzzer said\n{said}"
+    """An input that ended its process, with the reason: as Python tells it if it is tried alone, or as libFuzzer said."""
+    how = tried(target, artifact) or f"{said}not when it is tried alone"
     artifact.with_name(f"{artifact.name}.txt").write_text(how)
 
 
@@ -224,10 +236,9 @@ def try_one(target: str, path: str) -> None:
     raise SystemExit(how is not None)
 
 
-def fuzz_one(target: str, until: str, *arguments: str) -> None:
+def fuzz_one(target: str, *arguments: str) -> None:
     """libFuzzer with these arguments. What breaks the law is kept, the smallest input of each kind, and the search goes on."""
-    import atheris  # pyright: ignore[reportMissingImports]
-
+    atheris: Any = import_module("atheris")  # which is not everywhere
     with atheris.instrument_imports(include=["mmrope", "tests", *PARSERS[target]]):
         from tests.support import targets
 
@@ -243,13 +254,12 @@ def fuzz_one(target: str, until: str, *arguments: str) -> None:
                     kept.write_bytes(data)
                     kept.with_name(f"{kept.name}.txt").write_text(how)
 
-        limit = [f"-max_total_time={max(1, int(float(until) - time.time()))}"] if float(until) else []
         options: dict[str, Callable[..., bytes]] = {}
         if target in JSON:
             words = vocabulary(target)
             options["custom_mutator"] = functools.partial(mutated, words=words, by_bytes=lambda *given: atheris.Mutate(*given))
             options["custom_crossover"] = crossed
-        atheris.Setup([os.environ.get("FUZZ_AGAIN", __file__), *arguments, *limit], test, **options)
+        atheris.Setup([os.environ.get("FUZZ_AGAIN", __file__), *arguments], test, **options)
         atheris.Fuzz()
 
 
@@ -288,20 +298,23 @@ def mutated(data: bytes, most: int, seed: int, *, words: list[str], by_bytes: Ca
 
 
 def change(values: Any, inside: Any, key: Any, chance: random.Random, words: list[str], by_bytes: Any) -> None:
-    value, how = inside[key], chance.randrange(8)
-    if how == 0 and key != "":
+    """Changes what stands at a place: it goes, becomes another value, one of elsewhere, twice, shorter, or is changed."""
+    value: Any = inside[key]
+    how = chance.randrange(8)
+    if how == 0 and inside is not values:
         del inside[key]
     elif how == 1:
-        inside[key] = chance.choice(ODD)
+        inside[key] = copied(chance.choice(ODD))
     elif how == 2:
         other, place = chance.choice(list(places(values)))
-        inside[key] = json.loads(json.dumps(other[place]))
+        inside[key] = copied(other[place])
     elif how == 3 and isinstance(inside, list):
-        inside.insert(key, json.loads(json.dumps(value)))
-    elif how == 3 and key != "":
-        inside[chance.choice([*words, *inside])] = inside.pop(key) if chance.random() < 0.5 else chance.choice(ODD)
+        inside.insert(key, copied(value))
+    elif how == 3 and inside is not values:
+        inside[chance.choice([*words, *inside])] = inside.pop(key) if chance.random() < 0.5 else copied(chance.choice(ODD))
     elif how == 4 and isinstance(value, (list, str)):
-        inside[key] = value[: chance.randrange(len(value) + 1)] + value[chance.randrange(len(value) + 1) :]
+        front: Any = value[: chance.randrange(len(value) + 1)]
+        inside[key] = front + value[chance.randrange(len(value) + 1) :]
     elif how == 5:
         inside[key] = chance.choice([[value], {chance.choice(words): value}, str(value), chance.choice(words)])
     elif isinstance(value, str):
@@ -313,6 +326,10 @@ def change(values: Any, inside: Any, key: Any, chance: random.Random, words: lis
         inside[key] = chance.choice(
             [value + 1, value - 1, -value, value * 2, value // 2 if value == value else 0, 1.0 * (value % 97)]
         )
+
+
+def copied(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def places(values: Any) -> Iterator[tuple[Any, Any]]:
@@ -349,16 +366,21 @@ def vocabulary(target: str) -> list[str]:
 # --- corpus -----------------------------------------------------------------------------------------------------------
 
 
-def renew(target: str) -> None:
-    """Makes a target's folder of tests/corpus anew."""
+def write_seeds(target: str, folder: Path) -> None:
     from tests.support.fuzz_seeds import seeds
 
+    for n, content in enumerate(seeds(target)):
+        (folder / f"seed-{n}").write_bytes(content)
+
+
+def renew(target: str) -> None:
+    """Makes a target's folder of tests/corpus anew."""
     kept = CORPUS / target
     with TemporaryDirectory() as folder:
         given, made, again = (Path(folder) / name for name in ("given", "made", "again"))
-        given.mkdir(), made.mkdir()
-        for n, content in enumerate(seeds(target)):
-            (given / f"seed-{n}").write_bytes(content)
+        given.mkdir()
+        made.mkdir()
+        write_seeds(target, given)
         for path in [*(OUT / "corpus" / target).glob("*"), *kept.glob("*")]:
             shutil.copy(path, given)
         for path in given.iterdir():
@@ -369,7 +391,7 @@ def renew(target: str) -> None:
             for path in [*(OUT / "findings").glob(f"{target}-*"), *kept.glob("found-*")]
             if path.suffix != ".txt" and path.stat().st_size <= FILE and tried(target, path) is None
         ]
-        again.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" --fuzz {target} 0 "$@"\n')
+        again.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" --fuzz {target} "$@"\n')
         again.chmod(0o755)
         os.environ["FUZZ_AGAIN"] = str(again)  # libFuzzer starts itself anew to merge
         process = child(target, ["-merge=1", f"-max_len={FILE}", str(made), str(given)])

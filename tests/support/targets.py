@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pickle
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -76,8 +77,12 @@ def broken(target: str, data: bytes) -> str | None:
         except KeyboardInterrupt:
             raise
         except BaseException:  # a panic of Rust is no Exception
-            return traceback.format_exc()
+            return _PLACES.sub('File "', traceback.format_exc())
     return None
+
+
+_PLACES = re.compile(rf'File "(?:{re.escape(str(ROOT))}/|.*/site-packages/|.*/lib/python[\d.]+/)')
+"""Where on a machine files are, which says nothing of what is wrong."""
 
 
 def signature(how: str) -> str:
@@ -189,6 +194,7 @@ def configs(data: bytes) -> None:
 
     values = _object(data)
     config, generation = values.get("config.json"), values.get("generation_config.json")
+    config = None if isinstance(config, str) else config  # which would be a path
     generation = generation if isinstance(generation, dict) else {}
 
     def read() -> None:
@@ -348,11 +354,14 @@ def _segment(choices: Choices, family: Family) -> Segment:
     if kind == "audio_in_video":
         return AudioInVideo.make(t=n, h=h, w=w, audio=choices.whole(1), seconds_per_grid=choices.seconds())
     if kind == "video":
-        clock = choices.below(4)
-        times = np.cumsum([choices.seconds() for _ in range(n)]).tolist() if clock == 1 and type(n) is int and n < 9 else None
+        clock, times = choices.below(4), None
+        if clock == 1:
+            seconds = [choices.of(SECONDS) for _ in range(n if type(n) is int and n < 9 else 3)]
+            times = choices.of((np.cumsum(seconds).tolist(), np.cumsum(seconds), [choices.seconds() for _ in seconds], n))
         return Segment.video(t=n, h=h, w=w, seconds_per_grid=choices.seconds() if clock > 1 else None, times=times)
-    table = [[choices.whole() for _ in range(choices.below(4))]] * len(family.axes)
-    return Segment.custom(table, advance=choices.whole())
+    size = choices.below(4)
+    table = [[choices.whole() for _ in range(size)] for _ in family.axes]
+    return Segment.custom(choices.of((table, table, table[:1], n)), advance=choices.whole())
 
 
 def _row(choices: Choices, family: Family, most: int = 6) -> list[Segment]:
@@ -503,7 +512,8 @@ def _damaged(choices: Choices, value: Any) -> Any:
     if how == 0:
         return choices.of(EXTREMES)
     if how == 1:
-        return array.astype(choices.of(("int8", "uint8", "int32", "float32", "float16", "bool", "U3", "object")))
+        with np.errstate(all="ignore"):
+            return array.astype(choices.of(("int8", "uint8", "int32", "float32", "float16", "bool", "U3", "object")))
     if how == 2 and array.ndim:
         return array[choices.below(3) :]
     if how == 3 and array.ndim:
@@ -537,7 +547,9 @@ def _spans(choices: Choices) -> None:
     for span in (*spans, *spans[: choices.below(2)]):
         values = {name: getattr(span, name) for name in ("offset", "length", "grid", "kind", "embed", "seconds_per_grid")}
         name = choices.of(list(values))
-        values[name] = choices.of((choices.whole(), choices.seconds(), [choices.whole() for _ in range(3)], "video", "audio"))
+        few = [choices.whole() for _ in range(3)]
+        mask = [choices.below(2) for _ in range(span.length)]
+        values[name] = choices.of((choices.whole(), choices.seconds(), few, mask, "video", "audio"))
         wild.append(Span(**values))
     assert segments_from_spans(count, wild, family).length == count
 
