@@ -88,8 +88,9 @@ _PLACES = re.compile(rf'File "(?:{re.escape(str(ROOT))}/|.*/site-packages/|.*/li
 def signature(how: str) -> str:
     """What findings have in common that are one: the kind of error and where it arose, in eight digits."""
     lines = how.strip().splitlines()
+    [*_, error] = ["", *(line for line in lines if re.match(r"[A-Za-z_][\w.]*(:|$)", line))]
     places = [line.split(", line ")[0] + line.split(", in ")[-1] for line in lines if line.startswith("  File ")]
-    return hashlib.sha256("\n".join([*places[-3:], lines[-1].split(":")[0]]).encode()).hexdigest()[:8]
+    return hashlib.sha256("\n".join([*places[-3:], error.split(":")[0]]).encode()).hexdigest()[:8]
 
 
 # --- media ------------------------------------------------------------------------------------------------------------
@@ -384,6 +385,8 @@ def _rows(choices: Choices) -> None:
     assert list(packed_row) == row
     assert Row.of(packed_row[:]) == packed_row == append(packed_row[:1], packed_row[1:])
     start = choices.below(8) * max(1, tokens // 8)
+    if any(math.prod(segment.grid[1:]) > MANY and segment.kind not in ("text", "pad", "audio") for segment in row):
+        return  # one temporal grid is made whole, whatever the window
     window = position_ids(row, family, start=start, stop=start + choices.below(9))  # whatever the row's length
     assert window.ids.shape[2] <= 8
     decoded = decode_position_ids(window.next, family, count=3)
@@ -392,7 +395,8 @@ def _rows(choices: Choices) -> None:
     if longer.length > MANY:
         return
     whole = position_ids(row, family)
-    _equal(position_ids(longer, family).ids[..., :tokens], whole.ids)
+    real = whole.mask[0]  # padding carries another value where there is no vision
+    _equal(position_ids(longer, family).ids[..., :tokens][..., real], whole.ids[..., real])
     inside = slice(start, min(start + window.ids.shape[2], tokens))
     _equal(window.ids[..., : max(0, inside.stop - start)], whole.ids[..., inside])
     assert diff(whole, position_ids(packed_row, family)) is None
@@ -512,8 +516,12 @@ def _damaged(choices: Choices, value: Any) -> Any:
     if how == 0:
         return choices.of(EXTREMES)
     if how == 1:
-        with np.errstate(all="ignore"):
-            return array.astype(choices.of(("int8", "uint8", "int32", "float32", "float16", "bool", "U3", "object")))
+        kind = choices.of(("int8", "uint8", "int32", "float32", "float16", "bool", "U3", "object"))
+        try:
+            with np.errstate(all="ignore"):
+                return array.astype(kind)
+        except (TypeError, ValueError, OverflowError):
+            return value
     if how == 2 and array.ndim:
         return array[choices.below(3) :]
     if how == 3 and array.ndim:
