@@ -77,9 +77,10 @@ def main() -> None:
             renew(target)
         return
     results = Results(asked.results, asked.goes_on)
-    results.write(now=True)
     each = asked.seconds * asked.processes / len(asked.targets)
     with ThreadPoolExecutor(asked.processes) as pool:
+        list(pool.map(results.retry, [finding for finding in results.findings if finding["target"] in asked.targets]))
+        results.write(now=True)
         list(pool.map(lambda target: fuzz(target, each, results), asked.targets))
     for target in asked.targets:
         row = results.rows[target]
@@ -88,11 +89,12 @@ def main() -> None:
             f"{target}: {row['seconds']:.0f} s, {row['executions']:,} executions, edges {edges}, features {features}, "
             f"{row['new_in_corpus']} new in the corpus"
         )
-    for finding in results.open():
+    broken = [finding for finding in results.findings if finding["target"] in asked.targets and not finding["mended"]]
+    for finding in broken:
         print(
             f"{finding['target']} breaks its law on {finding['input']}: {finding['what']} ({finding['where']})", file=sys.stderr
         )
-    raise SystemExit(bool(results.open()))
+    raise SystemExit(bool(broken))
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -106,13 +108,12 @@ class Results:
         self.path, self.lock, self.written = path, threading.RLock(), 0.0
         self.rows: dict[str, dict[str, Any]] = before["targets"] if goes_on else {}
         self.findings: list[dict[str, Any]] = before["findings"]
-        for finding in self.findings:
-            kept = OUT / "findings" / finding["input"]
-            if kept.exists():
-                finding["mended"] = tried(finding["target"], kept) is None
 
-    def open(self) -> list[dict[str, Any]]:
-        return [finding for finding in self.findings if not finding["mended"]]
+    def retry(self, finding: dict[str, Any]) -> None:
+        """Whether a finding of an earlier run is mended."""
+        kept = OUT / "findings" / finding["input"]
+        if kept.exists():
+            finding["mended"] = tried(finding["target"], kept) is None
 
     def add(self, target: str) -> None:
         """The findings of a target that are new."""
