@@ -4,11 +4,13 @@
 #   HASHES=yes          install only files whose hashes requirements-hashes.txt has: all that is pinned, then mmrope itself
 #   ADVISORIES=folder   for `make audit`: a copy of github.com/pypa/advisory-database, instead of asking the package index
 #   DEVICE=cpu          where the demo runs; by default on a GPU if there is one
+#   SECONDS=60          how long `make fuzz` looks for what breaks; five minutes by default
 
 PYTHON ?= python3
 UV ?= yes
 HASHES ?= no
 DEVICE ?= auto
+SECONDS ?= 300
 BIN := .venv/bin
 
 ifeq ($(UV),no)
@@ -24,7 +26,7 @@ else
 INSTALL = $(PIP) --constraint constraints.txt
 endif
 
-.PHONY: help demo test lowest proof check check-all gpu references samples constraints licences audit clean
+.PHONY: help demo test fuzz lowest proof check check-all gpu references samples constraints licences audit clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -34,6 +36,9 @@ demo: .venv/demo  ## ids, pictures and a small model on real photographs and a v
 
 test: .venv/dev .venv/kernels check  ## every test, after `make check`, a process a core
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+fuzz: .venv/dev  ## looks for untrusted files, tokenizers, configs, segments and conversations that break their laws (Linux on x86-64)
+	$(BIN)/python scripts/fuzz.py --seconds $(SECONDS)
 
 proof: .venv/dev .venv/kernels  ## every long proof whole, in the background: about a day; out/proof has what is done
 	mkdir -p out/proof

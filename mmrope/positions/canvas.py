@@ -57,7 +57,6 @@ class Canvas(Segment):
         return cls(CANVAS, (1, h, w), slices=tuple(slices), columns=columns, newlines=newlines)
 
     def __post_init__(self) -> None:
-        Segment.__post_init__(self)
         each = f"{self._what}: each size"
         slices = tuple((whole(h, each, least=1), whole(w, each, least=1)) for h, w in self.slices)
         columns, newlines = whole(self.columns, each, least=0), whole(self.newlines, each, least=0)
@@ -65,6 +64,7 @@ class Canvas(Segment):
             raise ValueError(f"{self._what}: {len(slices)} slices do not fill rows of {columns} columns")
         for name, value in (("slices", slices), ("columns", columns), ("newlines", newlines)):
             object.__setattr__(self, name, value)
+        Segment.__post_init__(self)
 
     @property
     def length(self) -> int:

@@ -651,7 +651,8 @@ def _called(span: Span, n: int) -> str:
 
 def _span_runs(span: Span, n: int, family: Family, token_count: int) -> list[Run]:
     """The runs of a span: of its medium, and of the text that stands between its parts."""
-    if span.kind not in MEDIA or (span.kind not in family.media and (span.kind != "video" or "frame" not in family.media)):
+    known = isinstance(span.kind, str) and span.kind in MEDIA
+    if not known or (span.kind not in family.media and (span.kind != "video" or "frame" not in family.media)):
         places = {"video" if kind == "frame" else kind for kind in family.media} & set(MEDIA)
         raise ValueError(f"{_called(span, n)}: {family} places {', '.join(sorted(places)) or 'no media'} by spans")
     offset, length = span.offset, span.length

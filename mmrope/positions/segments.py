@@ -173,7 +173,7 @@ class Segment:
             >>> position_ids([Segment.text(1), video], "qwen2_5_vl").ids[0, 0].tolist()  # t: 2 ids a second
             [0, 1, 1, 3, 3, 5, 5]
         """
-        return cls("video", (t, h, w), seconds_per_grid, None if times is None else tuple(times))
+        return cls("video", (t, h, w), seconds_per_grid, times)  # pyright: ignore[reportArgumentType]  (made a tuple there)
 
     @classmethod
     def audio(cls, length: int) -> Segment:

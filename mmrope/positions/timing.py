@@ -6,6 +6,7 @@ A video states seconds from one temporal grid to the next (`seconds_per_grid`), 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import operator
@@ -31,7 +32,10 @@ def check_seconds(seconds: Any, what: str) -> float:
 
 def check_times(times: Any, what: str, count: int, of: str) -> tuple[float, ...]:
     """The seconds of `count` frames or grids, which never decrease."""
-    times = tuple(float(second) for second in times)
+    try:
+        times = tuple(float(second) for second in times)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{what} must be seconds, one for each of the {count} {of}, got {times!r}") from None
     if len(times) != count:
         raise ValueError(f"{what} must be one for each of the {count} {of}, got {len(times)}")
     if times[0] < 0 or not all(map(math.isfinite, times)) or any(b < a for a, b in itertools.pairwise(times)):
@@ -126,6 +130,8 @@ class VideoTiming:
             raise ValueError(f"frame_indices must be whole numbers, got {self.frame_indices!r}") from None
         if not indices or indices[0] < 0 or any(b < a for a, b in itertools.pairwise(indices)):
             raise ValueError(f"frame_indices must be at least one index, from 0 up and never decreasing, got {_brief(indices)}")
+        if indices[-1] > MAX_STEP:
+            raise ValueError(f"frame_indices must be at most {MAX_STEP:,}, got {indices[-1]:,}")
         object.__setattr__(self, "frame_indices", indices)
         for name in ("original_fps", "sampled_fps"):
             rate = getattr(self, name)
@@ -187,13 +193,14 @@ class VideoTiming:
         indices, fps, total = get("frames_indices"), get("fps"), get("total_num_frames")
         if indices is None:
             raise ValueError("the metadata have no frames_indices: which frames were sampled is needed, and is not guessed")
-        indices = tuple(operator.index(i) for i in indices)
-        sampled = None
-        if fps and total:
-            apart = total / len(indices)
-            all_over = indices[0] <= apart and indices[-1] >= total - 1 - apart
-            sampled = fps / apart if all_over else None
-        return cls(frame_indices=indices, original_fps=fps, sampled_fps=sampled, timestamps=timestamps)
+        timing = cls(frame_indices=indices, original_fps=fps, timestamps=timestamps)
+        if not fps or not total:
+            return timing
+        if not isinstance(total, (int, float, np.number)) or not 0 < total <= MAX_STEP:  # nor NaN
+            raise ValueError(f"total_num_frames must be a number of frames, at most {MAX_STEP:,}, got {total!r}")
+        first, apart, last = timing.frame_indices[0], total / len(timing.frame_indices), timing.frame_indices[-1]
+        all_over = first <= apart and last >= total - 1 - apart
+        return dataclasses.replace(timing, sampled_fps=fps / apart) if all_over else timing
 
     @property
     def seconds(self) -> tuple[float, ...]:
@@ -227,5 +234,5 @@ class VideoTiming:
 
 
 def _brief(values: tuple[Any, ...]) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:6])
+    shown = ", ".join(str(value) if isinstance(value, int) else f"{value:g}" for value in values[:6])
     return f"({shown}{', ...' if len(values) > 6 else ''})"

@@ -109,7 +109,7 @@ def conversation_pieces(
         >>> conversation_pieces(CHATML, said, ByteTokenizer(), variables={}, add_generation_prompt=False)
         ['<|im_start|>', 'user\nWhat is <|im_end|>?', '<|im_end|>', '\n']
     """
-    compiled, known = _compiled(template), _names_in(template)
+    compiled, known = _compiled(template)
     checked = [_checked(message, known.keys) for message in messages]
     given = {name: value for name, value in variables.items() if value is not None and not (name == "tools" and not value)}
     for name in given:
@@ -288,7 +288,6 @@ class _Names:
     marks_answers: bool
 
 
-@lru_cache(maxsize=32)
 def _names_in(template: str) -> _Names:
     from jinja2 import meta, nodes
 
@@ -303,15 +302,18 @@ def _names_in(template: str) -> _Names:
 
 
 @lru_cache(maxsize=32)
-def _compiled(template: str) -> Any:
+def _compiled(template: str) -> tuple[Any, _Names]:
+    """A template, ready to be rendered, and what it asks for."""
     environment = _environment()
-    from jinja2 import TemplateError
-
     try:
-        return environment.from_string(template)
-    except TemplateError as error:
+        return environment.from_string(template), _names_in(template)
+    except (
+        Exception
+    ) as error:  # Jinja's own, or Python's of what is nested too deep: of a stranger's template, as in `_rendered`
         line = getattr(error, "lineno", None)
-        raise ValueError(f"the chat template is not Jinja that can be read{line and f', line {line}'}: {error}") from error
+        raise ValueError(
+            f"the chat template is not Jinja that can be read{f', line {line}' if line else ''}: {error}"
+        ) from error
 
 
 def _rendered(compiled: Any, variables: Mapping[str, Any]) -> str:

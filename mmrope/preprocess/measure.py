@@ -97,6 +97,11 @@ class _Plan(NamedTuple):
     seconds_per_grid: float | None
 
 
+def _numbers(values: Any, count: int) -> bool:
+    """Whether these are so many numbers: settings come from files."""
+    return isinstance(values, (tuple, np.ndarray)) and len(values) == count and all(isinstance(x, numbers.Real) for x in values)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MediaProcessor:
     """How images and videos become patches: the settings of a Processor that are about media, and what is done by them.
@@ -158,21 +163,22 @@ class MediaProcessor:
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))  # as it comes back from a file
         for name in ("image_pixels", "video_pixels"):
-            if (bounds := getattr(self, name)) is not None and not (len(bounds) == 2 and 0 <= bounds[0] <= bounds[1] > 0):
+            if (bounds := getattr(self, name)) is not None and not (_numbers(bounds, 2) and 0 <= bounds[0] <= bounds[1] > 0):
                 raise ValueError(f"{name} must be the fewest and the most, got {bounds}")
-        if not (isinstance(self.fps, numbers.Real) and 0 < self.fps < math.inf and 1 <= self.min_frames <= self.max_frames):
+        few, most = self.min_frames, self.max_frames
+        if not (_numbers((self.fps, few, most), 3) and 0 < self.fps < math.inf and 1 <= few <= most):
             raise ValueError(
                 "fps must be positive and 1 <= min_frames <= max_frames, got "
-                f"fps={self.fps!r}, min_frames={self.min_frames}, max_frames={self.max_frames}"
+                f"fps={self.fps!r}, min_frames={few!r}, max_frames={most!r}"
             )
         if self.num_frames is not None:
             self._check_count(self.num_frames)
-        if self.sampling is not None and self.sampling not in SAMPLINGS:
+        if self.sampling is not None and self.sampling not in list(SAMPLINGS):
             raise ValueError(f"sampling must be {' or '.join(map(repr, SAMPLINGS))} or None, got {self.sampling!r}")
-        if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
+        if not _numbers(self.background, 3) or not all(0 <= value <= 255 for value in self.background):
             raise ValueError(f"background must be red, green and blue from 0 to 255, got {self.background}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1, or None for as many as torch uses, got {self.threads}")
+        if self.threads is not None and not (_numbers((self.threads,), 1) and self.threads >= 1):
+            raise ValueError(f"threads must be at least 1, or None for as many as torch uses, got {self.threads!r}")
         config = self.patches or FAMILY_PATCHES.get(self._family.name)
         if config and self._family.spatial_merge != config.merge_size:
             raise ValueError(

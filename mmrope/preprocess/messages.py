@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import numbers
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -73,6 +73,7 @@ SAMPLING_KEYS = ("fps", "nframes", "min_frames", "max_frames", "video_start", "v
 
 _WITHOUT_EFFECT = ("detail", "uuid")
 _NOT_NEGATIVE = ("min_pixels", "max_pixels", "video_start", "video_end")
+_LARGEST = int(sys.float_info.max)
 _POSITIVE = ("total_pixels", "resized_height", "resized_width", "nframes", "max_frames", "min_frames", "sample_fps", "raw_fps")
 
 MESSAGE_KEYS = (
@@ -186,7 +187,7 @@ def _check_options(options: Mapping[str, Any], given: Any, *, grid: bool) -> Non
     """Refuses values of another kind, and options that contradict each other."""
     for key in (*_NOT_NEGATIVE, *_POSITIVE):
         value, least = options.get(key, 1), "at least 0" if key in _NOT_NEGATIVE else "above 0"
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool) and value < _LARGEST  # nor NaN
         if not number or value < 0 or (value == 0 and key in _POSITIVE):
             raise ValueError(f"{key} must be a number {least}, got {value!r} in {brief(given)}")
     if ("resized_height" in options) != ("resized_width" in options):

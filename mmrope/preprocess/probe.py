@@ -391,7 +391,13 @@ def is_transparent(frame: Any) -> bool:
 
 
 def _turn(frame: Any, name: str) -> Turn:
-    data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    try:
+        data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    except ValueError as error:  # PyAV lists all or none of what its FFmpeg states beside a frame
+        raise MediaError(
+            f"{name} has data beside its frames that PyAV {av.__version__} does not know ({error}), such as EXIF data, so how "
+            "they are turned cannot be read: open a picture with load_image, re-encode a film"
+        ) from error
     if data is None:
         return UPRIGHT
     matrix = np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2].astype(np.int64)

@@ -115,6 +115,27 @@ def test_segments_show_themselves():
             lambda: AudioInVideo.make(t=2, h=1, w=2, audio=3, seconds_per_grid=1, runs=(2, 3, 1)),
             r"runs have 3 tokens of the video and 3 of its audio, but there are 4 and 3",
         ),
+        (
+            lambda: Canvas.make(h=2, w=2, slices=[("1", 1)], columns=1),
+            r"Canvas.make: each size must be a whole number of tokens, got '1'",
+        ),
+        (lambda: Canvas.make(h=2, w=2, newlines="1"), r"Canvas.make: each size must be a whole number of tokens, got '1'"),
+        (
+            lambda: Canvas.make(h=2, w=2, slices=[(2**20, 2**20)], columns=1),
+            r"Canvas.make: 1 x 2 x 2 tokens are more than 2,147,483,647",
+        ),
+        (
+            lambda: AudioInVideo.make(t=1, h=1, w=1, audio="1"),
+            r"AudioInVideo.make: audio must be a whole number of tokens, got '1'",
+        ),
+        (
+            lambda: Segment.video(t=1, h=1, w=1, times=5),
+            r"Segment.video: times must be seconds, one for each of the 1 temporal grids, got 5",
+        ),
+        (
+            lambda: Segment.video(t=1, h=1, w=1, times=["a"]),
+            r"Segment.video: times must be seconds, one for each of the 1 temporal grids, got \['a'\]",
+        ),
         (lambda: Canvas.make(h=2, w=2, slices=[(1, 1)] * 3, columns=2), r"3 slices do not fill rows of 2 columns"),
         (lambda: Canvas.make(h=2, w=2, slices=[(1, 1)]), r"1 slices do not fill rows of 0 columns"),
         (lambda: Canvas.make(h=2, w=2, slices=[(1, 0)], columns=1), r"must be at least 1, got 0"),

@@ -129,6 +129,7 @@ IMAGE, OTHER = Span(3, 4, (1, 4, 4)), Span(9, 2, (1, 2, 4))
         ([Span(3, 4, (1, 4, 4), "video", seconds_per_grid=1.0, timing=VideoTiming(frame_indices=[0, 1], sampled_fps=1))], "qwen2_vl", r"span 0: give seconds_per_grid \(evenly spaced grids\) or timing, not both"),
         ([Span(3, 4, (1, 4, 4), "audio")], "qwen2_5_omni", r"an audio has no grid, but as many tokens as it has"),
         ([Span(3, 4, kind="audio")], "qwen2_vl", r"span 0 \(audio at 3..6\): qwen2_vl places image, video by spans"),
+        ([Span(3, 4, (1, 4, 4), kind=["image"])], "qwen2_vl", r"span 0 \(\['image'\] at 3..6\): qwen2_vl places image, video by spans"),
         ([Span(3, 4, (1, 4, 4), kind="picture")], "qwen2_vl", r"span 0 \(picture at 3..6\): qwen2_vl places image, video by spans"),
         ([Span(3, 4, (1, 4, 4))], "minicpmv4_7", r"minicpmv4_7 places no media by spans"),
     ],

@@ -98,8 +98,35 @@ def test_from_what_video_processors_return():
         ({"frame_indices": range(0, 240, 30), "original_fps": 30.0, "sampled_fps": 30.0}, r"but 0.0333333 s at sampled_fps=30"),
         ({"frame_indices": (0, 1, 2, 300), "sampled_fps": 1.0}, r"frames \(0, 1, 2, 300\) are not evenly spaced, so sampled_fps does not say when they are shown"),
         ({"frame_indices": range(9), "timestamps": (2,) * 8 + (1,)}, r"got \(2, 2, 2, 2, 2, 2, ...\)"),
+        ({"frame_indices": (0, 2**40 + 1), "original_fps": 1.0}, r"frame_indices must be at most 1,099,511,627,776, got 1,099,511,627,777"),
+        ({"frame_indices": (10**400, 0), "original_fps": 1.0}, r"never decreasing, got \(10+, 0\)"),
+        ({"frame_indices": (0, 1), "timestamps": (0, None)}, r"timestamps must be seconds, one for each of the 2 sampled frames, got \(0, None\)"),
+        ({"frame_indices": (0, 1), "timestamps": 5}, r"timestamps must be seconds, one for each of the 2 sampled frames, got 5"),
+        ({"frame_indices": (0, 1), "timestamps": (0, 10**400)}, r"timestamps must be seconds"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_right_is_refused(facts, message):
     with pytest.raises(ValueError, match=message):
         VideoTiming(**facts)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"frames_indices": [0.5]}, r"frame_indices must be whole numbers, got \[0.5\]"),
+        ({"frames_indices": 5, "fps": 2.0}, r"frame_indices must be whole numbers, got 5"),
+        ({"frames_indices": [], "fps": 2.0, "total_num_frames": 4}, r"frame_indices must be at least one index"),
+        ({"frames_indices": [0], "fps": "2", "total_num_frames": 4}, r"original_fps must be a positive number of frames a second, got '2'"),
+        ({"frames_indices": [0], "fps": 2.0, "total_num_frames": "4"}, r"total_num_frames must be a number of frames, at most 1,099,511,627,776, got '4'"),
+        ({"frames_indices": [0], "fps": 2.0, "total_num_frames": -1}, r"total_num_frames must be a number of frames, .*got -1"),
+        ({"frames_indices": [0], "fps": 2.0, "total_num_frames": 2**40 + 1}, r"total_num_frames must be a number of frames"),
+    ],
+)  # fmt: skip
+def test_metadata_that_cannot_be_right_are_refused(metadata, message):
+    with pytest.raises(ValueError, match=message):
+        VideoTiming.from_metadata(metadata)
+
+
+def test_the_longest_clip():
+    most = {"frames_indices": [2**40 - 1], "fps": 2.0, "total_num_frames": 2**40}
+    assert VideoTiming.from_metadata(most).seconds == (2.0**39 - 0.5,)

@@ -166,6 +166,11 @@ def test_documents_and_reasoning_reach_a_template_that_writes_them():
 @pytest.mark.parametrize(
     ("template", "message"),
     [
+        ("{{" + "(" * 2000 + "}}", r"the chat template is not Jinja that can be read: maximum recursion depth exceeded"),
+        (
+            "{% for m in messages %}" * 25 + "{% endfor %}" * 25,
+            r"the chat template is not Jinja that can be read.*: too many statically nested blocks",
+        ),
         ("{% for m in messages %}", r"the chat template is not Jinja that can be read, line 1: Unexpected end of template"),
         ("{{ ''.__class__.__mro__ }}", r"refuses this conversation: access to attribute '__class__' of 'str' object is unsafe"),
         ("{{ raise_exception('no tools here') }}", r"the chat template refuses this conversation: no tools here"),

@@ -55,6 +55,8 @@ def test_forms(given, expected):
         ({"image": "a", "url": "b"}, r"takes one of image, image_url, path, url, base64, grid"),
         ({"text": "a", "image": "b"}, r"content has the types text, image and video, got None"),
         ({"image": "a", "max_pixels": True}, r"max_pixels must be a number at least 0, got True"),
+        ({"image": "a", "max_pixels": 10**400}, r"max_pixels must be a number at least 0, got 10+ in"),
+        ({"image": "a", "max_pixels": float("inf")}, r"max_pixels must be a number at least 0, got inf"),
         ({"image": "a", "max_pixels": float("nan")}, r"max_pixels must be a number at least 0, got nan"),
         ({"type": "video", "grid": (1, 2, 2), "fps": 1, "nframes": 2}, r"an item with 'grid' states its size"),
     ],

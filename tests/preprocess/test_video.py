@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import re
@@ -604,3 +605,27 @@ def test_a_film_that_breaks_off_says_where(tmp_path):
     assert numbers(list(video.decode([0, 5], backend="pyav").frames)) == [0, 5]
     with pytest.raises(MediaError, match=r"is damaged|cannot be decoded \(1 of 1 frames are missing\)"):
         list(video.decode([20], backend="pyav").frames)
+
+
+def test_frames_with_data_that_pyav_does_not_know_are_refused(tmp_path):
+    """EXIF data beside each JPEG, as FFmpeg 8 states it: PyAV up to 18.1 raises a bare ValueError at the turn of the first."""
+    exif, picture = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (24, 16)).save(picture, "JPEG", exif=exif)
+    path = tmp_path / "exif.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10, width=24, height=16, pix_fmt="yuvj420p")
+        for n in range(2):
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, n, n, Fraction(1, 10)
+            container.mux(packet)
+    with av.open(str(path)) as container:
+        try:
+            known = bool(next(container.decode(video=0)).side_data)
+        except ValueError:
+            known = False
+    if known:
+        assert (open_video(path).width, open_video(path).height) == (16, 24)
+    else:
+        with pytest.raises(MediaError, match=r"exif.avi has data beside its frames that PyAV \S+ does not know \(\d+ is not"):
+            open_video(path)
