@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmrope.extras import needed_for
-from mmrope.files import replacing, to_json
+from mmrope.files import naming, replacing, to_json
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import Family
 from mmrope.positions.segments import MEDIA, Segment
@@ -27,7 +27,7 @@ from mmrope.preprocess.measure import Media, MediaProcessor
 from mmrope.preprocess.messages import Messages, is_conversation, items_of, media_items
 from mmrope.preprocess.parts import Part, PartWriter
 from mmrope.preprocess.patches import normalize
-from mmrope.preprocess.pretrained import CONFIG_NAME, TEMPLATE_NAME, read_settings
+from mmrope.preprocess.pretrained import CONFIG_NAME, SAVED, TEMPLATE_NAME, read_settings
 from mmrope.preprocess.text import ByteTokenizer, FileTokenizer, Tokenizer, WordTokenizer
 
 _VISION = (MEDIA["image"], MEDIA["video"])
@@ -332,8 +332,7 @@ class Processor(MediaProcessor):
             ...     print(Processor.from_pretrained(folder).fps)
             1.0
         """
-        kept = {field.name for field in dataclasses.fields(self)} - {"limits", "access", "threads", "tokenizer"}
-        settings = {name: getattr(self, name) for name in sorted(kept)}
+        settings = {name: getattr(self, name) for name in sorted(SAVED)}
         settings["family"] = self._family.to_dict()
         settings["patches"] = self.patches and dataclasses.asdict(self.patches)
         if Family.from_dict(json.loads(to_json(settings["family"]))) != self._family:
@@ -377,7 +376,8 @@ class Processor(MediaProcessor):
             raise ValueError(
                 f"{folder} does not say which family it is of; say it: from_pretrained(folder, family='qwen2_5_vl')"
             )
-        return cls(**settings)
+        with naming(Path(folder)):
+            return cls(**settings)
 
 
 def _cut(parts: list[Part], length: int) -> list[Part]:

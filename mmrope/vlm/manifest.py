@@ -61,9 +61,14 @@ def verify_all(folder: str | Path) -> None:
     files = read_object(path).get("files") if path.is_file() else None
     if not isinstance(files, dict) or not files:
         raise ValueError(f"{folder} has no {MANIFEST_NAME} that describes its files")
-    if strange := [name for name in files if Path(name).name != name]:
+    if strange := [name for name in files if not is_plain_name(name)]:
         raise ValueError(f"{path} describes {strange[0]!r}, which is no file of the folder")
     verify(folder, list(files))
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether it is the name of a file, which does not lead out of its folder."""
+    return Path(name).name == name and "\0" not in name and len(name.encode(errors="replace")) < 256
 
 
 def _entry(path: Path) -> dict[str, Any]:

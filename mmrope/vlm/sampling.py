@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
+
+from mmrope.records import Keys, Must, Natural, Positive, check, is_number, made, record, shown
 
 _NEUTRAL = {
     "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": 0, "min_length": 0, "min_new_tokens": 0, "no_repeat_ngram_size": 0,
@@ -31,15 +33,13 @@ class GenerationConfig:
         20
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
+    temperature: Annotated[float, Must("a number of at least 0", lambda x: x >= 0)] = 0.0
+    top_k: Natural = 0
+    top_p: Annotated[float, Must("a number above 0 and at most 1", lambda x: 0 < x <= 1)] = 1.0
+    repetition_penalty: Positive = 1.0
 
     def __post_init__(self) -> None:
-        good = self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0
-        if not good:
-            raise ValueError(f"need temperature >= 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got {self}")
+        check(self)
 
 
 def generation_config(values: Mapping[str, Any]) -> GenerationConfig:
@@ -54,17 +54,17 @@ def generation_config(values: Mapping[str, Any]) -> GenerationConfig:
         >>> generation_config({"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "eos_token_id": [5, 6]})
         GenerationConfig(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.0)
     """
-    drawn = bool(values.get("do_sample"))
+    drawn = Keys(values)("do_sample", bool, False)
     for key, neutral in {**_NEUTRAL, **(_NEUTRAL_DRAWN if drawn else {})}.items():
         if values.get(key, neutral) not in (neutral, None, []):
             raise ValueError(
-                f"generation_config.json has {key} {values[key]!r}, which VLM does not know: it must be {neutral!r}"
+                f"generation_config.json has {key} {shown(values[key])}, which VLM does not know: it must be {neutral!r}"
             )
     kept = {"repetition_penalty": 1.0, **({"temperature": 1.0, "top_k": 50, "top_p": 1.0} if drawn else {})}
     stated = {key: values[key] if values.get(key) is not None else default for key, default in kept.items()}
-    if wrong := {key: value for key, value in stated.items() if isinstance(value, bool) or not isinstance(value, (int, float))}:
-        raise ValueError(f"generation_config.json must have numbers, got {wrong}")
-    return GenerationConfig(**stated)
+    if wrong := {key: value for key, value in stated.items() if not is_number(value)}:
+        raise ValueError(f"generation_config.json must have numbers, got {shown(wrong)}")
+    return record(GenerationConfig, stated, "generation_config.json")
 
 
 def end_tokens(said: Any) -> tuple[int, ...]:
@@ -73,10 +73,11 @@ def end_tokens(said: Any) -> tuple[int, ...]:
     Raises:
         ValueError: what it states is no token.
     """
-    found = () if said is None else tuple(said) if isinstance(said, (list, tuple)) else (said,)
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in found):
-        raise ValueError(f"eos_token_id must be a token or a list of tokens, got {said!r}")
-    return found
+    found = () if said is None else said if isinstance(said, (list, tuple)) else (said,)
+    try:
+        return made(tuple[Natural, ...], found, "eos_token_id")
+    except ValueError:
+        raise ValueError(f"eos_token_id must be a token or a list of tokens, got {shown(said)}") from None
 
 
 def choose_token(
