@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,32 @@ import numpy as np
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path` to write to, moves it into place after, and removes it if writing failed. What is
     in place is on the disk: a machine that stops leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing_all(path.parent, [path.name]) as [temporary]:
         yield temporary
-        flush(temporary)
-        os.replace(temporary, path)
-        flush(path.parent)
+
+
+@contextmanager
+def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[list[Path]]:
+    """The same for several files of a folder, which are moved in this order when all of them are on the disk. Let the first
+    describe the others: whoever is interrupted then leaves the old files, or some that are not as the first says."""
+    temporaries = [folder / f".{name}.{os.getpid()}" for name in names]
+    try:
+        yield temporaries
+        for temporary in temporaries:
+            flush(temporary)
+        for temporary, name in zip(temporaries, names, strict=True):
+            os.replace(temporary, folder / name)
+        flush(folder)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def write_texts(folder: Path, contents: Mapping[str, str]) -> None:
+    """Writes files of a folder by their names: all of them or none, whatever the disk does; see `replacing_all`."""
+    with replacing_all(folder, list(contents)) as paths:
+        for path, content in zip(paths, contents.values(), strict=True):
+            path.write_text(content, encoding="utf-8")
 
 
 def flush(path: Path) -> None:

@@ -332,7 +332,7 @@ def _rendered(compiled: Any, variables: Mapping[str, Any]) -> str:
 
 # --- what a template may take -----------------------------------------------------------------------------------------
 
-MOST_STEPS, MOST_CHARACTERS = 500_000, 2**26
+MOST_STEPS, MOST_CHARACTERS = 250_000, 2**26
 """Turns of loops and calls of one rendering, and characters that its operations make together."""
 
 
@@ -472,7 +472,8 @@ def _environment() -> Any:
 
         def call(self, context: Any, function: Any, /, *arguments: Any, **options: Any) -> Any:
             _BUDGET.get().step()
-            text, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+            name = getattr(function, "__name__", "")
+            text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # Jinja wraps str.format
             if name in ("format", "format_map") and isinstance(text, str) and re.search(r"\d{6}", text):
                 raise ValueError(f"{shown(text)} has a width that no chat template needs")
             if isinstance(text, str) or function is self.globals["lipsum"]:

@@ -24,7 +24,7 @@ _NO_BOUND = 2**62  # of pixels
 Side = Annotated[int, Must("a whole number from 1 to 1024", lambda n: 1 <= n <= 1024)]
 Mean = Annotated[float, Must("a number from -1000 to 1000", lambda x: abs(x) <= 1000)]
 Std = Annotated[float, Must("a number from 0.000001 to 1000", lambda x: 1e-6 <= x <= 1000)]
-Fewest = Annotated[int, Must("a whole number from 0 to 4194304", lambda n: 0 <= n <= 2**22)]
+Fewest = Annotated[int, Must("a whole number from 0 to 16777216", lambda n: 0 <= n <= 2**24)]
 """Pixels that every image gets, however small: a large number would fill the memory with any of them."""
 Most = Annotated[int, Must("a whole number of pixels", lambda n: 1 <= n <= _NO_BOUND)]
 

@@ -153,7 +153,7 @@ _NOT_SAVED = {"video_backend": "auto", "damaged": "refuse", "animation": "refuse
 
 def _own_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     keys = Keys({key: value for key, value in settings.items() if _NOT_SAVED.get(key) != value or key not in _NOT_SAVED})
-    if unknown := sorted(set(keys.values) - set(SAVED) - {"tokenizer", "words"}):
+    if unknown := sorted(set(keys.values) - set(SAVED) - {"tokenizer", "tokenizer_sha256", "words"}):
         raise ValueError(f"{unknown[0]} describes no checkpoint, and is not read from a folder: give it to from_pretrained")
     found = {"family": Family.from_dict(keys("family", dict))}
     found |= {key: keys(key, hint) for key, hint in SAVED.items() if key in keys.values and key != "family"}
@@ -163,7 +163,15 @@ def _own_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         return {**found, "tokenizer": WordTokenizer(keys("words", tuple[str, ...]))}
     if kind not in ("bytes", "file"):
         raise ValueError(f"the tokenizer is {shown(kind)}; known are 'bytes', 'words' and 'file'")
-    return {**found, "tokenizer": ByteTokenizer() if kind == "bytes" else FileTokenizer.from_folder(folder)}
+    if kind == "bytes":
+        return {**found, "tokenizer": ByteTokenizer()}
+    tokenizer, digest = FileTokenizer.from_folder(folder), keys("tokenizer_sha256", str, None)
+    if digest not in (None, tokenizer.digest):  # None: saved before there was one
+        raise ValueError(
+            f"tokenizer_sha256 is not that of {TOKENIZER_NAME} and {TOKENIZER_CONFIG_NAME}: they are another's, or the saving "
+            "was interrupted; save the processor again"
+        )
+    return {**found, "tokenizer": tokenizer}
 
 
 # --- Hugging Face's keys ----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmrope.extras import needed_for
-from mmrope.files import naming, replacing, to_json
+from mmrope.files import naming, to_json, write_texts
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import Family
 from mmrope.positions.segments import MEDIA, Segment
@@ -318,8 +318,10 @@ class Processor(MediaProcessor):
     # --- files ------------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the settings to `processor_config.json` in a folder, and a tokenizer that is not the bytes; each file is moved
-        into place when it is complete, the settings last. Limits, access and threads are the machine's and are not saved.
+        """Writes the settings to `processor_config.json` in a folder, and a tokenizer that is not the bytes. All files are moved
+        into place when they are complete, the settings first: a folder whose saving was interrupted has the old processor, or
+        is refused by `from_pretrained`. Saved is what describes a checkpoint; limits, access, threads, video_backend, damaged
+        and animation are the machine's.
 
         Raises:
             ValueError: a tokenizer or a family that cannot be saved; nothing was written.
@@ -343,15 +345,15 @@ class Processor(MediaProcessor):
             settings["words"] = self.tokenizer.words
         if settings["tokenizer"] is None:
             raise ValueError(f"a tokenizer of type {type(self.tokenizer).__name__} cannot be saved here; save it by itself")
-        content = to_json(settings)
+        if isinstance(self.tokenizer, FileTokenizer):
+            settings["tokenizer_sha256"] = self.tokenizer.digest
+        contents = {CONFIG_NAME: to_json(settings)}  # the first to be moved: it tells its tokenizer from an older one
         Path(folder).mkdir(parents=True, exist_ok=True)
         if isinstance(self.tokenizer, FileTokenizer):
-            self.tokenizer.save(folder)
+            contents |= self.tokenizer.files(folder)
         if self.chat_template is not None:  # for other readers of the folder, too
-            with replacing(Path(folder) / TEMPLATE_NAME) as path:
-                path.write_text(self.chat_template, encoding="utf-8")
-        with replacing(Path(folder) / CONFIG_NAME) as path:
-            path.write_text(content, encoding="utf-8")
+            contents[TEMPLATE_NAME] = self.chat_template
+        write_texts(Path(folder), contents)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **changes: Any) -> Processor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmrope.extras import needed_for
-from mmrope.files import json_object, naming, read_object, read_text, replacing, to_json
+from mmrope.files import json_object, naming, read_object, read_text, to_json, write_texts
 from mmrope.records import Keys, Natural, shown
 
 SPECIAL_TOKENS = (
@@ -325,17 +326,24 @@ class FileTokenizer:
         kept = [token for token in tokens if special or token not in self._left_out]
         return _asked(self._tokenizer.decode, kept, skip_special_tokens=False)
 
+    @property
+    def digest(self) -> str:
+        """Of what it is made of, by which the one that was saved is known from another."""
+        made_of = json.dumps([self.content, self.pad_token, dict(self.variables)], sort_keys=True)
+        return hashlib.sha256(made_of.encode(errors="surrogatepass")).hexdigest()
+
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json as it was, and the names of the special tokens to tokenizer_config.json."""
-        with replacing(Path(folder) / TOKENIZER_NAME) as new:
-            new.write_text(self.content, encoding="utf-8")
+        write_texts(Path(folder), self.files(folder))
+
+    def files(self, folder: str | Path) -> dict[str, str]:
+        """What `save` writes to a folder, by the names of the files: settings of others that are there stay."""
         path = Path(folder) / TOKENIZER_CONFIG_NAME
         config = read_object(path) if path.is_file() else {}  # with others' settings
         roles = {role: name for role, name in self.variables.items() if role in _ROLES}
         extra = {role: name for role, name in self.variables.items() if role not in _ROLES}
         config |= {**roles, "pad_token": self.pad_token} | ({"extra_special_tokens": extra} if extra else {})
-        with replacing(path) as new:
-            new.write_text(to_json(config), encoding="utf-8")
+        return {TOKENIZER_NAME: self.content, TOKENIZER_CONFIG_NAME: to_json(config)}
 
 
 def _content(token: Any, at: str) -> str:

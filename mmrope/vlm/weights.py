@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from mmrope.encodings.rotary import RotaryEmbedding
-from mmrope.files import naming, read_object, replacing, to_json
+from mmrope.files import naming, read_object, replacing_all, to_json
 from mmrope.records import shown
 from mmrope.vlm.config import VLMConfig
-from mmrope.vlm.manifest import is_plain_name, verify, write_manifest
+from mmrope.vlm.manifest import MANIFEST_NAME, is_plain_name, manifest_of, verify
 from mmrope.vlm.released import released_config, renaming
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -36,7 +36,7 @@ def load_model(cls: type[_Model], folder: Path, *, device: Any, dtype: torch.dty
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"no {CONFIG_NAME} in {folder}: it is the folder of a released model, or one of VLM.save_pretrained")
     files = weight_files(folder)
-    verify(folder, [CONFIG_NAME, *files])
+    checked = verify(folder, [CONFIG_NAME, *files])
     stated, generation = read_object(folder / CONFIG_NAME), folder / GENERATION_NAME
     kind, saved_as = stated.get("model_type"), stated.pop("class", "VLM")
     try:
@@ -59,6 +59,7 @@ def load_model(cls: type[_Model], folder: Path, *, device: Any, dtype: torch.dty
     load_weights(model, [folder / file for file in files], renaming(kind), device=device, dtype=dtype)
     if left := [name for name, tensor in model.named_buffers() if tensor.is_meta]:
         raise ValueError(f"{cls.__name__} has buffers that are not saved, {', '.join(left)}: register them as persistent")
+    model.checked = checked  # type: ignore[assignment]
     return model.eval()
 
 
@@ -98,15 +99,16 @@ def save_model(model: Any, folder: str | Path, weights: Mapping[str, Tensor]) ->
     if (name := type(model).__name__.removeprefix("FSDP")) != "VLM":  # FSDP2 puts a class of its own before a model's
         stated["class"] = name  # which may place or see otherwise: its own from_pretrained loads it, and no other's
     content = to_json(stated)
-    config, file = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+    config = Path(folder) / CONFIG_NAME
     if config.is_file() and "model_type" in read_object(config):
         raise ValueError(f"{folder} holds a released checkpoint, which would be overwritten: save to another folder")
     config.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in weights.items()}
-    with replacing(config) as new_config, replacing(file) as new_weights:
+    # the manifest first: from then on the old files are none that it describes
+    with replacing_all(config.parent, [MANIFEST_NAME, WEIGHTS_NAME, CONFIG_NAME]) as [new_manifest, new_weights, new_config]:
         new_config.write_text(content, encoding="utf-8")
         save_file(state, new_weights, metadata={"format": "pt"})
-    write_manifest(folder, [CONFIG_NAME, WEIGHTS_NAME])
+        new_manifest.write_text(manifest_of({CONFIG_NAME: new_config, WEIGHTS_NAME: new_weights}), encoding="utf-8")
 
 
 def _config_of(model: Any) -> VLMConfig:

@@ -30,6 +30,7 @@ from mmrope.preprocess import PatchConfig
 from mmrope.preprocess.text import WordTokenizer
 from mmrope.vlm import DecoderConfig, GenerationConfig, VisionConfig, VLMConfig
 from tests.support import ROOT
+from tests.support.mutants import megabytes as megabytes
 
 SECONDS, MEGABYTES = 2.0, 300
 NAN, HUGE = float("nan"), 10**30
@@ -260,7 +261,8 @@ def _reads(reader: Reader) -> Reader:
         if _verdict(reader, ())[0] == "read":
             sound.append(document)
     target.write_bytes(before)
-    assert sound and _verdict(reader, ())[0] == "read", (reader.name, _verdict(reader, ()))
+    assert sound
+    assert _verdict(reader, ())[0] == "read", (reader.name, _verdict(reader, ()))
     return replace(reader, documents=tuple(sound))
 
 
