@@ -311,6 +311,9 @@ def _compiled(template: str) -> Any:
     environment = _environment()
     from jinja2 import TemplateError
 
+    if len(template) > MOST_OF_A_TEMPLATE:
+        raise ValueError(f"the chat template has {len(template):,} characters: {MOST_OF_A_TEMPLATE:,} are the most")
+
     try:
         return environment.from_string(template)
     except (TemplateError, RecursionError, MemoryError, SyntaxError) as error:  # the last three of what is nested too deep
@@ -332,6 +335,8 @@ def _rendered(compiled: Any, variables: Mapping[str, Any]) -> str:
 
 # --- what a template may take -----------------------------------------------------------------------------------------
 
+MOST_OF_A_TEMPLATE = 100_000
+"""Characters: released ones have up to 30,000."""
 MOST_STEPS, MOST_CHARACTERS = 250_000, 2**26
 """Turns of loops and calls of one rendering, and characters that its operations make together."""
 

@@ -318,10 +318,11 @@ class Processor(MediaProcessor):
     # --- files ------------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the settings to `processor_config.json` in a folder, and a tokenizer that is not the bytes. All files are moved
-        into place when they are complete, the settings first: a folder whose saving was interrupted has the old processor, or
-        is refused by `from_pretrained`. Saved is what describes a checkpoint; limits, access, threads, video_backend, damaged
-        and animation are the machine's.
+        """Writes the settings to `processor_config.json` in a folder, and a tokenizer that is not the bytes.
+
+        All files are moved into place when they are complete, the settings first: a folder whose saving was interrupted has the
+        old processor, or is refused by `from_pretrained`. Saved is what describes a checkpoint; limits, access, threads,
+        video_backend, damaged and animation are the machine's.
 
         Raises:
             ValueError: a tokenizer or a family that cannot be saved; nothing was written.

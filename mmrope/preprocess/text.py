@@ -329,7 +329,8 @@ class FileTokenizer:
     @property
     def digest(self) -> str:
         """Of what it is made of, by which the one that was saved is known from another."""
-        made_of = json.dumps([self.content, self.pad_token, dict(self.variables)], sort_keys=True)
+        roles = {role: name for role, name in {**self.variables, "pad_token": self.pad_token}.items() if name is not None}
+        made_of = json.dumps([self.content, roles], sort_keys=True)
         return hashlib.sha256(made_of.encode(errors="surrogatepass")).hexdigest()
 
     def save(self, folder: str | Path) -> None:
@@ -340,9 +341,15 @@ class FileTokenizer:
         """What `save` writes to a folder, by the names of the files: settings of others that are there stay."""
         path = Path(folder) / TOKENIZER_CONFIG_NAME
         config = read_object(path) if path.is_file() else {}  # with others' settings
-        roles = {role: name for role, name in self.variables.items() if role in _ROLES}
+        named = Path(folder) / SPECIAL_NAME
+        others = config | (
+            read_object(named) if named.is_file() else {}
+        )  # what they say of roles that this one has not is void
+        roles = {role: self.variables.get(role) for role in _ROLES if role in self.variables or role in others}
         extra = {role: name for role, name in self.variables.items() if role not in _ROLES}
-        config |= {**roles, "pad_token": self.pad_token} | ({"extra_special_tokens": extra} if extra else {})
+        config |= {**roles, "pad_token": self.pad_token}
+        if extra or isinstance(others.get("extra_special_tokens"), dict):
+            config["extra_special_tokens"] = extra
         return {TOKENIZER_NAME: self.content, TOKENIZER_CONFIG_NAME: to_json(config)}
 
 

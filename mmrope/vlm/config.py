@@ -157,6 +157,10 @@ class VLMConfig:
                 f"rotary is of heads of {self.rotary.head_dim} channels, the decoder's have {self.decoder.head_dim}: "
                 "give one of its size, or rotary=None for the default of it"
             )
+        if self.rotary.axis.ndim == 2 and len(self.rotary.axis) != self.decoder.num_kv_heads:
+            raise ValueError(
+                f"rotary has axes for {len(self.rotary.axis)} KV heads, the decoder has num_kv_heads {self.decoder.num_kv_heads}"
+            )
         if isinstance(self.family, Family) and len(self.family.axes) != len(self.rotary.axes):
             raise ValueError(
                 f"{self.family} has ids of the axes {self.family.axes!r}, but rotary rotates by {self.rotary.axes!r}: "
