@@ -13,7 +13,7 @@ import numbers
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 MOST = 2**31 - 1
@@ -48,7 +48,7 @@ def is_number(value: Any) -> bool:
     """A finite number that a float holds; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return False
-    return abs(value) < 2**1023 if isinstance(value, int) else math.isfinite(value)
+    return abs(int(value)) < 2**1023 if isinstance(value, numbers.Integral) else math.isfinite(value)
 
 
 def made(hint: Any, value: Any, at: str) -> Any:
@@ -92,7 +92,7 @@ def made(hint: Any, value: Any, at: str) -> Any:
     if dataclasses.is_dataclass(hint) and not isinstance(value, typing.cast("type", hint)):
         return record(typing.cast("type", hint), value, at)
     if not _fits(hint, value):
-        raise ValueError(f"{at} must be {_WORDS.get(hint, hint.__name__)}, got {shown(value)}")
+        raise ValueError(f"{at} must be {_WORDS.get(hint, getattr(hint, '__name__', hint))}, got {shown(value)}")
     return int(value) if hint is int else value
 
 
@@ -108,8 +108,8 @@ def _fits(hint: Any, value: Any) -> bool:
     if hint is float:
         return is_number(value)
     if hint is dict or dataclasses.is_dataclass(hint):
-        return isinstance(value, Mapping) or (hint is not dict and isinstance(value, hint))
-    kind = typing.get_origin(hint) or hint
+        return isinstance(value, Mapping) or (hint is not dict and isinstance(value, typing.cast("type", hint)))
+    kind: Any = typing.get_origin(hint) or hint
     return isinstance(value, (list, tuple) if kind in (tuple, list) else kind)
 
 
@@ -151,7 +151,7 @@ def record(cls: type, values: Any, at: str = "", *, keys: Mapping[str, str] | No
         raise ValueError(f"{at}: {error}" if at else str(error)) from error
 
 
-def check(self: Any) -> None:
+def check_fields(self: Any) -> None:
     """For `__post_init__` of a frozen dataclass: that each of its fields is of its type; lists become tuples."""
     hints = hints_of(type(self))
     for field in dataclasses.fields(self):
@@ -207,8 +207,3 @@ class Keys:
         """An object within; empty where it is missing."""
         value = self.values.get(key)
         return Keys({} if value is None else value, self.path(key))
-
-
-def numbers_of(value: Any) -> Sequence[Any] | None:
-    """A list of finite numbers; None for anything else."""
-    return value if isinstance(value, (list, tuple)) and all(map(is_number, value)) else None

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmrope.extras import needed_for
 from mmrope.preprocess.errors import Limits, MediaError
-from mmrope.records import Few, Must, check
+from mmrope.records import Few, Must, check_fields
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ class PatchConfig:
     single frame are bounded."""
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
         for name in ("image_pixels", "video_pixels", "whole_video_pixels"):
             if (bounds := getattr(self, name)) is not None and bounds[0] > bounds[1]:
                 raise ValueError(f"{name} must be the fewest and the most, got {bounds}")

@@ -134,7 +134,7 @@ SAVED: Mapping[str, Any] = {
     "image_pixels": tuple[Fewest, Most] | None,
     "video_pixels": tuple[Fewest, Most] | None,
     "fps": Positive,
-    "num_frames": Count | None,
+    "num_frames": Count | None,  # pyright: ignore[reportOperatorIssue]
     "min_frames": Count,
     "max_frames": Count,
     "sampling": str | None,
@@ -155,7 +155,7 @@ def _own_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     keys = Keys({key: value for key, value in settings.items() if _NOT_SAVED.get(key) != value or key not in _NOT_SAVED})
     if unknown := sorted(set(keys.values) - set(SAVED) - {"tokenizer", "tokenizer_sha256", "words"}):
         raise ValueError(f"{unknown[0]} describes no checkpoint, and is not read from a folder: give it to from_pretrained")
-    found = {"family": Family.from_dict(keys("family", dict))}
+    found: dict[str, Any] = {"family": Family.from_dict(keys("family", dict))}
     found |= {key: keys(key, hint) for key, hint in SAVED.items() if key in keys.values and key != "family"}
     found.setdefault("sampling", "time")  # as processors sampled that were saved before they had the field
     kind = keys("tokenizer", str, "")  # a tokenizer.json beside the settings may be another's

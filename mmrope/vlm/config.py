@@ -14,7 +14,7 @@ from mmrope.positions.families import Family
 from mmrope.positions.families import family as find_family
 from mmrope.preprocess.patches import PatchConfig
 from mmrope.preprocess.text import IM_END, PAD, VOCAB_SIZE
-from mmrope.records import Count, Keys, Layers, Must, Natural, Positive, check, made, record
+from mmrope.records import Count, Keys, Layers, Must, Natural, Positive, check_fields, made, record
 from mmrope.vlm.sampling import GenerationConfig
 
 
@@ -51,7 +51,7 @@ class VisionConfig:
     """The layers whose outputs the decoder adds, too: that of the first after its first block, and so on (Qwen3-VL)."""
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
         deep, token = self.deepstack_layers, self.patches.patch_size * self.patches.merge_size
         if list(deep) != sorted({layer for layer in deep if 0 <= layer < self.num_layers}):
             raise ValueError(f"deepstack_layers must be rising numbers of the {self.num_layers} layers, got {deep}")
@@ -104,7 +104,7 @@ class DecoderConfig:
     """Where there are experts: the layers that have an MLP all the same."""
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even: channels rotate in pairs")
         if self.num_heads % self.num_kv_heads:
@@ -159,7 +159,8 @@ class VLMConfig:
             )
         if self.rotary.axis.ndim == 2 and len(self.rotary.axis) != self.decoder.num_kv_heads:
             raise ValueError(
-                f"rotary has axes for {len(self.rotary.axis)} KV heads, the decoder has num_kv_heads {self.decoder.num_kv_heads}"
+                f"rotary has axes for {len(self.rotary.axis)} KV heads, and the decoder has num_kv_heads "
+                f"{self.decoder.num_kv_heads}"
             )
         if isinstance(self.family, Family) and len(self.family.axes) != len(self.rotary.axes):
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from mmrope.records import Keys, Must, Natural, Positive, check, is_number, made, record, shown
+from mmrope.records import Keys, Must, Natural, Positive, check_fields, is_number, made, record, shown
 
 _NEUTRAL = {
     "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": 0, "min_length": 0, "min_new_tokens": 0, "no_repeat_ngram_size": 0,
@@ -39,7 +39,7 @@ class GenerationConfig:
     repetition_penalty: Positive = 1.0
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
 
 
 def generation_config(values: Mapping[str, Any]) -> GenerationConfig:

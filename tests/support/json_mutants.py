@@ -201,7 +201,7 @@ class Reader:
     """From a mutant to the file's content."""
 
 
-SMALL = {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "intermediate_size": 8}
+SMALL: dict[str, Any] = {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "intermediate_size": 8}
 TINY = VLMConfig(
     vision=VisionConfig(patches=PatchConfig(patch_size=2), **SMALL),
     decoder=DecoderConfig(num_kv_heads=1, head_dim=16, **SMALL),
