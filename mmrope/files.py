@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,32 @@ import numpy as np
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path` to write to, moves it into place after, and removes it if writing failed. What is
     in place is on the disk: a machine that stops leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing_all(path.parent, [path.name]) as [temporary]:
         yield temporary
-        flush(temporary)
-        os.replace(temporary, path)
-        flush(path.parent)
+
+
+@contextmanager
+def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[list[Path]]:
+    """The same for several files of a folder, which are moved in this order when all of them are on the disk. Let the first
+    describe the others: whoever is interrupted then leaves the old files, or some that are not as the first says."""
+    temporaries = [folder / f".{name}.{os.getpid()}" for name in names]
+    try:
+        yield temporaries
+        for temporary in temporaries:
+            flush(temporary)
+        for temporary, name in zip(temporaries, names, strict=True):
+            os.replace(temporary, folder / name)
+        flush(folder)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def write_texts(folder: Path, contents: Mapping[str, str]) -> None:
+    """Writes files of a folder by their names: all of them or none, whatever the disk does; see `replacing_all`."""
+    with replacing_all(folder, list(contents)) as paths:
+        for path, content in zip(paths, contents.values(), strict=True):
+            path.write_text(content, encoding="utf-8")
 
 
 def flush(path: Path) -> None:
@@ -48,16 +66,70 @@ def _number(value: object) -> Any:
     raise TypeError(f"{value!r}, a {type(value).__name__}, cannot be written as JSON")
 
 
+MOST_BYTES = 64 * 2**20
+"""Of a JSON file: the largest tokenizer.json and index of released models have half of it."""
+_DEEPEST = 100
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of settings.
+
+    Raises:
+        ValueError: more than `MOST_BYTES`, or no UTF-8.
+    """
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, and files of settings have at most {MOST_BYTES:,}")
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: it holds something else, is larger than `MOST_BYTES`, or is nested deeper than a config ever is.
+    """
+    return json_object(read_text(path).removeprefix("\ufeff"), str(path))
+
+
+def json_object(text: str, name: str) -> dict[str, Any]:
+    """The object that a text of JSON holds.
+
+    Raises:
+        ValueError: it holds something else, or is nested deeper than a config ever is.
+
+    Example:
+        >>> from mmrope.files import json_object
+        >>> json_object('{"model_type": "qwen2_vl"}', "config.json")
+        {'model_type': 'qwen2_vl'}
     """
     try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, or nested beyond Python's own depth
+        raise ValueError(f"{name} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold an object, got {type(values).__name__}")
+        raise ValueError(f"{name} must hold an object, got {type(values).__name__}")
+    for key, value in values.items():
+        level = [value]
+        for _ in range(_DEEPEST):
+            level = [item for each in level if isinstance(each, (dict, list)) for item in _items(each)]
+        if level:
+            raise ValueError(f"{name}: {key} is nested deeper than {_DEEPEST} levels, which no such file is")
     return values
+
+
+def _items(values: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return values.values() if isinstance(values, dict) else values
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the name of a file before what is said to be wrong with its values, where it is not said already."""
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error

@@ -40,6 +40,7 @@ HEAVY = {
 # from top to bottom the way that data takes: a folder imports itself and what stands above it
 ORDER = [
     "extras",
+    "records",
     "files",
     "prompting",
     "positions",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mmrope.checkpoints.models import MODELS, PARTS, text_part
+from mmrope.files import naming, read_object
 from mmrope.positions.families import FAMILIES, family
 from mmrope.positions.rules import Family, TokenIds, fact_of, packages_families
+from mmrope.positions.timing import MAX_STEP
+from mmrope.records import Few, Must, made
 
 
 def name_of(model_type: str | None) -> str:
@@ -71,12 +74,16 @@ def family_from_config(config: Any, revision: str | None = None) -> Family:
         >>> family.key, family.ids_per_second
         ('qwen2_5_vl', 4)
     """
-    given, config = config, config_dict(config)
+    with of_file(config):
+        return _family(config, config_dict(config), revision)
+
+
+def _family(given: Any, config: dict[str, Any], revision: str | None) -> Family:
     name = name_of(config.get("model_type"))
     if not name:
         inner = text_part(config)
         if inner is not None and name_of(inner[1].get("model_type")):  # a wrapper, as ColQwen2's vlm_config
-            return family_from_config(inner[1], revision)
+            return _family(inner[1], inner[1], revision)
         raise ValueError(unknown(config.get("model_type"), config))
     row = family(f"{name}@{revision}" if revision else name)
     for paths, wanted in row.checkpoint.only_if.items():
@@ -94,8 +101,13 @@ def family_from_config(config: Any, revision: str | None = None) -> Family:
         value = _stated(config, paths, row)
         if value is not None and fact.startswith("token_ids."):
             tokens[fact.removeprefix("token_ids.")] = value
+            try:
+                TokenIds(**tokens)
+            except ValueError as error:
+                raise ValueError(f"{_where(config, paths)}: {error}") from None
         elif value is not None:
             meant = _DOWNSAMPLING.get(value, value) if isinstance(value, str) else value
+            meant = made(_FACTS.get(fact, _RATE), meant, _where(config, paths))
             if left and value == _stated(left, paths, row) and meant != fact_of(row, fact):
                 raise ValueError(
                     f"{row}: the config object has {paths} {value!r}, which is the class default, and released checkpoints "
@@ -117,24 +129,39 @@ _OTHERWISE = (
     "Ming's models without it give each token one position, mmrope.family('rope'), and those with '3D' are placed as "
     "mmrope.family('qwen2_vl')"
 )
+_RATE = Annotated[float, Must(f"a positive number of at most {MAX_STEP}", lambda x: 0 < x <= MAX_STEP)]
+_FACTS: dict[str, Any] = dict.fromkeys(("spatial_merge", "temporal_merge", "frames_per_grid"), Few)
 _DOWNSAMPLING: dict[Any, Any] = {"16x": 4, "4x": 2}  # MiniCPM-V's downsample_mode, as patches merged along a side
 
 
 def _stated(config: Mapping[str, Any], paths: str, row: Family) -> Any:
     """What the config says at the first of these paths that it has."""
-    optional = paths.endswith("?")
-    for path in paths.removesuffix("?").split("|"):
-        value: Any = config
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None:
-            return value
-    if optional:
-        return None
+    if (path := _where(config, paths)) or paths.endswith("?"):
+        return _at(config, path)
     raise ValueError(
         f"{row}: config has no {' and no '.join(paths.split('|'))}. Class defaults differ between versions of transformers, "
         "so mmrope does not guess: add it to the config, or in Python use mmrope.family() and state it"
     )
+
+
+def _where(config: Mapping[str, Any], paths: str) -> str:
+    """The first of these paths that a config has; empty if it has none."""
+    return next((path for path in paths.removesuffix("?").split("|") if _at(config, path) is not None), "")
+
+
+def _at(config: Mapping[str, Any], path: str) -> Any:
+    value: Any = config
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def of_file(config: Any) -> AbstractContextManager[None]:
+    """Puts the name of a config's file, where it is one, before what is wrong with it."""
+    if not isinstance(config, (str, Path)):
+        return nullcontext()
+    path = Path(config)
+    return naming(path / "config.json" if path.is_dir() else path)
 
 
 def config_dict(config: Any) -> dict[str, Any]:
@@ -146,7 +173,7 @@ def config_dict(config: Any) -> dict[str, Any]:
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
             raise ValueError(f"no config at {path}: give a config.json, its folder, a dict or a config object")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     if hasattr(config, "to_dict"):
         return config.to_dict()
     raise ValueError(f"config must be a Hugging Face config, a dict or a path, got {type(config).__name__}")

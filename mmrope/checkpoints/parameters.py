@@ -9,6 +9,7 @@ from typing import Any
 from mmrope.checkpoints.models import MADE_FROM
 from mmrope.checkpoints.stated import Stated
 from mmrope.encodings.scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, Proportional, Scaling, YaRN
+from mmrope.records import is_number
 
 SECTIONS = {"mrope_section", "mrope_interleaved", "xdrope_section"}
 _GENERAL = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "interleaved", *SECTIONS}
@@ -128,9 +129,9 @@ def _checked(text: Stated, rope: dict[str, Any]) -> dict[str, Any]:
         if key in flags and not isinstance(value, bool):
             raise text.wrong(f"rope parameters have {key} {value!r}, which is neither true nor false")
         if key in (*lists, *SECTIONS - set(flags)):
-            if not isinstance(value, (list, tuple)) or not all(map(_is_number, value)):
+            if not isinstance(value, (list, tuple)) or not all(map(is_number, value)):
                 raise text.wrong(f"rope parameters have {key} {value!r}, which is no list of numbers")
-        elif key not in flags and not _is_number(value):
+        elif key not in flags and not is_number(value):
             raise text.wrong(f"rope parameters have {key} {value!r}, which is no number")
     stated = {_ALIASES.get(str(rope[key]), str(rope[key])) for key in ("rope_type", "type") if rope.get(key) is not None}
     if len(stated) > 1 or not stated <= set(_OF_TYPE):
@@ -155,10 +156,6 @@ def _checked(text: Stated, rope: dict[str, Any]) -> dict[str, Any]:
             "the config. Nothing was ignored"
         )
     return rope
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _checked_mscale(text: Stated, rope: Mapping[str, Any]) -> dict[str, Any]:

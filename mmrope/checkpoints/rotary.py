@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mmrope.checkpoints.configs import config_dict, family_of, name_of
+from mmrope.checkpoints.configs import config_dict, family_of, name_of, of_file
 from mmrope.checkpoints.layers import STILL, layer_of
 from mmrope.checkpoints.models import ALIKE, MADE_FROM, MODELS, PARTS, TEXT_PARTS, UNREAD, WITHOUT, Model, text_part
 from mmrope.checkpoints.parameters import SECTIONS, class_default, rope_parameters, scaling_of
@@ -67,11 +67,12 @@ def as_module(
 ) -> tuple[Stated, RotarySpec | None]:
     """What a config says, and what the rotary module of its model computes of it; where the model's code turns backwards by
     what the module has, that is not how it rotates."""
-    text, family = _language_model(config_dict(config), revision)
-    layer_type = layer_of(text, layer_type, layer)
-    if layer_type == STILL:
-        return text, None
-    return text, _of_model(text, layer_type) if family is None else _of_family(text, family, layer_type)
+    with of_file(config):
+        text, family = _language_model(config_dict(config), revision)
+        layer_type = layer_of(text, layer_type, layer)
+        if layer_type == STILL:
+            return text, None
+        return text, _of_model(text, layer_type) if family is None else _of_family(text, family, layer_type)
 
 
 def _language_model(config: dict[str, Any], revision: str | None) -> tuple[Stated, Family | None]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmrope.checkpoints.models import Model
+from mmrope.records import MOST, is_number, shown
 
 
 class Stated(dict[str, Any]):
@@ -44,8 +45,8 @@ class Stated(dict[str, Any]):
     def count(self, key: str) -> int | None:
         """A stated number of layers, channels, heads or positions; None where it is missing."""
         value = self.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise self.wrong(f"the config has {key} {value!r}, which is no number of layers, channels, heads or positions")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST):
+            raise self.wrong(f"the config has {key} {shown(value)}, which is no number of layers, channels, heads or positions")
         return value
 
     def size(self, key: str) -> int:
@@ -67,7 +68,7 @@ class Stated(dict[str, Any]):
         if value is None:
             return {}
         if not isinstance(value, Mapping):
-            raise self.wrong(f"the config has {key} {value!r}, which is no dict")
+            raise self.wrong(f"the config has {key} {shown(value)}, which is no dict")
         return value
 
     def numbers(self, key: str) -> list[float] | None:
@@ -75,6 +76,6 @@ class Stated(dict[str, Any]):
         value = self.get(key)
         if value is None:
             return None
-        if not isinstance(value, (list, tuple)) or not all(isinstance(each, (int, float)) for each in value):
-            raise self.wrong(f"the config has {key} {value!r}, which is no list of numbers, one for each layer")
+        if not isinstance(value, (list, tuple)) or not all(map(is_number, value)):
+            raise self.wrong(f"the config has {key} {shown(value)}, which is no list of numbers, one for each layer")
         return list(value)

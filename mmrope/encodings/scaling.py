@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from mmrope.records import Keys, record, shown
+
 Ramp = Literal["index", "rotations"]
 Powers = Callable[..., np.ndarray]
 """(dim, theta, over=None) -> theta^(2i / over) as [dim / 2] float32: `powers`, or what torch makes of it, for its last bits."""
@@ -105,17 +107,15 @@ class Scaling(ABC):
             >>> Scaling.from_dict({"type": "PI", "factor": 4.0})
             PI(factor=4.0)
         """
-        known = _BY_NAME.get(str(stated.get("type")))
+        said = Keys(stated, "scaling").values.get("type")
+        known = _BY_NAME.get(said) if isinstance(said, str) else None
         if known is None:
-            raise ValueError(f"scaling has type {stated.get('type')!r}; known are {', '.join(_BY_NAME)}")
+            raise ValueError(f"scaling has type {shown(said)}; known are {', '.join(_BY_NAME)}")
         given = {key: value for key, value in stated.items() if key != "type"}
         unknown = sorted(set(given) - {field.name for field in fields(known)})
         if unknown:
             raise ValueError(f"scaling {known.__name__} has no {unknown}; its fields are {[f.name for f in fields(known)]}")
-        try:
-            return known(**given)
-        except TypeError as error:  # a field that is missing
-            raise ValueError(f"scaling {known.__name__} cannot be made of {given}: {error}") from error
+        return record(known, given, "scaling")
 
     def _positive(self, *names: str) -> None:
         for name in names:
@@ -164,7 +164,7 @@ class NTK(Scaling):
 
     def theta(self, dim: int, theta: float) -> float:
         """The base in place of theta."""
-        return theta * self.factor ** _growth(dim)
+        return theta * _power(self.factor, dim)
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class DynamicNTK(Scaling):
 
     def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
         ratio = max(_stated(length), self.original_max_position) / self.original_max_position
-        return _F32(1) / powers(dim, theta * (self.factor * ratio - (self.factor - 1)) ** _growth(dim))
+        return _F32(1) / powers(dim, theta * _power(self.factor * ratio - (self.factor - 1), dim))
 
 
 @dataclass(frozen=True)
@@ -460,6 +460,14 @@ def _check_positive(kind: str, name: str, value: Any) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and math.isfinite(value) and value > 0):
         raise ValueError(f"{kind}: {name} must be a positive number, got {value!r}")
+
+
+def _power(factor: float, dim: int) -> float:
+    """By what theta grows."""
+    try:
+        return factor ** _growth(dim)
+    except OverflowError:
+        raise ValueError(f"NTK scaling by the factor {factor} makes theta larger than any number") from None
 
 
 def _growth(dim: int) -> float:

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
 from mmrope.encodings.scaling import NTK, DynamicNTK, LongRoPE, Powers, Scaling, Temperature, powers
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family, Layout, Pairing
+from mmrope.records import Keys, Must, Positive, shown
+
+MOST_CHANNELS = 2**16
+"""Of a head: a config that says more is wrong, and would fill the memory with frequencies."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +49,16 @@ class Spectra:
 
     @classmethod
     def from_dict(cls, stated: Mapping[str, Any]) -> Spectra:
-        of = tuple((float(each["theta"]), int(each["dim"])) for each in stated["of"])
-        which, index = (np.array(stated[key], dtype=np.int64) for key in ("which", "index"))
-        return cls(of, which, index, stated.get("backwards", False))
+        keys = Keys(stated, "spectra")
+        each = [Keys(item, f"spectra.of[{n}]") for n, item in enumerate(keys("of", tuple[dict, ...]))]
+        of = tuple((float(item("theta", Positive)), item("dim", _Channels)) for item in each)
+        which, index = (np.array(keys(key, tuple[_Index, ...]), dtype=np.int64) for key in ("which", "index"))
+        if which.shape != index.shape or (len(which) and which.max() >= len(of)):
+            raise ValueError(f"spectra.which must have for each of the {len(index)} pairs of index one of {len(of)} spectra")
+        for n, (_, dim) in enumerate(of):
+            if (mine := index[which == n]).size and not 0 <= mine.min() <= mine.max() < dim // 2:
+                raise ValueError(f"spectra.index must be places among the {dim // 2} pairs of spectra.of[{n}]")
+        return cls(of, which, index, keys("backwards", bool, False))
 
     def frequencies(self, scaling: Scaling | None, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
         """[P] float32."""
@@ -102,6 +113,8 @@ class RotarySpec:
     def __post_init__(self) -> None:
         if not self.axes or len(set(self.axes)) != len(self.axes):
             raise ValueError(f"axes must be different letters, one per row of the position ids, got {self.axes!r}")
+        if isinstance(self.head_dim, bool) or not 0 <= self.head_dim <= MOST_CHANNELS:
+            raise ValueError(f"head_dim must be a number of channels, at most {MOST_CHANNELS:,}, got {self.head_dim!r}")
         if self.pairing not in get_args(Pairing):
             raise ValueError(f"pairing must be one of {get_args(Pairing)}, got {self.pairing!r}")
         inv_freq = np.array(self.inv_freq, dtype=np.float32)
@@ -197,7 +210,7 @@ class RotarySpec:
                     "say dims=, channels per axis"
                 )
             dims = [head_dim // len(axes)] * len(axes)
-        if len(dims) != len(axes) or any(d < 0 or d % 2 for d in dims):
+        if len(dims) != len(axes) or any(d < 0 or d % 2 for d in dims) or sum(dims) > MOST_CHANNELS:
             raise ValueError(f"dims must be an even number of channels for each of the axes {axes!r}, got {list(dims)}")
         axis = np.repeat(np.arange(len(axes)), [d // 2 for d in dims])
         thetas = [theta] * len(axes) if isinstance(theta, (int, float)) else list(theta)
@@ -420,33 +433,34 @@ class RotarySpec:
             >>> RotarySpec.from_dict(spec.to_dict()) == spec
             True
         """
-        keys = {"head_dim", "axes", "axis", "inv_freq", "pairing", "blocks", "attention_factor", "score_factor"}
-        keys |= {"temperature", "scaling", "spectra"}
-        if set(stated) != keys:
-            missing, unknown = sorted(keys - set(stated)), sorted(set(stated) - keys)
-            raise ValueError(f"a rotary embedding as JSON has the keys {sorted(keys)}: missing {missing}, unknown {unknown}")
-        try:
-            heads = [_axis_indices(row, stated["axes"]) for row in stated["axis"]]
-            scaling, spectra, temperature = stated["scaling"], stated["spectra"], stated["temperature"]
-            made = cls(
-                stated["head_dim"],
-                np.array(stated["inv_freq"], dtype=np.float32),
-                heads[0] if len(heads) == 1 else np.stack(heads),
-                stated["axes"],
-                stated["pairing"],
-                scaling=scaling and Scaling.from_dict(scaling),
-                spectra=spectra and Spectra.from_dict(spectra),
-                attention_factor=stated["attention_factor"],
-                score_factor=stated["score_factor"],
-                temperature=temperature and Temperature(**temperature),
-            )
-        except (TypeError, KeyError, AttributeError) as error:  # of a value that is no such thing at all
-            raise ValueError(f"a rotary embedding as JSON cannot be read: {type(error).__name__}: {error}") from error
+        if not isinstance(stated, Mapping) or set(stated) != set(_JSON):
+            given = set(stated) if isinstance(stated, Mapping) else set()
+            missing, unknown = sorted(set(_JSON) - given), sorted(given - set(_JSON))
+            raise ValueError(f"a rotary embedding as JSON has the keys {sorted(_JSON)}: missing {missing}, unknown {unknown}")
+        keys = Keys(stated)
+        said = {key: keys(key, hint) for key, hint in _JSON.items()}
+        heads = [_axis_indices(row, said["axes"]) for row in said["axis"]]
+        if not heads or len({len(row) for row in heads}) > 1:
+            raise ValueError(f"axis must have for each KV head as many letters, got {shown(stated['axis'])}")
+        made = cls(
+            said["head_dim"],
+            np.array(said["inv_freq"], dtype=np.float32),
+            heads[0] if len(heads) == 1 else np.stack(heads),
+            said["axes"],
+            said["pairing"],
+            scaling=None if said["scaling"] is None else Scaling.from_dict(said["scaling"]),
+            spectra=None if said["spectra"] is None else Spectra.from_dict(said["spectra"]),
+            attention_factor=said["attention_factor"],
+            score_factor=said["score_factor"],
+            temperature=said["temperature"],
+        )
         if made.blocks != stated["blocks"]:
             raise ValueError(
                 f"pairing {made.pairing!r} over the axes {made.axis_letters!r} has {made.blocks} blocks, not {stated['blocks']}"
             )
         if made.spectra is not None:
+            if (entries := len(made.spectra.which)) != len(made.inv_freq):
+                raise ValueError(f"spectra.which has {entries} entries for the {len(made.inv_freq)} of inv_freq")
             length = made.scaling.original_max_position if isinstance(made.scaling, (DynamicNTK, LongRoPE)) else None
             if not np.allclose(made.inv_freq, made.spectra.frequencies(made.scaling, length=length), rtol=1e-6, atol=0):
                 raise ValueError(f"inv_freq is not what the spectra and {made.scaling} make: correct it, or set both to null")
@@ -475,6 +489,24 @@ class RotarySpec:
         return f"RotarySpec(head_dim {self.head_dim}, {len(self.inv_freq)} pairs: {counts}; pairing {self.pairing}{scaled})"
 
 
+_Channels = Annotated[int, Must(f"a number of channels, at most {MOST_CHANNELS:,}", lambda n: 0 <= n <= MOST_CHANNELS)]
+_Index = Annotated[int, Must("a place in a list, or -1", lambda n: -1 <= n <= MOST_CHANNELS)]
+_JSON: Mapping[str, Any] = {
+    "head_dim": _Channels,
+    "axes": str,
+    "axis": tuple[str, ...],
+    "inv_freq": tuple[float, ...],
+    "pairing": Pairing,
+    "blocks": int,
+    "attention_factor": Positive,
+    "score_factor": Positive,
+    "temperature": Temperature | None,
+    "scaling": dict | None,
+    "spectra": dict | None,
+}
+"""The keys of a rotary embedding as JSON, and what each must be."""
+
+
 def axis_of_pairs(sections: Sequence[int], layout: Layout, axes: str = "thw") -> str:
     """The letter of each pair's axis, from the pairs per axis and the layout.
 
@@ -482,7 +514,8 @@ def axis_of_pairs(sections: Sequence[int], layout: Layout, axes: str = "thw") ->
         ValueError: sections that are not one count per axis, or that the layout cannot place. Of "interleaved" pair n of axis
             a sits at n * len(axes) + a, and upstreams silently drop those that run past the end; "by_channel" is no rotation.
     """
-    if len(sections) != len(axes) or any(n < 0 for n in sections):
+    whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in sections)
+    if not whole or len(sections) != len(axes) or any(n < 0 for n in sections) or sum(sections) > MOST_CHANNELS:
         raise ValueError(f"sections must be a number of pairs for each of the axes {axes!r}, got {list(sections)}")
     if layout == "contiguous":
         return "".join(letter * n for letter, n in zip(axes, sections, strict=True))
@@ -555,6 +588,8 @@ def _run_lengths(axis: np.ndarray) -> list[int]:
 
 def _rotary_dim(head_dim: int, rotary_dim: int | None) -> int:
     rotary_dim = head_dim if rotary_dim is None else rotary_dim
+    if head_dim > MOST_CHANNELS:
+        raise ValueError(f"head_dim must be a number of channels, at most {MOST_CHANNELS:,}, got {head_dim}")
     if rotary_dim % 2 or not 0 <= rotary_dim <= head_dim:
         raise ValueError(f"rotary_dim must be even and at most head_dim ({head_dim}), got {rotary_dim}")
     return rotary_dim

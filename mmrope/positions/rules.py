@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from mmrope.positions.segments import MAX_TOKENS, Row, Segment, whole, whole_grid, whole_grids
 from mmrope.positions.timing import MAX_STEP, Time, VideoTiming, check_steps, one_clock, time_steps
+from mmrope.records import Keys, Must, Positive, hints_of, made, shown
 
 if TYPE_CHECKING:
     import mmrope
@@ -87,8 +88,9 @@ class TokenIds:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
-                raise ValueError(f"token_ids.{f.name} must be the id of a token, a whole number, got {value!r}")
+            number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if value is not None and not (number and abs(value) <= MAX_STEP):
+                raise ValueError(f"token_ids.{f.name} must be the id of a token, a whole number, got {shown(value)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +115,10 @@ class RotaryFacts:
     """The order in which a config lists the sections, where it is not that of `axes`."""
     still: str = ""
     """Axes whose pairs are not rotated at all."""
-    theta: float = 1e4
+    theta: Positive = 1e4
     pairing: Pairing = "half"
-    rotary_fraction: float = 1.0
-    ntk: float | None = None
+    rotary_fraction: Annotated[float, Must("a share of the channels, at most 1", lambda x: 2**-16 <= x <= 1)] = 1.0
+    ntk: Positive | None = None
     """By what theta is stretched for longer contexts (NTK-aware scaling), where checkpoints are."""
     released: str = ""
     """The released config that says so, and where it is quoted; empty where no released config was at hand: then
@@ -437,16 +439,20 @@ class Family:
             >>> mmrope.Family.from_dict(stated).stride
             2
         """
-        try:
-            if set(stated) == {"name", "facts"}:
-                facts = {fact: _unplain(value, fact) for fact, value in stated["facts"].items()}
-                return with_facts(registered(stated["name"]), facts)
-            known = {f.name for f in dataclasses.fields(cls)}
-            if set(stated) != {"rule"} or set(stated["rule"]) != known:
-                raise ValueError(f"a family as JSON has the keys name and facts, or rule with {sorted(known)}, got {stated}")
-            return cls(**{name: _unplain(value, name) for name, value in stated["rule"].items()})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"no family is said by {stated}: {type(error).__name__}: {error}") from error
+        keys = Keys(stated)
+        if set(stated) == {"name", "facts"}:
+            row, facts = registered(keys("name", str)), keys("facts", dict)
+            hints = {name: hint for record in _records(row) for name, hint in hints_of(type(record)).items()}
+            said = {fact: made(hints.get(fact, Any), value, f"facts.{fact}") for fact, value in facts.items()}
+            return with_facts(row, said)
+        known = {f.name for f in dataclasses.fields(cls)}
+        rule = keys("rule", dict) if set(stated) == {"rule"} else {}
+        if set(rule) != known:
+            differ = sorted(known ^ set(rule)) if rule else sorted(stated)
+            raise ValueError(
+                f"a family as JSON has the keys name and facts, or rule with {sorted(known)}; look at {shown(differ)}"
+            )
+        return cls(**{name: _unplain(value, name) for name, value in rule.items()})
 
     def rotary_spec(self) -> mmrope.RotarySpec:
         """How its released models rotate by the ids: `RotarySpec.from_family`.
@@ -600,9 +606,13 @@ FACTS = (
 _RECORDS = ("rotary", "checkpoint", "reading")
 
 
+def _records(row: Family) -> tuple[Any, ...]:
+    return (row, *(getattr(row, name) for name in _RECORDS))
+
+
 def fact_of(row: Family, fact: str) -> Any:
     """A field of a family, or of one of its records; None if it has none of this name."""
-    holder = next((x for x in (row, *(getattr(row, name) for name in _RECORDS)) if hasattr(x, fact)), None)
+    holder = next((x for x in _records(row) if hasattr(x, fact)), None)
     return getattr(holder, fact, None)
 
 
@@ -730,14 +740,20 @@ def _plain(value: Any, name: str = "") -> Any:
 
 
 def _unplain(value: Any, name: str) -> Any:
+    """A field of a rule from JSON."""
+    at = f"rule.{name}"
     if name == "place":
-        return {kind: registered(key).place[kind] for kind, key in value.items()}
+        found = {kind: registered(key).place.get(kind) for kind, key in made(Mapping[str, str], value, at).items()}
+        if missing := [kind for kind, function in found.items() if function is None]:
+            raise ValueError(f"{at}.{missing[0]} names the family {value[missing[0]]}, which has no function for it")
+        return found
     if name == "reading":
-        return dataclasses.replace(registered(value["of"]).reading, **{key: item for key, item in value.items() if key != "of"})
-    record = {"token_ids": TokenIds, "rotary": RotaryFacts, "checkpoint": CheckpointFacts}.get(name)
-    if record is not None:
-        return record(**{key: _unplain(item, key) for key, item in value.items()})
-    return tuple(value) if isinstance(value, list) else value
+        reading = registered(Keys(value, at)("of", str)).reading
+        hints, given = hints_of(type(reading)), {key: item for key, item in value.items() if key != "of"}
+        if unknown := sorted(set(given) - set(hints)):
+            raise ValueError(f"{at}.{unknown[0]} is not known; known are {', '.join(hints)}")
+        return dataclasses.replace(reading, **{key: made(hints[key], item, f"{at}.{key}") for key, item in given.items()})
+    return made(hints_of(Family)[name], value, at)
 
 
 def _row_with(value: Any, of: Callable[[Family], Any]) -> str:

@@ -8,15 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from mmrope.extras import needed_for
 from mmrope.preprocess.errors import Limits, MediaError
+from mmrope.records import Few, Must, check_fields
 
 if TYPE_CHECKING:
     import torch
+
+
+_NO_BOUND = 2**62  # of pixels
+Side = Annotated[int, Must("a whole number from 1 to 1024", lambda n: 1 <= n <= 1024)]
+Mean = Annotated[float, Must("a number from -1000 to 1000", lambda x: abs(x) <= 1000)]
+Std = Annotated[float, Must("a number from 0.000001 to 1000", lambda x: 1e-6 <= x <= 1000)]
+Fewest = Annotated[int, Must("a whole number from 0 to 16777216", lambda n: 0 <= n <= 2**24)]
+"""Pixels that every image gets, however small: a large number would fill the memory with any of them."""
+Most = Annotated[int, Must("a whole number of pixels", lambda n: 1 <= n <= _NO_BOUND)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +42,26 @@ class PatchConfig:
         (1536, 32)
     """
 
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    merge_size: int = 2
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    image_pixels: tuple[int, int] = (56 * 56, 1280 * 28 * 28)
+    patch_size: Side = 14
+    temporal_patch_size: Few = 2
+    merge_size: Few = 2
+    mean: tuple[Mean, Mean, Mean] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[Std, Std, Std] = (0.26862954, 0.26130258, 0.27577711)
+    image_pixels: tuple[Fewest, Most] = (56 * 56, 1280 * 28 * 28)
     """Fewest and most pixels of a resized image."""
-    image_frames: int = 1
+    image_frames: Few = 1
     """How many frames an image counts as towards its pixels: GLM-4V's are bounds of temporal_patch_size copies."""
-    video_pixels: tuple[int, int] | None = (128 * 28 * 28, 768 * 28 * 28)
+    video_pixels: tuple[Fewest, Most] | None = (128 * 28 * 28, 768 * 28 * 28)
     """Fewest and most pixels of a resized video frame; None where only those of the whole video are bounded."""
-    whole_video_pixels: tuple[int, int] | None = (0, 2 * 115_200 * 28 * 28)
+    whole_video_pixels: tuple[Fewest, Most] | None = (0, 2 * 115_200 * 28 * 28)
     """Fewest and most pixels of all frames of a video together: the more frames, the smaller each. None where only those of a
     single frame are bounded."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("image_pixels", "video_pixels", "whole_video_pixels"):
+            if (bounds := getattr(self, name)) is not None and bounds[0] > bounds[1]:
+                raise ValueError(f"{name} must be the fewest and the most, got {bounds}")
 
     @property
     def patch_dim(self) -> int:
@@ -58,7 +74,6 @@ class PatchConfig:
         return self.patch_size * self.merge_size
 
 
-_NO_BOUND = 2**62  # of pixels
 _QWEN2_VL = PatchConfig(image_pixels=(56 * 56, 16_384 * 28 * 28))
 _QWEN3_VL = PatchConfig(
     patch_size=16,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from mmrope.checkpoints.configs import family_from_config
-from mmrope.files import read_object
+from mmrope.files import naming, read_object, read_text
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
-from mmrope.preprocess.patches import FAMILY_PATCHES, PatchConfig
+from mmrope.preprocess.patches import FAMILY_PATCHES, Fewest, Most, PatchConfig
 from mmrope.preprocess.text import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, ByteTokenizer, FileTokenizer, WordTokenizer
+from mmrope.records import Count, Keys, Must, Positive, hints_of, shown
 
 CONFIG_NAME = "processor_config.json"
 TEMPLATE_NAME, OLD_TEMPLATE_NAME, OTHER_TEMPLATES = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
@@ -68,16 +69,17 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     own = _read(folder / CONFIG_NAME)
     if own is not None and "family" in own:
-        return _own_settings(own, folder)
+        with naming(folder / CONFIG_NAME):
+            return _own_settings(own, folder)
     if own is not None and "image_processor" in own:
-        image, video = own["image_processor"], own.get("video_processor")
+        with naming(folder / CONFIG_NAME):
+            image, video = Keys(own)("image_processor", dict), Keys(own)("video_processor", dict, None)
         image = {"processor_class": own.get("processor_class"), **image}
     else:
         image, video = _read(folder / IMAGE_NAME), _read(folder / VIDEO_NAME)
     if image is None:
         raise ValueError(f"no {CONFIG_NAME} and no {IMAGE_NAME} in {folder}: a processor is saved with save_pretrained")
-    name = f"{folder}'s image processor"
-    patches = _image_patches(image, name)
+    patches = _image_patches(image, f"{folder}'s image processor")
     # as transformers does, the image processor's settings are those of videos if there are no others
     sampling = _video_patches(video if video is not None else image, f"{folder}'s video processor", patches)
     config = {} if not (folder / "config.json").is_file() else {"family": family_from_config(folder / "config.json")}
@@ -103,15 +105,17 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
 def _chat(folder: Path) -> dict[str, Any]:
     """The chat template, and the side that its prompts are padded on, from where transformers looks for them."""
     tokenizer = _read(folder / TOKENIZER_CONFIG_NAME) or {}
-    side = {} if tokenizer.get("padding_side") is None else {"padding_side": tokenizer["padding_side"]}
+    with naming(folder / TOKENIZER_CONFIG_NAME):
+        said = Keys(tokenizer)("padding_side", Literal["left", "right"], None)
+    side = {} if said is None else {"padding_side": said}
     stated = (_read(folder / OLD_TEMPLATE_NAME) or {}).get("chat_template")
     for path in (folder / TEMPLATE_NAME, folder / OTHER_TEMPLATES / "default.jinja"):
         if stated is None and path.is_file():
-            stated = _text_of(path)
+            stated = read_text(path)
     if stated is None:
         stated = (_read(folder / CONFIG_NAME) or {}).get("chat_template", tokenizer.get("chat_template"))
     if isinstance(stated, list) and all(isinstance(named, dict) for named in stated):  # several, by name
-        stated = {named.get("name"): named.get("template") for named in stated}
+        stated = {str(named.get("name")): named.get("template") for named in stated}
     if isinstance(stated, dict):
         if "default" not in stated:
             raise ValueError(f"{folder} has the chat templates {', '.join(map(str, stated))}, and none is called 'default'")
@@ -123,30 +127,51 @@ def _chat(folder: Path) -> dict[str, Any]:
     return side | {"chat_template": stated}
 
 
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
+_Byte = Annotated[int, Must("a whole number from 0 to 255", lambda n: 0 <= n <= 255)]
+SAVED: Mapping[str, Any] = {
+    "family": Family,
+    "patches": PatchConfig | None,
+    "image_pixels": tuple[Fewest, Most] | None,
+    "video_pixels": tuple[Fewest, Most] | None,
+    "fps": Positive,
+    "num_frames": Count | None,  # pyright: ignore[reportOperatorIssue]
+    "min_frames": Count,
+    "max_frames": Count,
+    "sampling": str | None,
+    "background": tuple[_Byte, _Byte, _Byte],
+    "color": str,
+    "pixels": str,
+    "aspect": str,
+    "padding_side": str,
+    "chat_template": str | None,
+}
+"""The settings that describe a checkpoint, and what each must be: no others are saved, nor read. Who may open what, by which
+library, in how many threads, and whether damaged and animated files are taken, is said where the processor runs."""
+_NOT_SAVED = {"video_backend": "auto", "damaged": "refuse", "animation": "refuse"}
+"""What folders had that were saved before, at its default."""
 
 
 def _own_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    settings = {**{key: _tuples(value) for key, value in settings.items()}, "family": Family.from_dict(settings["family"])}
-    settings["patches"] = settings["patches"] and PatchConfig(**settings["patches"])
-    settings.setdefault("sampling", "time")  # as processors sampled that were saved before they had the field
-    kind = settings.pop("tokenizer", None)  # a tokenizer.json beside the settings may be another's
+    keys = Keys({key: value for key, value in settings.items() if _NOT_SAVED.get(key) != value or key not in _NOT_SAVED})
+    if unknown := sorted(set(keys.values) - set(SAVED) - {"tokenizer", "tokenizer_sha256", "words"}):
+        raise ValueError(f"{unknown[0]} describes no checkpoint, and is not read from a folder: give it to from_pretrained")
+    found: dict[str, Any] = {"family": Family.from_dict(keys("family", dict))}
+    found |= {key: keys(key, hint) for key, hint in SAVED.items() if key in keys.values and key != "family"}
+    found.setdefault("sampling", "time")  # as processors sampled that were saved before they had the field
+    kind = keys("tokenizer", str, "")  # a tokenizer.json beside the settings may be another's
     if kind == "words":
-        words = WordTokenizer(settings.pop("words"))
-        return {**settings, "tokenizer": words}
+        return {**found, "tokenizer": WordTokenizer(keys("words", tuple[str, ...]))}
     if kind not in ("bytes", "file"):
-        raise ValueError(f"{folder / CONFIG_NAME} has the tokenizer {kind!r}; known are 'bytes', 'words' and 'file'")
-    return {**settings, "tokenizer": ByteTokenizer() if kind == "bytes" else FileTokenizer.from_folder(folder)}
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+        raise ValueError(f"the tokenizer is {shown(kind)}; known are 'bytes', 'words' and 'file'")
+    if kind == "bytes":
+        return {**found, "tokenizer": ByteTokenizer()}
+    tokenizer, digest = FileTokenizer.from_folder(folder), keys("tokenizer_sha256", str, None)
+    if digest not in (None, tokenizer.digest):  # None: saved before there was one
+        raise ValueError(
+            f"tokenizer_sha256 is not that of {TOKENIZER_NAME} and {TOKENIZER_CONFIG_NAME}: they are another's, or the saving "
+            "was interrupted; save the processor again"
+        )
+    return {**found, "tokenizer": tokenizer}
 
 
 # --- Hugging Face's keys ----------------------------------------------------------------------------------------------
@@ -158,7 +183,7 @@ def _image_patches(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     if kind not in _IMAGE_FRAMES:
         raise ValueError(f"{name} is a {kind}, which is not known here (known: {', '.join(_IMAGE_FRAMES)})")
     _check(values, name, _CUT | _SAMPLING)  # an image processor's file may state a video's sampling, too
-    cut: dict[str, Any] = {own: _plain(values[key]) for key, own in _OF_BOTH.items() if values.get(key) is not None}
+    cut = _shared(values, name)
     bounds = _bounds(values, name, PatchConfig().image_pixels)
     return {**cut, "image_pixels": bounds, "image_frames": _IMAGE_FRAMES[kind]}
 
@@ -166,13 +191,14 @@ def _image_patches(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _video_patches(values: Mapping[str, Any], name: str, patches: dict[str, Any]) -> dict[str, Any]:
     """Adds the bounds of videos to `patches`; returns how frames are sampled."""
     _check(values, name, _CUT | _SAMPLING)
-    of_images = PatchConfig(**patches)
-    for key, own in _OF_BOTH.items():
-        stated = _plain(values.get(key))
-        if stated is not None and stated != getattr(of_images, own):
+    of_images, keys = PatchConfig(**patches), Keys(values, name)
+    for own, stated in _shared(values, name).items():
+        if stated != getattr(of_images, own):
+            key = next(key for key, mine in _OF_BOTH.items() if mine == own)
             raise ValueError(f"{name} has {key} {stated}, images have {getattr(of_images, own)}: they must agree here")
     kind = str(values.get("video_processor_type") or _VIDEOS_OF[patches["image_frames"]])
-    capped, tokens, area = values.get("cap_pixels_per_frame"), values.get("max_video_tokens"), of_images.factor**2
+    capped, area = keys("cap_pixels_per_frame", bool, None), of_images.factor**2
+    tokens = keys("max_video_tokens", Count, None)
     only_size = {"size": values.get("size")}  # of all frames together; transformers then looks at nothing else
     if kind == "Qwen3VLVideoProcessor":
         patches["whole_video_pixels"] = _bounds(only_size, name, (128 * area, 768 * area))
@@ -187,23 +213,31 @@ def _video_patches(values: Mapping[str, Any], name: str, patches: dict[str, Any]
     else:
         raise ValueError(f"{name} is a {kind}, which is not known here (known: {', '.join(_VIDEOS)})")
     read = ("fps",) if kind in _GLM else ("fps", "num_frames", "min_frames", "max_frames")
-    return {"sampling": kind} | {key: values[key] for key in read if values.get(key) is not None}
+    return {"sampling": kind} | {key: keys(key, SAVED[key]) for key in read if values.get(key) is not None}
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _shared(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What images and videos share, as fields of a PatchConfig."""
+    keys, hints = Keys(values, name), hints_of(PatchConfig)
+    return {own: keys(key, hints[own]) for key, own in _OF_BOTH.items() if values.get(key) is not None}
 
 
 def _bounds(values: Mapping[str, Any], name: str, defaults: tuple[int, int]) -> tuple[int, int]:
     """Fewest and most pixels, from `size`, or min_pixels and max_pixels, which take precedence as in transformers."""
     size = values.get("size") or {}
     if not isinstance(size, Mapping) or not set(size) <= {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}:
-        raise ValueError(f"{name} has size {size}, which must have shortest_edge and longest_edge, numbers of pixels")
-    found = (
-        values.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or defaults[0],
-        values.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or defaults[1],
-    )
-    return int(found[0]), int(found[1])
+        raise ValueError(f"{name} has size {shown(size)}, which must have shortest_edge and longest_edge, numbers of pixels")
+    top, inner, found = Keys(values, name), Keys(size, f"{name}.size"), []
+    for key, edge, hint, default in (
+        ("min_pixels", "shortest_edge", Fewest, defaults[0]),
+        ("max_pixels", "longest_edge", Most, defaults[1]),
+    ):
+        found.append(top(key, hint, None) or inner(edge, hint, None) or inner(key, hint, None) or default)
+    if found[0] > found[1]:
+        raise ValueError(
+            f"{name} has bounds of pixels {found} (min_pixels, max_pixels, size): the fewest are more than the most"
+        )
+    return found[0], found[1]
 
 
 def _check(values: Mapping[str, Any], name: str, known: set[str]) -> None:
@@ -212,8 +246,9 @@ def _check(values: Mapping[str, Any], name: str, known: set[str]) -> None:
             expected = _FIXED[key]
             close = isinstance(value, float) and any(isinstance(v, float) and abs(v - value) < 1e-9 for v in expected)
             if value not in expected and not close:
-                raise ValueError(f"{name} has {key}={value!r}, but mmrope knows {key}={expected[0]!r} only")
+                raise ValueError(f"{name} has {key}={shown(value)}, but mmrope knows {key}={expected[0]!r} only")
         elif key not in known | _WITHOUT_EFFECT and value is not None:
             raise ValueError(
-                f"{name} has {key}={value!r}, which mmrope does not know: the model may have been trained with other pixels"
+                f"{name} has {key}={shown(value)}, which mmrope does not know: the model may have been trained "
+                "with other pixels"
             )

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmrope.extras import needed_for
-from mmrope.files import replacing, to_json
+from mmrope.files import naming, to_json, write_texts
 from mmrope.positions.build import position_ids
 from mmrope.positions.families import Family
 from mmrope.positions.segments import MEDIA, Segment
@@ -27,7 +27,7 @@ from mmrope.preprocess.measure import Media, MediaProcessor
 from mmrope.preprocess.messages import Messages, is_conversation, items_of, media_items
 from mmrope.preprocess.parts import Part, PartWriter
 from mmrope.preprocess.patches import normalize
-from mmrope.preprocess.pretrained import CONFIG_NAME, TEMPLATE_NAME, read_settings
+from mmrope.preprocess.pretrained import CONFIG_NAME, SAVED, TEMPLATE_NAME, read_settings
 from mmrope.preprocess.text import ByteTokenizer, FileTokenizer, Tokenizer, WordTokenizer
 
 _VISION = (MEDIA["image"], MEDIA["video"])
@@ -318,8 +318,11 @@ class Processor(MediaProcessor):
     # --- files ------------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the settings to `processor_config.json` in a folder, and a tokenizer that is not the bytes; each file is moved
-        into place when it is complete, the settings last. Limits, access and threads are the machine's and are not saved.
+        """Writes the settings to `processor_config.json` in a folder, and a tokenizer that is not the bytes.
+
+        All files are moved into place when they are complete, the settings first: a folder whose saving was interrupted has the
+        old processor, or is refused by `from_pretrained`. Saved is what describes a checkpoint; limits, access, threads,
+        video_backend, damaged and animation are the machine's.
 
         Raises:
             ValueError: a tokenizer or a family that cannot be saved; nothing was written.
@@ -332,8 +335,7 @@ class Processor(MediaProcessor):
             ...     print(Processor.from_pretrained(folder).fps)
             1.0
         """
-        kept = {field.name for field in dataclasses.fields(self)} - {"limits", "access", "threads", "tokenizer"}
-        settings = {name: getattr(self, name) for name in sorted(kept)}
+        settings = {name: getattr(self, name) for name in sorted(SAVED)}
         settings["family"] = self._family.to_dict()
         settings["patches"] = self.patches and dataclasses.asdict(self.patches)
         if Family.from_dict(json.loads(to_json(settings["family"]))) != self._family:
@@ -344,15 +346,15 @@ class Processor(MediaProcessor):
             settings["words"] = self.tokenizer.words
         if settings["tokenizer"] is None:
             raise ValueError(f"a tokenizer of type {type(self.tokenizer).__name__} cannot be saved here; save it by itself")
-        content = to_json(settings)
+        if isinstance(self.tokenizer, FileTokenizer):
+            settings["tokenizer_sha256"] = self.tokenizer.digest
+        contents = {CONFIG_NAME: to_json(settings)}  # the first to be moved: it tells its tokenizer from an older one
         Path(folder).mkdir(parents=True, exist_ok=True)
         if isinstance(self.tokenizer, FileTokenizer):
-            self.tokenizer.save(folder)
+            contents |= self.tokenizer.files(folder)
         if self.chat_template is not None:  # for other readers of the folder, too
-            with replacing(Path(folder) / TEMPLATE_NAME) as path:
-                path.write_text(self.chat_template, encoding="utf-8")
-        with replacing(Path(folder) / CONFIG_NAME) as path:
-            path.write_text(content, encoding="utf-8")
+            contents[TEMPLATE_NAME] = self.chat_template
+        write_texts(Path(folder), contents)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **changes: Any) -> Processor:
@@ -377,7 +379,8 @@ class Processor(MediaProcessor):
             raise ValueError(
                 f"{folder} does not say which family it is of; say it: from_pretrained(folder, family='qwen2_5_vl')"
             )
-        return cls(**settings)
+        with naming(Path(folder)):
+            return cls(**settings)
 
 
 def _cut(parts: list[Part], length: int) -> list[Part]:

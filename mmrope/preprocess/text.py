@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmrope.extras import needed_for
-from mmrope.files import replacing, to_json
+from mmrope.files import json_object, naming, read_object, read_text, to_json, write_texts
+from mmrope.records import Keys, Natural, shown
 
 SPECIAL_TOKENS = (
     "<|pad|>",
@@ -201,18 +203,20 @@ class FileTokenizer:
         with needed_for(f"the {TOKENIZER_NAME} of a checkpoint"):
             import tokenizers
         try:
-            stated = json.loads(self.content)
-            added = stated["added_tokens"]
+            stated = json_object(self.content, "it")
+            added = [_added(token, n) for n, token in enumerate(Keys(stated)("added_tokens", tuple[dict, ...]))]
             left_out = frozenset(token["id"] for token in added if token["special"])
-            for token in added:
-                token["special"] = True  # the library then can leave them all alone in a text
+            stated["added_tokens"] = [
+                token | {"special": True} for token in added
+            ]  # the library can leave them all alone in a text
             stated["truncation"] = stated["padding"] = None  # for other uses: a prompt is neither cut nor filled up
-            tokenizer = tokenizers.Tokenizer.from_str(json.dumps(stated))
-            unknown = stated["model"].get("unk_id", stated["model"].get("unk_token"))
+            model = Keys(Keys(stated)("model", dict), "model")
+            unknown = model("unk_id", Natural, model("unk_token", str, None))
             if '"prepend_scheme": "first"' in json.dumps([stated.get("pre_tokenizer"), stated.get("normalizer")]):
                 raise ValueError("it puts a blank before the first word of a prompt alone, which is not read here")
-        except Exception as error:  # the library raises bare Exceptions
-            raise ValueError(f"a {TOKENIZER_NAME} cannot be read: {type(error).__name__}: {error}") from error
+            tokenizer = _asked(tokenizers.Tokenizer.from_str, json.dumps(stated))
+        except ValueError as error:
+            raise ValueError(f"a {TOKENIZER_NAME} cannot be read: {error}") from error
         special = {token["content"]: token["id"] for token in added}
         if blanks := [token["content"] for token in added if token["lstrip"] or token["rstrip"] or token["single_word"]]:
             raise ValueError(
@@ -244,22 +248,26 @@ class FileTokenizer:
             ImportError: `tokenizers` is not installed.
         """
         path, config_path = Path(folder) / TOKENIZER_NAME, Path(folder) / TOKENIZER_CONFIG_NAME
+        named = Path(folder) / SPECIAL_NAME
         try:
-            content = path.read_text(encoding="utf-8")
-            config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-            named = Path(folder) / SPECIAL_NAME
-            stated = (json.loads(named.read_text(encoding="utf-8")) if named.is_file() else {}) | config
-            variables = {role: _content(stated[role]) for role in _ROLES if stated.get(role) is not None}
+            content = read_text(path)
+            config = read_object(config_path) if config_path.is_file() else {}
+            stated = (read_object(named) if named.is_file() else {}) | config
+            variables = {role: _content(stated[role], role) for role in _ROLES if stated.get(role) is not None}
             extra = stated.get("extra_special_tokens") or {}
-            variables |= {role: _content(token) for role, token in extra.items()} if isinstance(extra, Mapping) else {}
-            listed = [*(config.get("added_tokens_decoder") or {}).values(), *(stated.get("additional_special_tokens") or ())]
-            listed = {*map(_content, listed), *variables.values()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"the tokenizer of {folder} cannot be read: {error}") from error
-        try:
+            if not isinstance(extra, list):  # of transformers 5, a list without roles
+                extra = Keys(stated)("extra_special_tokens", dict, {})
+                variables |= {role: _content(token, f"extra_special_tokens.{role}") for role, token in extra.items()}
+            decoder = Keys(config)("added_tokens_decoder", dict, {})
+            listed = {_content(token, f"added_tokens_decoder.{n}") for n, token in decoder.items()} | {*variables.values()}
+            also = "additional_special_tokens"
+            listed |= {_content(token, f"{also}[{n}]") for n, token in enumerate(Keys(stated)(also, tuple[Any, ...], ()))}
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the tokenizer of {folder} ({TOKENIZER_CONFIG_NAME}, {SPECIAL_NAME}) cannot be read: {error}"
+            ) from error
+        with naming(path):
             tokenizer = cls(content, variables.get("pad_token"), variables)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
         if missing := sorted(listed - set(tokenizer.special)):
             raise ValueError(
                 f"{config_path} names tokens that are not among the added tokens of {TOKENIZER_NAME}: {', '.join(missing)}; "
@@ -300,13 +308,13 @@ class FileTokenizer:
             ) from None
         self._tokenizer.encode_special_tokens = True  # in a text they are text; said anew, for copies forget it
         forbidden = {token for token in self.special.values() if token != self._unknown}
-        whole = self._tokenizer.encode(text, add_special_tokens=False)
+        whole = _asked(self._tokenizer.encode, text, add_special_tokens=False)
         if forbidden.isdisjoint(whole.ids):
             return [(0, whole)]
         # such a tokenizer reads the name of a token as that token: cut inside of each name, it cannot
         names = "|".join(map(re.escape, sorted(self.special, key=len, reverse=True)))
         cuts = [0, *(match.start() + 1 for match in re.finditer(names, text)), len(text)]
-        pieces = [(a, self._tokenizer.encode(text[a:b], add_special_tokens=False)) for a, b in itertools.pairwise(cuts)]
+        pieces = [(a, _asked(self._tokenizer.encode, text[a:b], add_special_tokens=False)) for a, b in itertools.pairwise(cuts)]
         for at, piece in pieces:
             if found := forbidden.intersection(piece.ids):
                 name = self._tokenizer.id_to_token(found.pop())
@@ -316,27 +324,63 @@ class FileTokenizer:
     def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
         """The text of tokens."""
         kept = [token for token in tokens if special or token not in self._left_out]
-        return self._tokenizer.decode(kept, skip_special_tokens=False)
+        return _asked(self._tokenizer.decode, kept, skip_special_tokens=False)
+
+    @property
+    def digest(self) -> str:
+        """Of what it is made of, by which the one that was saved is known from another."""
+        roles = {role: name for role, name in {**self.variables, "pad_token": self.pad_token}.items() if name is not None}
+        made_of = json.dumps([self.content, roles], sort_keys=True)
+        return hashlib.sha256(made_of.encode(errors="surrogatepass")).hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json as it was, and the names of the special tokens to tokenizer_config.json."""
-        with replacing(Path(folder) / TOKENIZER_NAME) as new:
-            new.write_text(self.content, encoding="utf-8")
+        write_texts(Path(folder), self.files(folder))
+
+    def files(self, folder: str | Path) -> dict[str, str]:
+        """What `save` writes to a folder, by the names of the files: settings of others that are there stay."""
         path = Path(folder) / TOKENIZER_CONFIG_NAME
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # with others' settings
-        roles = {role: name for role, name in self.variables.items() if role in _ROLES}
+        config = read_object(path) if path.is_file() else {}  # with others' settings
+        named = Path(folder) / SPECIAL_NAME
+        others = config | (
+            read_object(named) if named.is_file() else {}
+        )  # what they say of roles that this one has not is void
+        roles = {role: self.variables.get(role) for role in _ROLES if role in self.variables or role in others}
         extra = {role: name for role, name in self.variables.items() if role not in _ROLES}
-        config |= {**roles, "pad_token": self.pad_token} | ({"extra_special_tokens": extra} if extra else {})
-        with replacing(path) as new:
-            new.write_text(to_json(config), encoding="utf-8")
+        config |= {**roles, "pad_token": self.pad_token}
+        if extra or isinstance(others.get("extra_special_tokens"), dict):
+            config["extra_special_tokens"] = extra
+        return {TOKENIZER_NAME: self.content, TOKENIZER_CONFIG_NAME: to_json(config)}
 
 
-def _content(token: Any) -> str:
+def _content(token: Any, at: str) -> str:
     """A token of tokenizer_config.json, which is a string or an object with one."""
-    content = token["content"] if isinstance(token, Mapping) else token
+    content = token.get("content") if isinstance(token, Mapping) else token
     if not isinstance(content, str):
-        raise ValueError(f"{TOKENIZER_CONFIG_NAME} names a token {token!r}, which is no text")
+        raise ValueError(f"{at} names a token {shown(token)}, which is no text")
     return content
+
+
+def _added(token: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """An added token of tokenizer.json."""
+    keys = Keys(token, f"added_tokens[{n}]")
+    flags = {key: keys(key, bool) for key in ("special", "lstrip", "rstrip", "single_word")}
+    return {**token, **flags, "id": keys("id", Natural), "content": keys("content", str)}
+
+
+def _asked(function: Any, *arguments: Any, **options: Any) -> Any:
+    """What the `tokenizers` library answers. It raises bare Exceptions, and what its Rust code does not expect, as a pattern of
+    tokenizer.json that goes back and forth in a text ten million times, comes as a panic, which is none."""
+    try:
+        return function(*arguments, **options)
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(
+            f"the tokenizers library gave up on this {TOKENIZER_NAME}, or on a text by its patterns: {error}"
+        ) from None
 
 
 def encode(text: str) -> list[int]:

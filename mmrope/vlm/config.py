@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from mmrope.positions.families import Family
 from mmrope.positions.families import family as find_family
 from mmrope.preprocess.patches import PatchConfig
 from mmrope.preprocess.text import IM_END, PAD, VOCAB_SIZE
+from mmrope.records import Count, Keys, Layers, Must, Natural, Positive, check_fields, made, record
 from mmrope.vlm.sampling import GenerationConfig
 
 
@@ -29,32 +30,38 @@ class VisionConfig:
 
     patches: PatchConfig = PatchConfig()
     """How pixels were cut: the size of a patch, of a merged token, and the values that pixels are normalised by."""
-    hidden_size: int = 192
-    intermediate_size: int = 512
-    num_layers: int = 4
-    num_heads: int = 6
-    theta: float | None = 1e4
+    hidden_size: Count = 192
+    intermediate_size: Count = 512
+    num_layers: Layers = 4
+    num_heads: Count = 6
+    theta: Positive | None = 1e4
     """Of the 2D RoPE; None for patches without places."""
     norm: Literal["rms", "layer"] = "rms"
     hidden_act: str = "gelu"
     """A name of `mmrope.vlm.layers.ACTIVATIONS`."""
     gated_mlp: bool = False
     patch_bias: bool = True
-    table_side: int = 0
+    table_side: Natural = 0
     """Of the square table of learned positions, which is stretched over every image (Qwen3-VL); 0 for none."""
-    window_size: int = 0
+    window_size: Natural = 0
     """The side, in pixels, of the windows that patches attend in (Qwen2.5-VL); 0 for whole images."""
-    full_layers: tuple[int, ...] = ()
+    full_layers: tuple[Natural, ...] = ()
     """Where there are windows: the layers that attend to whole images all the same."""
-    deepstack_layers: tuple[int, ...] = ()
+    deepstack_layers: tuple[Natural, ...] = ()
     """The layers whose outputs the decoder adds, too: that of the first after its first block, and so on (Qwen3-VL)."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         deep, token = self.deepstack_layers, self.patches.patch_size * self.patches.merge_size
         if list(deep) != sorted({layer for layer in deep if 0 <= layer < self.num_layers}):
             raise ValueError(f"deepstack_layers must be rising numbers of the {self.num_layers} layers, got {deep}")
         if self.window_size and self.window_size < token:
             raise ValueError(f"window_size {self.window_size} is less than a token's {token} pixels")
+        if self.hidden_size % (4 * self.num_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must give each of the {self.num_heads} num_heads a multiple of 4 channels, as "
+                "h and w rotate pairs of them"
+            )
 
     @property
     def rotary(self) -> RotarySpec:
@@ -77,26 +84,29 @@ class DecoderConfig:
         2
     """
 
-    vocab_size: int = VOCAB_SIZE
-    hidden_size: int = 256
-    intermediate_size: int = 704
-    num_layers: int = 4
-    num_heads: int = 8
-    num_kv_heads: int = 2
-    head_dim: int = 32
-    norm_eps: float = 1e-6
+    vocab_size: Count = VOCAB_SIZE
+    hidden_size: Count = 256
+    intermediate_size: Count = 704
+    num_layers: Layers = 4
+    num_heads: Count = 8
+    num_kv_heads: Count = 2
+    head_dim: Count = 32
+    norm_eps: Annotated[float, Must("a number above 0 and at most 1", lambda x: 0 < x <= 1)] = 1e-6
     qkv_bias: bool = False
     qk_norm: bool = True
     tie_word_embeddings: bool = True
     """Whether logits are read out by the embeddings' matrix, or by one of their own."""
-    num_experts: int = 0
+    num_experts: Natural = 0
     """Of each block's mixture, in place of its MLP; 0 for none."""
-    num_experts_per_tok: int = 0
-    moe_intermediate_size: int = 0
-    mlp_only_layers: tuple[int, ...] = ()
+    num_experts_per_tok: Natural = 0
+    moe_intermediate_size: Natural = 0
+    mlp_only_layers: tuple[Natural, ...] = ()
     """Where there are experts: the layers that have an MLP all the same."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even: channels rotate in pairs")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
         if self.num_experts and not (0 < self.num_experts_per_tok <= self.num_experts and self.moe_intermediate_size > 0):
@@ -130,6 +140,9 @@ class VLMConfig:
     generation: GenerationConfig = GenerationConfig()
 
     def __post_init__(self) -> None:
+        for name in ("eos_token_id", "pad_token_id"):
+            kind = Natural | tuple[Natural, ...] if name == "eos_token_id" else Natural
+            object.__setattr__(self, name, made(kind, getattr(self, name), name))
         if len(self.vision.deepstack_layers) > self.decoder.num_layers:
             raise ValueError(
                 f"deepstack_layers {self.vision.deepstack_layers} need as many layers of the decoder, "
@@ -143,6 +156,11 @@ class VLMConfig:
             raise ValueError(
                 f"rotary is of heads of {self.rotary.head_dim} channels, the decoder's have {self.decoder.head_dim}: "
                 "give one of its size, or rotary=None for the default of it"
+            )
+        if self.rotary.axis.ndim == 2 and len(self.rotary.axis) != self.decoder.num_kv_heads:
+            raise ValueError(
+                f"rotary has axes for {len(self.rotary.axis)} KV heads, and the decoder has num_kv_heads "
+                f"{self.decoder.num_kv_heads}"
             )
         if isinstance(self.family, Family) and len(self.family.axes) != len(self.rotary.axes):
             raise ValueError(
@@ -167,7 +185,7 @@ class VLMConfig:
             >>> values["decoder"]["hidden_size"], values["vision"]["patches"]["patch_size"]
             (256, 14)
         """
-        parts = {name: dataclasses.asdict(getattr(self, name)) for name in _PARTS}
+        parts = {name: dataclasses.asdict(getattr(self, name)) for name in ("vision", "decoder", "generation")}
         return {
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
             **parts,
@@ -185,28 +203,14 @@ class VLMConfig:
             >>> config.decoder.num_layers, config.vision.num_layers
             (2, 4)
         """
-        values = {key: _plain(value) for key, value in values.items()}
-        for name, part in _PARTS.items():
-            values[name] = part(**values.get(name, {}))
-        if values.get("rotary") is not None:
-            values["rotary"] = RotarySpec.from_dict(values["rotary"])
-        if values.get("family") is not None:
-            values["family"] = Family.from_dict(values["family"])
-        return cls(**values)
-
-
-_PARTS: dict[str, Any] = {
-    "vision": lambda patches=None, **sizes: VisionConfig(patches=PatchConfig(**(patches or {})), **sizes),
-    "decoder": DecoderConfig,
-    "generation": GenerationConfig,
-}
-
-
-def _plain(value: Any) -> Any:
-    """With tuples for JSON's lists, in it, too."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+        found = dict(Keys(values).values)
+        for name, kind in (("rotary", RotarySpec), ("family", Family)):
+            if (stated := found.pop(name, None)) is not None:
+                try:
+                    found[name] = kind.from_dict(stated)
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from error
+        return record(cls, found)
 
 
 def _mrope(head_dim: int) -> RotarySpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,29 @@ _WORDS = {"bytes": "its size in bytes", "sha256": "its SHA-256"}
 
 def write_manifest(folder: str | Path, names: Sequence[str]) -> None:
     """Writes `manifest.json`: the SHA-256 and the size in bytes of each of these files of the folder, as they are now."""
-    files = {name: _entry(Path(folder) / name) for name in names}
     with replacing(Path(folder) / MANIFEST_NAME) as path:
-        path.write_text(to_json({"files": files}), encoding="utf-8")
+        path.write_text(manifest_of({name: Path(folder) / name for name in names}), encoding="utf-8")
 
 
-def verify(folder: str | Path, names: Sequence[str]) -> None:
+def manifest_of(files: Mapping[str, Path]) -> str:
+    """What a manifest says of files by their names, which may be elsewhere as yet."""
+    return to_json({"files": {name: _entry(path) for name, path in files.items()}})
+
+
+def verify(folder: str | Path, names: Sequence[str]) -> bool:
     """That these files of the folder are those that its manifest describes, where it has one.
 
     A manifest tells damage and mixed-up files; it comes with the files, and says nothing about who made them.
+
+    Returns:
+        Whether it has one.
 
     Raises:
         ValueError: a file is missing, differs from the manifest, or is not described by it.
     """
     folder = Path(folder)
     if not (folder / MANIFEST_NAME).is_file():
-        return
+        return False
     try:
         manifest = read_object(folder / MANIFEST_NAME)
     except ValueError as error:
@@ -49,6 +56,7 @@ def verify(folder: str | Path, names: Sequence[str]) -> None:
                     f"{folder / name} differs from its manifest: {_WORDS[key]} is {value}, not {expected[key]!r}. It was "
                     f"changed or damaged after it was saved, or the saving was interrupted; {_AGAIN}"
                 )
+    return True
 
 
 def verify_all(folder: str | Path) -> None:
@@ -61,9 +69,14 @@ def verify_all(folder: str | Path) -> None:
     files = read_object(path).get("files") if path.is_file() else None
     if not isinstance(files, dict) or not files:
         raise ValueError(f"{folder} has no {MANIFEST_NAME} that describes its files")
-    if strange := [name for name in files if Path(name).name != name]:
+    if strange := [name for name in files if not is_plain_name(name)]:
         raise ValueError(f"{path} describes {strange[0]!r}, which is no file of the folder")
     verify(folder, list(files))
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether it is the name of a file, which does not lead out of its folder."""
+    return Path(name).name == name and "\0" not in name and len(name.encode(errors="replace")) < 256
 
 
 def _entry(path: Path) -> dict[str, Any]:

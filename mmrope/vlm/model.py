@@ -61,6 +61,8 @@ class VLM(nn.Module):
     def __init__(self, config: VLMConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or VLMConfig()
+        self.checked: bool | None = None
+        """Of a loaded model, whether a manifest of its folder described its files; its repr says so, too."""
         vocabulary, hidden = config.decoder.vocab_size, config.decoder.hidden_size
         self.embedding = nn.Embedding(vocabulary, hidden)
         self.vision = VisionEncoder(config.vision, hidden)
@@ -121,6 +123,11 @@ class VLM(nn.Module):
         if labels is None:
             return VLMOutput(logits)
         return VLMOutput(logits, next_token_loss(logits, first_unlearned(labels, lengths)))
+
+    def extra_repr(self) -> str:
+        """Whether its files were checked, where it was loaded."""
+        said = {True: "files as in their manifest.json", False: "files not checked: their folder has no manifest.json"}
+        return "" if self.checked is None else said[self.checked]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of the next token, [..., vocab], from hidden states [..., hidden]."""
@@ -237,8 +244,9 @@ class VLM(nn.Module):
     def save_pretrained(self, folder: str | Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Writes `config.json`, `model.safetensors` and `manifest.json`, which describes them.
 
-        Each is moved into place when it is complete, the manifest last: a folder whose saving was interrupted has the old
-        model, or is refused by `from_pretrained`. The rotary embedding that the decoder has now is saved, the user's own too.
+        They are moved into place when all are complete and on the disk, the manifest first: a folder whose saving was
+        interrupted has the old model, or is refused by `from_pretrained`. The rotary embedding that the decoder has now is
+        saved, the user's own too.
 
         Args:
             folder: is made if it is not there.
@@ -266,7 +274,8 @@ class VLM(nn.Module):
 
         Released Qwen2-VL, Qwen2.5-VL, Qwen3-VL and its mixtures of experts are read from `config.json`,
         `generation_config.json` and safetensors, in one file or several. Weights are mapped into memory, not copied, where
-        neither device nor dtype change them. A folder's `manifest.json`, if it has one, must describe its files.
+        neither device nor dtype change them. A folder's `manifest.json`, if it has one, must describe its files; a folder
+        without one, as released models are, is read as it is, and `model.checked` is False.
 
         Args:
             device: where the weights go; None for the CPU.

@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 from mmrope.checkpoints.configs import family_from_config
 from mmrope.checkpoints.rotary import rotary_from_config
-from mmrope.preprocess.patches import FAMILY_PATCHES
+from mmrope.preprocess.patches import FAMILY_PATCHES, PatchConfig
+from mmrope.records import Count, Keys, Must, Natural, Positive, hints_of, record, shown
 from mmrope.vlm.config import DecoderConfig, VisionConfig, VLMConfig
 from mmrope.vlm.sampling import end_tokens, generation_config
 
@@ -129,29 +130,29 @@ def released_config(values: Mapping[str, Any], generation: Mapping[str, Any] = M
         (7, 15, 23, 31)
     """
     kind = values.get("model_type")
-    if kind not in RELEASED:
-        raise ValueError(f"models of model_type {kind!r} are not known here; known are {', '.join(RELEASED)}")
+    if not isinstance(kind, str) or kind not in RELEASED:
+        raise ValueError(f"models of model_type {shown(kind)} are not known here; known are {', '.join(RELEASED)}")
     if values.get("quantization_config"):
         raise ValueError("the weights are quantized (quantization_config): take the unquantized ones")
     row = RELEASED[kind]
-    text = {**row.text_defaults, **(values.get("text_config") or values)}
+    at = "text_config" if values.get("text_config") else ""
+    text = Keys({**row.text_defaults, **Keys(values.get("text_config") or values, at).values}, at)
     for key, known in _ONLY.items():
-        if key in text and text[key] not in known:
-            raise ValueError(f"{kind} with {key} {text[key]!r} is not known here: it must be {known[0]!r}")
-    if any(layer != "full_attention" for layer in text.get("layer_types") or ()):
-        raise ValueError(f"{kind} with layer_types {text['layer_types']} is not known here: all must be full_attention")
-    tied = values.get("tie_word_embeddings", False) or (row.tied_by_text and text.get("tie_word_embeddings", False))
-    try:
-        decoder = DecoderConfig(**row.decoder, **_decoder(text), tie_word_embeddings=bool(tied))
-        vision = _vision(kind, {**row.defaults, **values["vision_config"]}, decoder.hidden_size)
-    except KeyError as error:
-        raise ValueError(f"the config of a {kind} lacks {error}") from None
+        if key in text.values and text.values[key] not in known:
+            raise ValueError(f"{kind} with {key} {shown(text.values[key])} is not known here: it must be {known[0]!r}")
+    if any(layer != "full_attention" for layer in text("layer_types", tuple[str, ...], ())):
+        raise ValueError(
+            f"{kind} with layer_types {shown(text.values['layer_types'])} is not known here: all must be full_attention"
+        )
+    tied = Keys(values)("tie_word_embeddings", bool, False) or (row.tied_by_text and text("tie_word_embeddings", bool, False))
+    vision = Keys({**row.defaults, **Keys(values)("vision_config", dict)}, "vision_config")
+    decoder = _decoder(row, text, tied=tied)
     rotary = rotary_from_config(dict(values))
     assert rotary is not None
-    stated = {key: value for part in (text, values, generation) for key, value in part.items() if value is not None}
+    stated = {key: value for part in (text.values, values, generation) for key, value in part.items() if value is not None}
     ends = end_tokens(stated.get("eos_token_id"))
     return VLMConfig(
-        vision=VisionConfig(**row.vision, **vision),
+        vision=_vision(kind, row, vision, decoder.hidden_size),
         decoder=decoder,
         rotary=rotary,
         family=family_from_config(dict(values)),
@@ -161,50 +162,68 @@ def released_config(values: Mapping[str, Any], generation: Mapping[str, Any] = M
     )
 
 
-def _decoder(text: Mapping[str, Any]) -> dict[str, Any]:
-    heads, experts = text["num_attention_heads"], {}
-    if count := text.get("num_experts", text.get("num_local_experts")):  # the second since transformers 5.22
-        experts = {"num_experts": count, "mlp_only_layers": tuple(text["mlp_only_layers"] or ())}
-        experts |= {key: text[key] for key in ("num_experts_per_tok", "moe_intermediate_size")}
-    same = {key: text[key] for key in ("vocab_size", "hidden_size", "intermediate_size")}
-    return {
-        **same,
-        **experts,
-        "num_layers": text["num_hidden_layers"],
+def _decoder(row: Released, text: Keys, *, tied: bool) -> DecoderConfig:
+    heads, size = text("num_attention_heads", Count), text("hidden_size", Count)
+    keys = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads"}
+    keys |= {"norm_eps": "rms_norm_eps"}
+    found: dict[str, Any] = {}
+    counted = "num_experts" if text.values.get("num_experts") else "num_local_experts"  # the second since transformers 5.22
+    if count := text(counted, Natural, 0):
+        found = {"num_experts": count, "mlp_only_layers": text("mlp_only_layers", tuple[Natural, ...], ())}
+        found |= {key: text(key, Count) for key in ("num_experts_per_tok", "moe_intermediate_size")}
+    found |= {key: text(key, Count) for key in ("vocab_size", "hidden_size", "intermediate_size")}
+    found |= {
+        **row.decoder,
+        "num_layers": text("num_hidden_layers", Count),
         "num_heads": heads,
-        "num_kv_heads": text.get("num_key_value_heads") or heads,
-        "head_dim": text.get("head_dim") or text["hidden_size"] // heads,
-        "norm_eps": text["rms_norm_eps"],
+        "num_kv_heads": text("num_key_value_heads", Count, heads),
+        "head_dim": text("head_dim", Count, None) or size // heads,
+        "norm_eps": text("rms_norm_eps", float),
+        "tie_word_embeddings": tied,
     }
+    return record(DecoderConfig, found, text.at, keys={ours: text.path(theirs) for ours, theirs in keys.items()})
 
 
-def _vision(kind: str, values: Mapping[str, Any], out: int) -> dict[str, Any]:
-    size, made = values["hidden_size"], values.get("out_hidden_size")
-    if "embed_dim" in values:
-        size, made = values["embed_dim"], values["hidden_size"]
-    rope, places = values.get("rope_parameters") or {}, values.get("num_position_embeddings") or 0
+def _vision(kind: str, row: Released, values: Keys, out: int) -> VisionConfig:
+    size, made = values("hidden_size", Count), values("out_hidden_size", Count, None)
+    if "embed_dim" in values.values:
+        size, made = values("embed_dim", Count), values("hidden_size", Count)
+    rope, places = values.part("rope_parameters"), values("num_position_embeddings", Natural, 0)
+    channels = values("in_channels", Count, values("in_chans", Count, 3))
     for wrong, what in (
-        (made != out, f"it makes embeddings of {made} channels, the decoder reads {out}"),
-        (values.get("in_channels", values.get("in_chans", 3)) != 3, "it does not read 3 channels of color"),
+        (made != out, f"it makes embeddings of {made} channels (out_hidden_size), the decoder reads {out} (hidden_size)"),
+        (channels != 3, f"it does not read 3 channels of color, but in_channels {channels}"),
         (math.isqrt(places) ** 2 != places, f"num_position_embeddings {places} is not the size of a square table"),
-        (rope.get("rope_type", "axial") != "axial", f"its rope_type is {rope.get('rope_type')!r}, not 'axial'"),
+        (rope("rope_type", str, "axial") != "axial", f"its rope_type is {shown(rope.values.get('rope_type'))}, not 'axial'"),
     ):
         if wrong:
             raise ValueError(f"the vision encoder is not known here: {what}")
+    keys = {"num_layers": "depth", "theta": "rope_parameters.rope_theta", "full_layers": "fullatt_block_indexes"}
+    keys |= {"deepstack_layers": "deepstack_visual_indexes", "table_side": "num_position_embeddings"}
     cut = {"patch_size": "patch_size", "merge_size": "spatial_merge_size", "temporal_patch_size": "temporal_patch_size"}
-    return {
-        "patches": replace(FAMILY_PATCHES[kind], **{ours: values[theirs] for ours, theirs in cut.items()}),
+    patches = {ours: values(theirs, hints_of(PatchConfig)[ours]) for ours, theirs in cut.items()}
+    if "mlp_ratio" in values.values:
+        keys["intermediate_size"], wide = "mlp_ratio", int(size * values("mlp_ratio", _Ratio))
+    else:
+        wide = values("intermediate_size", Count)
+    found = {
+        **row.vision,
+        "patches": replace(FAMILY_PATCHES[kind], **patches),
         "hidden_size": size,
-        "intermediate_size": int(size * values["mlp_ratio"]) if "mlp_ratio" in values else values["intermediate_size"],
-        "num_layers": values["depth"],
-        "num_heads": values["num_heads"],
-        "hidden_act": values["hidden_act"],
-        "theta": float(rope.get("rope_theta", 1e4)),
+        "intermediate_size": wide,
+        "num_layers": values("depth", Count),
+        "num_heads": values("num_heads", Count),
+        "hidden_act": values("hidden_act", str),
+        "theta": float(rope("rope_theta", Positive, 1e4)),
         "table_side": math.isqrt(places),
-        "window_size": values.get("window_size") or 0,
-        "full_layers": tuple(values.get("fullatt_block_indexes") or ()),
-        "deepstack_layers": tuple(values.get("deepstack_visual_indexes") or ()),
+        "window_size": values("window_size", Natural, 0),
+        "full_layers": values("fullatt_block_indexes", tuple[Natural, ...], ()),
+        "deepstack_layers": values("deepstack_visual_indexes", tuple[Natural, ...], ()),
     }
+    return record(VisionConfig, found, values.at, keys={ours: values.path(theirs) for ours, theirs in keys.items()})
+
+
+_Ratio = Annotated[float, Must("a number from 0.001 to 1000", lambda x: 1e-3 <= x <= 1000)]
 
 
 def renaming(kind: str | None) -> Callable[[str], str | None]:

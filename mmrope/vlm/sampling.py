@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
+
+from mmrope.records import Keys, Must, Natural, check_fields, is_number, made, record, shown
 
 _NEUTRAL = {
     "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": 0, "min_length": 0, "min_new_tokens": 0, "no_repeat_ngram_size": 0,
@@ -32,28 +33,13 @@ class GenerationConfig:
         20
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
+    temperature: Annotated[float, Must("a number of at least 0, for the likeliest token", lambda x: 0 <= x < 3e38)] = 0.0
+    top_k: Natural = 0
+    top_p: Annotated[float, Must("a number above 0 and at most 1, for all tokens", lambda x: 0 < x <= 1)] = 1.0
+    repetition_penalty: Annotated[float, Must("a number from 0.001 to 1000, 1 for none", lambda x: 1e-3 <= x <= 1e3)] = 1.0
 
     def __post_init__(self) -> None:
-        number, whole = self.top_k, isinstance(self.top_k, Integral) and not isinstance(self.top_k, bool)
-        for name, good, what in (
-            ("temperature", _within(self.temperature, 0, MOST), "a finite number, 0 for the likeliest token"),
-            ("top_k", whole and number >= 0, "a whole number of tokens, 0 for all"),
-            ("top_p", _within(self.top_p, 0, 1) and self.top_p > 0, "a probability above 0, 1 for all tokens"),
-            ("repetition_penalty", _within(self.repetition_penalty, 1e-3, 1e3), "a number from 0.001 to 1000, 1 for none"),
-        ):
-            if not good:
-                raise ValueError(f"{name} must be {what}; got {getattr(self, name)!r}")
-
-
-MOST = float(torch.finfo(torch.float32).max)
-
-
-def _within(value: Any, least: float, most: float) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and least <= float(value) <= most
+        check_fields(self)
 
 
 def generation_config(values: Mapping[str, Any]) -> GenerationConfig:
@@ -68,17 +54,17 @@ def generation_config(values: Mapping[str, Any]) -> GenerationConfig:
         >>> generation_config({"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "eos_token_id": [5, 6]})
         GenerationConfig(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.0)
     """
-    drawn = bool(values.get("do_sample"))
+    drawn = Keys(values)("do_sample", bool, False)
     for key, neutral in {**_NEUTRAL, **(_NEUTRAL_DRAWN if drawn else {})}.items():
         if values.get(key, neutral) not in (neutral, None, []):
             raise ValueError(
-                f"generation_config.json has {key} {values[key]!r}, which VLM does not know: it must be {neutral!r}"
+                f"generation_config.json has {key} {shown(values[key])}, which VLM does not know: it must be {neutral!r}"
             )
     kept = {"repetition_penalty": 1.0, **({"temperature": 1.0, "top_k": 50, "top_p": 1.0} if drawn else {})}
     stated = {key: values[key] if values.get(key) is not None else default for key, default in kept.items()}
-    if wrong := {key: value for key, value in stated.items() if isinstance(value, bool) or not isinstance(value, (int, float))}:
-        raise ValueError(f"generation_config.json must have numbers, got {wrong}")
-    return GenerationConfig(**stated)
+    if wrong := {key: value for key, value in stated.items() if not is_number(value)}:
+        raise ValueError(f"generation_config.json must have numbers, got {shown(wrong)}")
+    return record(GenerationConfig, stated, "generation_config.json")
 
 
 def end_tokens(said: Any) -> tuple[int, ...]:
@@ -87,10 +73,11 @@ def end_tokens(said: Any) -> tuple[int, ...]:
     Raises:
         ValueError: what it states is no token.
     """
-    found = () if said is None else tuple(said) if isinstance(said, (list, tuple)) else (said,)
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in found):
-        raise ValueError(f"eos_token_id must be a token or a list of tokens, got {said!r}")
-    return found
+    found = () if said is None else said if isinstance(said, (list, tuple)) else (said,)
+    try:
+        return made(tuple[Natural, ...], found, "eos_token_id")
+    except ValueError:
+        raise ValueError(f"eos_token_id must be a token or a list of tokens, got {shown(said)}") from None
 
 
 def choose_token(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
@@ -13,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from mmrope.encodings.rotary import RotaryEmbedding
-from mmrope.files import read_object, replacing, to_json
+from mmrope.files import naming, read_object, replacing_all, to_json
+from mmrope.records import shown
 from mmrope.vlm.config import VLMConfig
-from mmrope.vlm.manifest import verify, write_manifest
+from mmrope.vlm.manifest import MANIFEST_NAME, is_plain_name, manifest_of, verify
 from mmrope.vlm.released import released_config, renaming
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -33,7 +36,7 @@ def load_model(cls: type[_Model], folder: Path, *, device: Any, dtype: torch.dty
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"no {CONFIG_NAME} in {folder}: it is the folder of a released model, or one of VLM.save_pretrained")
     files = weight_files(folder)
-    verify(folder, [CONFIG_NAME, *files])
+    checked = verify(folder, [CONFIG_NAME, *files])
     stated, generation = read_object(folder / CONFIG_NAME), folder / GENERATION_NAME
     kind, saved_as = stated.get("model_type"), stated.pop("class", "VLM")
     try:
@@ -41,17 +44,33 @@ def load_model(cls: type[_Model], folder: Path, *, device: Any, dtype: torch.dty
             config = VLMConfig.from_dict(stated)
         else:
             config = released_config(stated, read_object(generation) if generation.is_file() else {})
-    except (TypeError, ValueError, AttributeError) as error:
-        what = f"{folder / CONFIG_NAME} is not the config of a VLM" if kind is None else f"VLM does not run {folder}"
+    except ValueError as error:
+        what = f"{folder / CONFIG_NAME} is not the config of a VLM"
+        if kind is not None:
+            what = f"VLM does not run {folder}, by its {CONFIG_NAME} and {GENERATION_NAME}"
         raise ValueError(f"{what}: {error}") from error
     if kind is None and saved_as != cls.__name__:
+        saved_as = shown(saved_as).strip("'")
         raise ValueError(f"{folder} holds a {saved_as}, not a {cls.__name__}: load it with {saved_as}.from_pretrained")
-    with torch.device("meta"):
-        model = cls(config)
+    with naming(folder / CONFIG_NAME):
+        _check_depth(config, [folder / file for file in files])
+        with torch.device("meta"):
+            model = cls(config)
     load_weights(model, [folder / file for file in files], renaming(kind), device=device, dtype=dtype)
     if left := [name for name, tensor in model.named_buffers() if tensor.is_meta]:
         raise ValueError(f"{cls.__name__} has buffers that are not saved, {', '.join(left)}: register them as persistent")
+    model.checked = checked  # type: ignore[assignment]
     return model.eval()
+
+
+def _check_depth(config: VLMConfig, files: Sequence[Path]) -> None:
+    """That the weights may be of so many layers: each is made of modules, which take time and memory on any device."""
+    layers, tensors = config.decoder.num_layers + config.vision.num_layers, sum(1 for _ in _headers(files))
+    if layers > tensors:
+        raise ValueError(
+            f"num_layers (num_hidden_layers and depth of a released model) are {config.decoder.num_layers} of the decoder and "
+            f"{config.vision.num_layers} of the vision encoder, but the weights are {tensors} tensors"
+        )
 
 
 def check_device(device: Any) -> torch.device:
@@ -80,15 +99,16 @@ def save_model(model: Any, folder: str | Path, weights: Mapping[str, Tensor]) ->
     if (name := type(model).__name__.removeprefix("FSDP")) != "VLM":  # FSDP2 puts a class of its own before a model's
         stated["class"] = name  # which may place or see otherwise: its own from_pretrained loads it, and no other's
     content = to_json(stated)
-    config, file = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+    config = Path(folder) / CONFIG_NAME
     if config.is_file() and "model_type" in read_object(config):
         raise ValueError(f"{folder} holds a released checkpoint, which would be overwritten: save to another folder")
     config.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in weights.items()}
-    with replacing(config) as new_config, replacing(file) as new_weights:
+    # the manifest first: from then on the old files are none that it describes
+    with replacing_all(config.parent, [MANIFEST_NAME, WEIGHTS_NAME, CONFIG_NAME]) as [new_manifest, new_weights, new_config]:
         new_config.write_text(content, encoding="utf-8")
         save_file(state, new_weights, metadata={"format": "pt"})
-    write_manifest(folder, [CONFIG_NAME, WEIGHTS_NAME])
+        new_manifest.write_text(manifest_of({CONFIG_NAME: new_config, WEIGHTS_NAME: new_weights}), encoding="utf-8")
 
 
 def _config_of(model: Any) -> VLMConfig:
@@ -119,7 +139,7 @@ def weight_files(folder: Path) -> list[str]:
     names = [WEIGHTS_NAME]
     if not (folder / WEIGHTS_NAME).is_file() and (folder / INDEX_NAME).is_file():
         index = read_object(folder / INDEX_NAME).get("weight_map")
-        if not isinstance(index, dict) or not all(isinstance(name, str) and Path(name).name == name for name in index.values()):
+        if not isinstance(index, dict) or not all(isinstance(name, str) and is_plain_name(name) for name in index.values()):
             raise ValueError(f"{folder / INDEX_NAME} has no weight_map from weights to files of the folder")
         names = sorted(set(index.values()))
     missing = [name for name in names if not (folder / name).is_file()]
@@ -153,34 +173,40 @@ def load_weights(
             damaged file.
     """
     needed = {name: weight.shape for name, weight in model.state_dict().items()}
-    state: dict[str, Tensor] = {}
+    stated: dict[str, list[int]] = {}
     theirs: dict[str, str] = {}
-    unknown, heads = [], []
-    for name, tensor in _tensors(files, str(device)):
+    unknown = []
+    for name, shape in _headers(files):  # of what is stated nothing is read before all of it fits
         ours = rename(name)
-        if ours == "head.weight" and ours not in needed:  # written though the embedding is the head
-            heads.append(tensor)
-        elif ours is not None:
+        if ours is not None and (ours in needed or ours != "head.weight"):  # written though the embedding is the head
             if ours not in needed:
                 unknown.append(name)
-            if tensor.ndim == 5:  # a convolution over patches that do not overlap is a product
-                tensor = tensor.flatten(1)  # [hidden, patch_dim]
-            theirs[ours], state[ours] = name, tensor.to(dtype=dtype)
+            # a convolution over patches that do not overlap is a product, [hidden, patch_dim]
+            theirs[ours], stated[ours] = name, [shape[0], math.prod(shape[1:])] if len(shape) == 5 else shape
     # experts are released as [experts, in, out]; transformers 5 writes its own as [experts, out, in]; one of two may be square
-    pairs = {name: name.rpartition(".")[0] for name, tensor in state.items() if tensor.ndim == 3}
-    turned = {pair for name, pair in pairs.items() if state[name].shape != needed.get(name)}
-    state |= {name: state[name].mT for name, pair in pairs.items() if pair in turned}
+    pairs = {name: name.rpartition(".")[0] for name, shape in stated.items() if len(shape) == 3}
+    turned = {pair for name, pair in pairs.items() if stated[name] != list(needed.get(name, ()))}
+    stated |= {name: [stated[name][0], *stated[name][:0:-1]] for name, pair in pairs.items() if pair in turned}
     wrong = [
-        f"{theirs[name]} is {list(tensor.shape)}, not {list(needed[name])}"
-        for name, tensor in state.items()
-        if name in needed and tensor.shape != needed[name]
+        f"{theirs[name]} is {shape}, not {list(needed[name])}"
+        for name, shape in stated.items()
+        if name in needed and shape != list(needed[name])
     ]
-    for what, found in (("unknown", unknown), ("missing", sorted(needed.keys() - state.keys())), ("of another shape", wrong)):
+    for what, found in (("unknown", unknown), ("missing", sorted(needed.keys() - stated.keys())), ("of another shape", wrong)):
         if found:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise ValueError(
                 f"the weights in {files[0].parent} are not those of its config.json; {what}: {', '.join(found[:5])}{more}"
             )
+    state: dict[str, Tensor] = {}
+    heads = []
+    for name, tensor in _tensors(files, str(device)):
+        ours = rename(name)
+        if ours == "head.weight" and ours not in needed:
+            heads.append(tensor)
+        elif ours is not None:
+            tensor = tensor.flatten(1) if tensor.ndim == 5 else tensor
+            state[ours] = (tensor.mT if pairs.get(ours) in turned else tensor).to(dtype=dtype)
     if len(dtypes := {str(tensor.dtype) for tensor in state.values()}) > 1:
         raise ValueError(f"the weights in {files[0].parent} are of {' and '.join(sorted(dtypes))}: say which with dtype=")
     if any(not torch.equal(head.to(dtype=dtype), state["embedding.weight"]) for head in heads):
@@ -189,12 +215,33 @@ def load_weights(
 
 
 def _tensors(files: Sequence[Path], device: str) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
+    for file, weights in _opened(files, device):
+        with _reading(file):
+            for name in weights.keys():  # noqa: SIM118  (it is no mapping)
+                yield name, weights.get_tensor(name)
+
+
+def _headers(files: Sequence[Path]) -> Iterator[tuple[str, list[int]]]:
+    """The names and shapes of all weights, from the files' headers alone."""
+    for file, weights in _opened(files, "cpu"):
+        with _reading(file):
+            for name in weights.keys():  # noqa: SIM118
+                yield name, weights.get_slice(name).get_shape()
+
+
+def _opened(files: Sequence[Path], device: str) -> Iterator[tuple[Path, Any]]:
+    from safetensors import safe_open
 
     for file in files:
-        try:
-            with safe_open(file, framework="pt", device=device) as weights:
-                for name in weights.keys():  # noqa: SIM118  (it is no mapping)
-                    yield name, weights.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged, or no safetensors file: {error}; copy the folder again") from error
+        with _reading(file), safe_open(file, framework="pt", device=device) as weights:
+            yield file, weights
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged, or no safetensors file: {error}; copy the folder again") from error

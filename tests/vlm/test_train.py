@@ -148,6 +148,72 @@ def test_a_process_that_is_killed_leaves_a_checkpoint_that_goes_on(tmp_path):
         run(tmp_path, LONG, say=stop)
 
 
+KILLED = Training(steps=40 if PROOF else 12, warmup=2, save_every=1, log_every=1, bfloat16=False)
+
+
+def started(folder, *, slow_save=0.0):
+    """A process that trains in a folder, whose steps of saving each wait for so many seconds, so that kills come between."""
+    code = (
+        "import os, time, torch\n"
+        "from tests.vlm import test_train\n"
+        "torch.set_num_threads(1)\n"
+        "replace, fsync = os.replace, os.fsync\n"
+        f"os.replace = lambda *paths: (time.sleep({slow_save}), replace(*paths))\n"
+        f"os.fsync = lambda file: (time.sleep({slow_save}), fsync(file))\n"
+        f"test_train.run({str(folder)!r}, test_train.KILLED)\n"
+    )
+    with (folder.parent / "output").open("a") as output:
+        return subprocess.Popen([sys.executable, "-c", code], stdout=output, stderr=output, cwd=ROOT)
+
+
+def newer(folder, step):
+    """Whether there is a checkpoint of a later step."""
+    last = last_checkpoint(folder)
+    return last is not None and int(last.name[5:]) > step
+
+
+def test_a_process_that_is_killed_again_and_again_repeats_and_loses_nothing(tmp_path):
+    """SIGKILL at random moments, most of them while a checkpoint is written; every time the training is started again. The
+    weights at the end, the optimizers' state and the log are those of a training that nothing happened to."""
+    kills, draw = 50 if PROOF else 3, random.Random(0)
+    (tmp_path / "killed").mkdir()
+    with started(tmp_path / "whole") as process:
+        assert process.wait(timeout=600) == 0, (tmp_path / "output").read_text()
+    saving = steps = 0
+    for _ in range(kills):
+        last = last_checkpoint(tmp_path / "killed")
+        began = -1 if last is None else int(last.name[5:])
+        with started(tmp_path / "killed", slow_save=0.01) as process:
+            deadline, half_written = time.monotonic() + 300, draw.random() < 0.7  # or between two
+            while not (list((tmp_path / "killed").glob(".step-*")) if half_written else newer(tmp_path / "killed", began)):
+                assert process.poll() is None, (tmp_path / "output").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 0.2))
+            process.send_signal(signal.SIGKILL)
+        saving += bool(list((tmp_path / "killed").glob(".step-*")))
+        now = last_checkpoint(tmp_path / "killed")
+        steps = 0 if now is None else int(now.name[5:])
+        assert steps >= max(began, 0)  # nothing that was saved is lost
+        if steps >= KILLED.steps - 2:
+            shutil.rmtree(tmp_path / "killed")  # begin anew, to be killed more often
+            (tmp_path / "killed").mkdir()
+    with started(tmp_path / "killed") as process:
+        assert process.wait(timeout=600) == 0, (tmp_path / "output").read_text()
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        whole, killed = (load_file(last_checkpoint(tmp_path / each) / name) for each in ("whole", "killed"))
+        assert whole.keys() == killed.keys()
+        assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    logs = [log(tmp_path / name) for name in ("whole", "killed")]
+    for entry in [*logs[0], *logs[1]]:
+        assert entry.pop("seconds") >= 0
+        assert entry.pop("tokens_per_second") > 0
+    assert logs[0] == logs[1]  # each step once, with its loss
+    assert [entry["step"] for entry in logs[1]] == [*range(1, KILLED.steps + 1)]
+    print(f"{kills} kills, {saving} of them while a checkpoint was written")
+    assert saving
+
+
 def test_a_save_that_was_interrupted_is_not_a_checkpoint(tmp_path):
     run(tmp_path)
     good = last_checkpoint(tmp_path)
