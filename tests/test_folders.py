@@ -133,7 +133,7 @@ def own(tmp_path):
         ),
         ({"family__facts": {"spatial_merge": None}}, "family: facts.spatial_merge must be a whole number, got None"),
         ({"eos_token_id": 10**30}, "eos_token_id must be .*, got 1"),
-        ({"generation__top_p": 2}, "generation.top_p must be a number above 0 and at most 1, got 2"),
+        ({"generation__top_p": 2}, "generation.top_p must be a number above 0 and at most 1, for all tokens, got 2"),
     ],
 )
 def test_a_config_is_refused_by_its_key(own, change, message):

@@ -23,8 +23,8 @@ from typing import Any, Literal, TypeAlias
 
 from mmrope.extras import needed_for
 from mmrope.preprocess import isolation_worker, sandbox
-from mmrope.preprocess.isolation_data import unpack
-from mmrope.preprocess.isolation_worker import STATUS, TOO_MUCH_SHARED, Task, receive, said, send
+from mmrope.preprocess.isolation_data import decoded
+from mmrope.preprocess.isolation_worker import STATUS, TOO_MUCH_SHARED, Assignment, receive, said, send
 
 AHEAD = 4  # items read per worker before the first of them is given back: a slow one does not stop the others
 MOST_SECONDS = 1e6
@@ -120,7 +120,7 @@ def isolated(
         raise ValueError(f"function must be picklable, defined at the top level of a module: {said(error)}") from error
     parent = multiprocessing.spawn.get_preparation_data("isolated")
     parent = {key: value for key, value in parent.items() if key not in ("authkey", "start_method")}  # which are not theirs
-    task = Task(parent, code, seconds, memory, sandboxed)
+    task = Assignment(parent, code, seconds, memory, sandboxed)
     bar = {"total": len(items) if isinstance(items, Sized) else None, "unit": "item", "disable": not progress}
     return _run(lambda heard: _Worker(task, heard), iter(items), workers, quarantine, bar)
 
@@ -213,7 +213,7 @@ class _Worker:
     It is no multiprocessing.Process, since those of a DataLoader may not start any, and since what they say is pickled.
     """
 
-    def __init__(self, task: Task, heard: _Heard) -> None:
+    def __init__(self, task: Assignment, heard: _Heard) -> None:
         self.task, self.ready, self.ended = task, False, False
         self.job: Outcome | None = None
         self.payload = b""
@@ -259,7 +259,7 @@ class _Worker:
             return self.take(job, self.payload)
         self.job = None
         try:
-            value, kind, error = unpack(message)
+            value, kind, error = decoded(message)
         except (TypeError, ValueError) as problem:
             self.end()  # it is no longer what was started
             return replace(job, kind="crash", error=f"the process answered with what is no value: {problem}")

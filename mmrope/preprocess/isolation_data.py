@@ -1,6 +1,6 @@
 """What a worker of `isolated` sends back: plain data, which no code of its sender runs with.
 
-pack: value -> [bytes of the outline: 8] [outline, JSON] [arrays, each at a multiple of 64] -> unpack
+encoded: value -> [bytes of the outline: 8] [outline, JSON] [arrays, each at a multiple of 64] -> decoded
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DTYPE = re.compile(r"[<>|](?:[biufcSU]\d{1,9}|[mM]8(?:\[\d*\w+\])?)")
 _MEANT = "return None, numbers, texts, bytes, arrays, tensors, and lists, tuples, sets and dicts of them"
 
 
-def pack(value: Any) -> bytearray:
+def encoded(value: Any) -> bytearray:
     """A value as bytes.
 
     Raises:
@@ -27,8 +27,8 @@ def pack(value: Any) -> bytearray:
 
     Example:
         >>> import numpy as np
-        >>> from mmrope.preprocess.isolation_data import pack, unpack
-        >>> unpack(pack({"grid": (1, 4, 6), "pixels": np.zeros((24, 3), np.uint8)}))["pixels"].shape
+        >>> from mmrope.preprocess.isolation_data import decoded, encoded
+        >>> decoded(encoded({"grid": (1, 4, 6), "pixels": np.zeros((24, 3), np.uint8)}))["pixels"].shape
         (24, 3)
     """
     arrays: list[np.ndarray] = []
@@ -40,18 +40,18 @@ def pack(value: Any) -> bytearray:
     return packed
 
 
-def unpack(packed: bytearray) -> Any:
-    """The value that `pack` was given. Arrays and tensors are views of `packed`, and can be written to.
+def decoded(packed: bytearray) -> Any:
+    """The value that `encoded` was given. Arrays and tensors are views of `packed`, and can be written to.
 
     Raises:
-        ValueError: bytes that `pack` did not make.
+        ValueError: bytes that `encoded` did not make.
     """
     try:
         (length,) = _LENGTH.unpack_from(packed)
         start = _LENGTH.size
         return _Reader(packed, start + length).value(json.loads(packed[start : start + length]))
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError, struct.error) as error:
-        raise ValueError(f"these are no packed values: {type(error).__name__}: {error}") from None
+        raise ValueError(f"these are no encoded values: {type(error).__name__}: {error}") from None
 
 
 def _outline(value: Any, arrays: list[np.ndarray]) -> Any:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmrope.preprocess import sandbox
-from mmrope.preprocess.isolation_data import pack
+from mmrope.preprocess.isolation_data import encoded
 
 STATUS = Path("/proc/self/status")
 """Where Linux says how much memory a process has."""
@@ -39,7 +39,7 @@ importing = False  # the modules of the function; what they start would start th
 
 
 @dataclass(frozen=True)
-class Task:
+class Assignment:
     """What a worker is to do with items."""
 
     parent: dict[str, Any]
@@ -59,7 +59,7 @@ def work() -> None:
     faulthandler.disable()  # a crash is told by its exit code
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     jobs: queue.SimpleQueue[bytearray | MemoryError] = queue.SimpleQueue()
-    task: Task = pickle.loads(receive(source))
+    task: Assignment = pickle.loads(receive(source))
     threading.Thread(target=_listen, args=(source, jobs), daemon=True).start()
     with contextlib.suppress(OSError):  # nobody is there any more
         try:
@@ -71,16 +71,16 @@ def work() -> None:
         while True:
             job = jobs.get()
             if isinstance(job, MemoryError):  # it was too large to arrive
-                send(answers, pack((None, "memory", said(job))))
+                send(answers, encoded((None, "memory", said(job))))
                 return
             try:
                 send(answers, _answer(function, job, task.seconds))
             except MemoryError as error:  # nothing is left to answer with
-                send(answers, pack((None, "memory", said(error))))
+                send(answers, encoded((None, "memory", said(error))))
                 return
 
 
-def _prepared(task: Task) -> Callable[[Any], Any]:
+def _prepared(task: Assignment) -> Callable[[Any], Any]:
     """The function; from here on limits hold, and what was imported for it does not count."""
     global importing
     importing = True
@@ -172,13 +172,13 @@ def _answer(function: Callable[[Any], Any], payload: bytearray, seconds: float) 
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         alarm(signal.ITIMER_REAL, seconds + 1)
     try:
-        return pack((function(pickle.loads(payload)), "", ""))
+        return encoded((function(pickle.loads(payload)), "", ""))
     except Exception as error:
         failure = None, "memory" if _wants_memory(error) else "refused", said(error)
     finally:
         if alarm:
             alarm(signal.ITIMER_REAL, 0)
-    return pack(failure)
+    return encoded(failure)
 
 
 def _wants_memory(error: BaseException | None) -> bool:

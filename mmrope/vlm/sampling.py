@@ -33,7 +33,7 @@ class GenerationConfig:
         20
     """
 
-    temperature: Annotated[float, Must("a number of at least 0, for the likeliest token", lambda x: 0 <= x < 3e38)] = 0.0
+    temperature: Annotated[float, Must("a number of at least 0, for the likeliest token", lambda x: 0 <= x <= 3e38)] = 0.0
     top_k: Natural = 0
     top_p: Annotated[float, Must("a number above 0 and at most 1, for all tokens", lambda x: 0 < x <= 1)] = 1.0
     repetition_penalty: Annotated[float, Must("a number from 0.001 to 1000, 1 for none", lambda x: 1e-3 <= x <= 1e3)] = 1.0

@@ -469,10 +469,7 @@ def test_what_is_not_read_is_refused(model, processor, conversations):
             ("left", {"top_p": odd}, r"^top_p must be a number above 0 and at most 1, for all tokens, got ")
             for odd in (0.0, 1.1, math.nan)
         ),
-        *(
-            ("left", {"top_k": odd}, r"^top_k must be a whole number of at least 0, got ")
-            for odd in (-1, 1.5, True, "3")
-        ),
+        *(("left", {"top_k": odd}, r"^top_k must be a whole number of at least 0, got ") for odd in (-1, 1.5, True, "3")),
         *(
             ("left", {"repetition_penalty": odd}, r"^repetition_penalty must be a number from 0.001 to 1000, 1 for none, got ")
             for odd in (0, 9e-4, 1001, math.nan, math.inf)
