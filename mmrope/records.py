@@ -133,7 +133,7 @@ def record(cls: type, values: Any, at: str = "", *, keys: Mapping[str, str] | No
         Sizes(layers=2)
         >>> record(Sizes, {"layers": "many"}, "decoder")
         Traceback (most recent call last):
-        ValueError: decoder.layers must be a whole number, got 'many'
+        ValueError: decoder.layers must be a whole number of at least 1, got 'many'
     """
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     hints = hints_of(cls)

@@ -61,6 +61,7 @@ def parts() -> dict[str, list[str]]:
         "families": [PYTHON, "scripts/prove_families.py"],
         "fuzz_positions": [PYTHON, "scripts/fuzz_positions.py"],
         "fuzz_media": [PYTHON, "scripts/fuzz_media.py"],
+        "fuzz_configs": [PYTHON, "scripts/fuzz_configs.py"],
         **{f"tests_{folder}": [*pytest, f"tests/{folder}"] for folder in TESTS},
     }
 

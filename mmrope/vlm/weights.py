@@ -105,7 +105,7 @@ def save_model(model: Any, folder: str | Path, weights: Mapping[str, Tensor]) ->
     config.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in weights.items()}
     # the manifest first: from then on the old files are none that it describes
-    with replacing_all(config.parent, [MANIFEST_NAME, WEIGHTS_NAME, CONFIG_NAME]) as [new_manifest, new_weights, new_config]:
+    with replacing_all(config.parent, [MANIFEST_NAME, CONFIG_NAME, WEIGHTS_NAME]) as [new_manifest, new_config, new_weights]:
         new_config.write_text(content, encoding="utf-8")
         save_file(state, new_weights, metadata={"format": "pt"})
         new_manifest.write_text(manifest_of({CONFIG_NAME: new_config, WEIGHTS_NAME: new_weights}), encoding="utf-8")
