@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 from mmrope.extras import needed_for
 from mmrope.preprocess import isolation_worker, sandbox
-from mmrope.preprocess.isolation_data import decoded
+from mmrope.preprocess.isolation_data import from_data
 from mmrope.preprocess.isolation_worker import STATUS, TOO_MUCH_SHARED, Assignment, receive, said, send
 
 AHEAD = 4  # items read per worker before the first of them is given back: a slow one does not stop the others
@@ -259,7 +259,7 @@ class _Worker:
             return self.take(job, self.payload)
         self.job = None
         try:
-            value, kind, error = decoded(message)
+            value, kind, error = from_data(message)
         except (TypeError, ValueError) as problem:
             self.end()  # it is no longer what was started
             return replace(job, kind="crash", error=f"the process answered with what is no value: {problem}")

@@ -1,6 +1,6 @@
 """What a worker of `isolated` sends back: plain data, which no code of its sender runs with.
 
-encoded: value -> [bytes of the outline: 8] [outline, JSON] [arrays, each at a multiple of 64] -> decoded
+to_data: value -> [bytes of the outline: 8] [outline, JSON] [arrays, each at a multiple of 64] -> from_data
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DTYPE = re.compile(r"[<>|](?:[biufcSU]\d{1,9}|[mM]8(?:\[\d*\w+\])?)")
 _MEANT = "return None, numbers, texts, bytes, arrays, tensors, and lists, tuples, sets and dicts of them"
 
 
-def encoded(value: Any) -> bytearray:
+def to_data(value: Any) -> bytearray:
     """A value as bytes.
 
     Raises:
@@ -27,8 +27,8 @@ def encoded(value: Any) -> bytearray:
 
     Example:
         >>> import numpy as np
-        >>> from mmrope.preprocess.isolation_data import decoded, encoded
-        >>> decoded(encoded({"grid": (1, 4, 6), "pixels": np.zeros((24, 3), np.uint8)}))["pixels"].shape
+        >>> from mmrope.preprocess.isolation_data import from_data, to_data
+        >>> from_data(to_data({"grid": (1, 4, 6), "pixels": np.zeros((24, 3), np.uint8)}))["pixels"].shape
         (24, 3)
     """
     arrays: list[np.ndarray] = []
@@ -36,22 +36,22 @@ def encoded(value: Any) -> bytearray:
     packed = bytearray(_LENGTH.pack(len(outline))) + outline
     for array in arrays:
         packed += bytes(-len(packed) % _ALIGNED)
-        packed += array.data.cast("B") if array.size else b""
+        packed += array.reshape(-1).view(np.uint8).data if array.size else b""
     return packed
 
 
-def decoded(packed: bytearray) -> Any:
-    """The value that `encoded` was given. Arrays and tensors are views of `packed`, and can be written to.
+def from_data(packed: bytearray) -> Any:
+    """The value that `to_data` was given. Arrays and tensors are views of `packed`, and can be written to.
 
     Raises:
-        ValueError: bytes that `encoded` did not make.
+        ValueError: bytes that `to_data` did not make.
     """
     try:
         (length,) = _LENGTH.unpack_from(packed)
         start = _LENGTH.size
         return _Reader(packed, start + length).value(json.loads(packed[start : start + length]))
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError, struct.error) as error:
-        raise ValueError(f"these are no encoded values: {type(error).__name__}: {error}") from None
+        raise ValueError(f"these are no such data: {type(error).__name__}: {error}") from None
 
 
 def _outline(value: Any, arrays: list[np.ndarray]) -> Any:

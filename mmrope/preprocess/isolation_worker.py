@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmrope.preprocess import sandbox
-from mmrope.preprocess.isolation_data import encoded
+from mmrope.preprocess.isolation_data import to_data
 
 STATUS = Path("/proc/self/status")
 """Where Linux says how much memory a process has."""
@@ -71,12 +71,12 @@ def work() -> None:
         while True:
             job = jobs.get()
             if isinstance(job, MemoryError):  # it was too large to arrive
-                send(answers, encoded((None, "memory", said(job))))
+                send(answers, to_data((None, "memory", said(job))))
                 return
             try:
                 send(answers, _answer(function, job, task.seconds))
             except MemoryError as error:  # nothing is left to answer with
-                send(answers, encoded((None, "memory", said(error))))
+                send(answers, to_data((None, "memory", said(error))))
                 return
 
 
@@ -172,13 +172,13 @@ def _answer(function: Callable[[Any], Any], payload: bytearray, seconds: float) 
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         alarm(signal.ITIMER_REAL, seconds + 1)
     try:
-        return encoded((function(pickle.loads(payload)), "", ""))
+        return to_data((function(pickle.loads(payload)), "", ""))
     except Exception as error:
         failure = None, "memory" if _wants_memory(error) else "refused", said(error)
     finally:
         if alarm:
             alarm(signal.ITIMER_REAL, 0)
-    return encoded(failure)
+    return to_data(failure)
 
 
 def _wants_memory(error: BaseException | None) -> bool:

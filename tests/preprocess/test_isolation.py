@@ -26,7 +26,7 @@ from hypothesis.extra.numpy import array_shapes, arrays, byte_string_dtypes, sca
 from mmrope import MediaError, Processor
 from mmrope.preprocess import isolation
 from mmrope.preprocess.isolation import AHEAD, Outcome, isolated
-from mmrope.preprocess.isolation_data import decoded, encoded
+from mmrope.preprocess.isolation_data import from_data, to_data
 from tests.support import cases
 from tests.support.workers import (
     ESCAPES,
@@ -347,7 +347,7 @@ DATA = st.recursive(
 @settings(deadline=None, max_examples=cases(60))
 @given(DATA)
 def test_data_comes_back_as_it_is(value):
-    assert repr(decoded(encoded(value))) == repr(value)  # nan, and the kinds of what is equal, too
+    assert repr(from_data(to_data(value))) == repr(value)  # nan, and the kinds of what is equal, too
 
 
 @settings(deadline=None, max_examples=cases(40))
@@ -357,7 +357,7 @@ def test_data_comes_back_as_it_is(value):
 )
 def test_arrays_come_back_as_they_are(array, fortran):
     array = np.asfortranarray(array) if fortran else array
-    (back,) = decoded(encoded([array]))
+    (back,) = from_data(to_data([array]))
     assert back.dtype == array.dtype
     assert back.shape == array.shape
     np.testing.assert_array_equal(back, array)
@@ -377,7 +377,7 @@ def test_tensors_come_back_as_they_are(dtype):
 
     for tensor in (torch.tensor(3), torch.zeros(0, 4), torch.arange(60).reshape(3, 4, 5).transpose(0, 2)):
         tensor = tensor.to(getattr(torch, dtype))
-        back = decoded(encoded({"x": tensor}))["x"]
+        back = from_data(to_data({"x": tensor}))["x"]
         assert back.dtype == tensor.dtype
         assert back.shape == tensor.shape
         assert bytes_of(back) == bytes_of(tensor)
@@ -386,11 +386,11 @@ def test_tensors_come_back_as_they_are(dtype):
 @settings(deadline=None, max_examples=cases(500))
 @given(st.data())
 def test_what_was_not_packed_is_refused(data):
-    sound = encoded({"rows": [1, "a", (2.5, None)], "pixels": np.arange(12).reshape(3, 4), "raw": b"abc"})
+    sound = to_data({"rows": [1, "a", (2.5, None)], "pixels": np.arange(12).reshape(3, 4), "raw": b"abc"})
     for _ in range(data.draw(st.integers(1, 4))):
         sound[data.draw(st.integers(0, len(sound) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ValueError):
-        decoded(sound[: data.draw(st.integers(0, len(sound)))])
+        from_data(sound[: data.draw(st.integers(0, len(sound)))])
 
 
 @pytest.mark.parametrize(
@@ -412,10 +412,10 @@ def test_what_was_not_packed_is_refused(data):
 def test_outlines_that_nobody_packs_are_refused(outline):
     text = json.dumps(outline).encode()
     if outline == {}:
-        assert decoded(bytearray(struct.pack(">Q", len(text)) + text)) == {}  # data, too
+        assert from_data(bytearray(struct.pack(">Q", len(text)) + text)) == {}  # data, too
         return
-    with pytest.raises(ValueError, match="these are no encoded values"):
-        decoded(bytearray(struct.pack(">Q", len(text)) + text))
+    with pytest.raises(ValueError, match="these are no such data"):
+        from_data(bytearray(struct.pack(">Q", len(text)) + text))
 
 
 def test_a_worker_cannot_run_code_here(tmp_path):
@@ -423,12 +423,12 @@ def test_a_worker_cannot_run_code_here(tmp_path):
     marker = tmp_path / "ran"
     evil = pickle.dumps(functools.partial(os.system, f"touch {marker}"))
     code = f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()
-    messages = [code, evil, b"", b"\xff" * 100, struct.pack(">Q", 1 << 60), bytes(encoded((1, 2, 3)))]
+    messages = [code, evil, b"", b"\xff" * 100, struct.pack(">Q", 1 << 60), bytes(to_data((1, 2, 3)))]
     found = outcomes(obey, [4, *(functools.partial(answer, message) for message in messages)], seconds=5)
     assert not marker.exists()
     assert found[0].value == 8
     assert {outcome.kind for outcome in found[1:6]} == {"crash"}
-    assert found[1].error.startswith("the process answered with what is no value: these are no encoded values: ")
+    assert found[1].error.startswith("the process answered with what is no value: these are no such data: ")
     assert (found[6].value, found[6].kind, found[6].error) == (1, "refused", "3")
 
 
