@@ -118,7 +118,7 @@ def _boxes(file: Any, size: int) -> int:
 _SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
 _AT_THE_TOP = frozenset((_SEGMENT, b"\x1a\x45\xdf\xa3", b"\xec", b"\xbf"))
 """Segments, EBML headers, padding and checksums."""
-_IN_A_SEGMENT = frozenset(
+_IN_A_SEGMENT: frozenset[bytes] = frozenset(
     map(
         bytes.fromhex,
         (
@@ -135,7 +135,7 @@ def _ebml(file: Any, size: int) -> int:
 
     An element is its ID, as many bytes as its first says, its size, likewise, and its content.
     """
-    known = set(_AT_THE_TOP)
+    known: set[bytes] = set(_AT_THE_TOP)
 
     def extent(head: bytes) -> int | None:
         id_length = 9 - head[0].bit_length()
