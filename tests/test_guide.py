@@ -181,6 +181,7 @@ def test_the_guide_to_media_runs_from_top_to_bottom(tmp_path, monkeypatch, capsy
     assert second.startswith("[tensor([2.0000, 2.5000, 3.0000, 3.5000], dtype=torch.float64)] tensor([1.])")
     assert re.fullmatch(r"\[\d{3}, 'refused'\]", last)
     assert "missing.jpg: no such file" in (tmp_path / "quarantine.jsonl").read_text()
+    assert str(names["types"]["pixel_values"]) == "list<item: list<item: uint8>>"
     assert names["ready"]["pixel_values"].dtype == torch.float32
     with pytest.raises(mmrope.MediaError, match="is not inside"):
         names["careful"]([{"role": "user", "content": [{"type": "image", "image": str(ROOT / "docs" / "rules.png")}]}])

@@ -81,7 +81,7 @@ def pack_batches(
 
     Args:
         rows: model inputs of a row each: what `processor.row(...)` or `processor(messages, labels=True)` returns, or one of
-            transformers' processors for one conversation. Padding goes.
+            transformers' processors for one conversation. Padding goes, and so do texts and single numbers, such as ids.
         family: whose position IDs the packs get, a Family or its name; those that rows already have are checked. None takes
             those that rows have.
         max_tokens: the most tokens of a pack.
@@ -150,11 +150,11 @@ def _read(row: Mapping[str, Any], n: int, family: Family | None, fills: Mapping[
         raise ValueError(f"row {n} must be model inputs with input_ids, got {type(row).__name__}")
     if "cu_seqlens" in row:
         raise ValueError(f"row {n} is a pack already (cu_seqlens)")
-    given = {
-        key: value for key, value in row.items() if value is not None and not str(key).startswith("__") and key not in OURS
-    }
+    known = {*fills, *_PER_MEDIUM, "position_ids", "attention_mask"}
+    given = {key: value for key, value in row.items() if value is not None and key not in OURS}
+    given = {key: value for key, value in given.items() if key in known or not _is_a_note(key, value)}
     stated, mask = given.pop("position_ids", None), given.pop("attention_mask", None)
-    if unknown := [key for key in given if key not in fills and key not in _PER_MEDIUM]:
+    if unknown := [key for key in given if key not in known]:
         raise ValueError(
             f"row {n}: {unknown[0]} is not known here: take it out, or say per_token={{{unknown[0]!r}: value}} if each token "
             "has one"
@@ -180,6 +180,11 @@ def _read(row: Mapping[str, Any], n: int, family: Family | None, fills: Mapping[
     if whole_row.shape[-1] != length:
         raise ValueError(f"row {n}: position_ids are for {whole_row.shape[-1]} tokens, but there are {length}")
     return _Sequence(int(real.sum()), {**tokens, "position_ids": whole_row[:, real].T}, media)
+
+
+def _is_a_note(key: Any, value: Any) -> bool:
+    """Whether it is of a row as a whole, and so of no use in a pack: an id, a text, webdataset's keys."""
+    return isinstance(value, str | bytes | Mapping) or not hasattr(value, "__len__") or str(key).startswith("__")
 
 
 def _bytes_again(key: str, value: Tensor, n: int) -> Tensor:

@@ -11,7 +11,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,9 +25,15 @@ from mmrope.preprocess.text import SPECIAL_TOKENS, Tokenizer
 from mmrope.records import shown
 
 CHATML = """\
+{%- set own = ": that needs the checkpoint's own chat template: read its folder with Processor.from_pretrained, or give \
+chat_template=..." %}
 {%- for message in messages %}
     {%- if message.tool_calls or message.reasoning_content %}
-        {{- raise_exception("tool calls and reasoning need the checkpoint's own chat template") }}
+        {{- raise_exception("tool calls and reasoning" ~ own) }}
+    {%- elif message.role not in ('system', 'user', 'assistant') %}
+        {{- raise_exception("message " ~ loop.index0 ~ " has the role '" ~ message.role ~ "'" ~ own) }}
+    {%- elif message.role == 'system' and not loop.first %}
+        {{- raise_exception("message " ~ loop.index0 ~ " is the system's and not the first" ~ own) }}
     {%- endif %}
     {{- '<|im_start|>' + message.role + '\\n' }}
     {%- if message.content is string %}
@@ -36,8 +42,10 @@ CHATML = """\
         {%- for item in message.content %}
             {%- if item.type == 'text' %}
                 {{- item.text }}
-            {%- else %}
+            {%- elif message.role == 'user' %}
                 {{- '<|vision_start|><|' + item.type + '_pad|><|vision_end|>' }}
+            {%- else %}
+                {{- raise_exception("an image or a video in a message of the role '" ~ message.role ~ "'" ~ own) }}
             {%- endif %}
         {%- endfor %}
     {%- endif %}
@@ -47,7 +55,9 @@ CHATML = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-"""The chat text of the Qwen models without their default system message, as a Jinja template: that of mmrope's own models."""
+"""The chat text of the Qwen models without their default system message, as a Jinja template: that of mmrope's own models. What
+the released templates (Instruct) do not all write in the same way is refused: other roles, system messages behind the first
+message, media in the others' messages, tool calls."""
 
 
 _TRUSTED = ("system", "developer", "assistant")
@@ -132,6 +142,13 @@ def conversation_pieces(
         return _rendered(compiled, {"messages": plain[:count], "add_generation_prompt": prompt, **options, **marks})
 
     text = render(len(plain), add_generation_prompt)
+    for n in _unusual(message["role"] for message in messages):
+        others = {"messages": plain[:n] + plain[n + 1 :], "add_generation_prompt": add_generation_prompt, **options}
+        if others["messages"] and _rendered(compiled, others, refused="") == text:
+            raise ValueError(
+                f"this chat template does not write message {n}, of the role {messages[n]['role']!r}: leave it out, or give a "
+                "template that does with chat_template=..."
+            )
     if answers and known.marks_answers:
         marked = render(len(plain), add_generation_prompt, **{_BEGIN: veil.begin, _END: veil.end})
         if marked.replace(veil.begin, "").replace(veil.end, "") != text:
@@ -144,6 +161,15 @@ def conversation_pieces(
     if answers and veil.begin not in text:
         raise ValueError("labels are of answers, and this conversation has none: no message of the role 'assistant'")
     return _pieces(text, names, veil)
+
+
+def _unusual(roles: Iterable[str]) -> list[int]:
+    """The first message of each role that templates may not know, and the first of the system's that is not in front."""
+    first: dict[str, int] = {}
+    for n, role in enumerate(roles):
+        if role not in ("user", "assistant") and (role, n) != ("system", 0):
+            first.setdefault(role, n)
+    return list(first.values())
 
 
 def _pattern(names: Collection[str]) -> re.Pattern[str]:
@@ -320,11 +346,14 @@ def _compiled(template: str) -> tuple[Any, _Names]:
         raise ValueError(f"the chat template is not Jinja that can be read{where}: {error}") from error
 
 
-def _rendered(compiled: Any, variables: Mapping[str, Any]) -> str:
+def _rendered(compiled: Any, variables: Mapping[str, Any], refused: str | None = None) -> str:
+    """What a template writes; `refused`, if that is given, where it refuses."""
     token = _BUDGET.set(_Budget())
     try:
         return compiled.render(variables)
     except Exception as error:  # of a stranger's template: whatever it does with these messages
+        if refused is not None:
+            return refused
         said = str(error) or type(error).__name__
         raise ValueError(f"the chat template refuses this conversation: {said}") from error
     finally:

@@ -1,7 +1,8 @@
-"""Whether a file ends where its container says: a few bytes of its head and its tail are read, and nothing is decoded.
+"""Whether a file ends where its container says: the heads of its pieces are read, and nothing is decoded.
 
 Containers say it in different ways: a size in the head (AVI, Matroska, ASF, FLV), sizes of pieces one after the other (MP4),
-a pointer to the footer (MXF), or pieces of one size (MPEG-TS). Where nothing is said (a live recording), nothing is known.
+a pointer to the footer (MXF), or pieces of one size (MPEG-TS). A live recording states no size of its own, but those of its
+pieces: a cut within one is told, and a cut between two is not.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def missing_bytes(source: str | bytes, container: str) -> int:
         ) from error
 
 
-_MOST_PIECES = 200_000
+_MOST_PIECES = 1_000_000
 """Pieces of a file that are looked at; one of more is not asked whether it is whole."""
 
 
@@ -54,6 +55,27 @@ def _piece(file: Any, begin: int, size: int) -> bytes:
         return b""
     file.seek(max(begin, 0))
     return file.read(size)
+
+
+def _chain(file: Any, size: int, begin: int, extent: Callable[[bytes], int | None]) -> int:
+    """Where pieces end that stand one after the other.
+
+    Args:
+        begin: where the first of them stands.
+        extent: how long a piece is, its head included, by its first bytes: more than these where the file ends within the
+            head; 0 where it does not say; None of what is no such piece, and so says nothing of those before it.
+    """
+    for _ in range(_MOST_PIECES):
+        if begin >= size:
+            return begin
+        file.seek(begin)
+        length = extent(file.read(25))  # the longest head is MXF's
+        if length is None:
+            return begin
+        if not length:
+            return size
+        begin += length
+    return size
 
 
 def _riff(file: Any, size: int) -> int:
@@ -79,53 +101,81 @@ _BOXES = frozenset(
 def _boxes(file: Any, size: int) -> int:
     """The boxes of an MP4 (ISO/IEC 14496-12); the last may go to the end of the file. What stands behind them and is no box
     (line breaks of an upload, tags, a camera's trailer) says nothing."""
-    end = 0
-    for _ in range(_MOST_PIECES):
-        head = _piece(file, end, 16)
-        if head[4:8] not in _BOXES:
-            return end
-        length = int.from_bytes(head[:4], "big")
+
+    def extent(head: bytes) -> int | None:
+        name, length = head[4:8], int.from_bytes(head[:4], "big")
+        if name not in _BOXES and not (0 < len(name) < 4 and any(box.startswith(name) for box in _BOXES)):
+            return None
+        if len(head) < (16 if length == 1 else 8):
+            return len(head) + 1
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if length < 8:  # 0: to the end of the file
-            return size
-        end += length
-    return size
+        return length if length >= 8 else 0  # 0: to the end of the file
+
+    return _chain(file, size, 0, extent)
 
 
-_SEGMENT, _EBML, _VOID, _CRC = b"\x18\x53\x80\x67", b"\x1a\x45\xdf\xa3", b"\xec", b"\xbf"
+_SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+_AT_THE_TOP = frozenset((_SEGMENT, b"\x1a\x45\xdf\xa3", b"\xec", b"\xbf"))
+"""Segments, EBML headers, padding and checksums."""
+_IN_A_SEGMENT: frozenset[bytes] = frozenset(
+    map(
+        bytes.fromhex,
+        (
+            *("114d9b74", "1549a966", "1654ae6b", "1f43b675", "1c53bb6b", "1941a469", "1043a770", "1254c367"),
+            *("e7", "5854", "a7", "ab", "a3", "a0", "af"),  # in a cluster: its time, blocks and groups of blocks, ...
+        ),
+    )
+)
 
 
 def _ebml(file: Any, size: int) -> int:
-    """The elements of a Matroska file at its top: a header and a segment, whose size a live recording does not know.
+    """The elements of a Matroska file (RFC 9559): a header and a segment. A live recording (WebM from a browser) does not know
+    the sizes of its segment and its clusters: there the elements in them follow, which state theirs.
 
     An element is its ID, as many bytes as its first says, its size, likewise, and its content.
     """
-    end = 0
-    for _ in range(1000):
-        head = _piece(file, end, 16)
-        if not head.startswith((_SEGMENT, _EBML, _VOID, _CRC)):
-            return end
+    known: set[bytes] = set(_AT_THE_TOP)
+
+    def extent(head: bytes) -> int | None:
         id_length = 9 - head[0].bit_length()
-        first = head[id_length] if id_length < min(len(head), 5) else 0
-        width = 9 - first.bit_length()
-        if not first or id_length + width > len(head):
-            return size  # no element
-        value = int.from_bytes(head[id_length : id_length + width], "big") & ((1 << 7 * width) - 1)
-        if value == (1 << 7 * width) - 1:
-            return size  # not known
-        end += id_length + width + value
-    return size
+        name, rest = head[:id_length], head[id_length:]
+        if name not in known and (rest or not any(one.startswith(name) for one in known)):
+            return None
+        width = 9 - rest[0].bit_length() if rest else 1
+        if len(rest) < min(width, 8):
+            return len(head) + 1
+        if width > 8:
+            return 0  # no element
+        value = int.from_bytes(rest[:width], "big") & ((1 << 7 * width) - 1)
+        if value < (1 << 7 * width) - 1:
+            return id_length + width + value
+        if name not in (_SEGMENT, _CLUSTER):
+            return 0
+        known.update(_IN_A_SEGMENT)
+        return id_length + width
+
+    return _chain(file, size, 0, extent)
 
 
 def _asf(file: Any, size: int) -> int:
-    """The file size of the file properties object; a broadcast has none."""
+    """The file size of the file properties object; a broadcast has none, but packets of one size, and perhaps an index."""
     head = _piece(file, 0, _HEAD)
     at = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
-    if at < 0 or len(head) < at + 92:
+    if at < 0 or len(head) < at + 100:
         return 0
-    stated, flags = int.from_bytes(head[at + 40 : at + 48], "little"), int.from_bytes(head[at + 88 : at + 92], "little")
-    return 0 if flags & 1 else stated
+    stated, flags, least, most = struct.unpack("<Q40xIII", head[at + 40 : at + 100])
+    if not flags & 1:
+        return stated
+    packets = int.from_bytes(head[16:24], "little") + 50  # behind the header and the head of the data object
+    if not least == most > 0 or size < packets:
+        return 0
+    tail = _piece(file, size - _TAIL, _TAIL)
+    index = tail.rfind(bytes.fromhex("90080033b1e5cf1189f400a0c90349cb"))
+    begin = size - len(tail) + index
+    if index >= 0 and (begin - packets) % most == 0:
+        return begin + max(int.from_bytes(tail[index + 16 : index + 24], "little"), 24)
+    return size + -(size - packets) % most
 
 
 def _flv(file: Any, size: int) -> int:
@@ -184,16 +234,29 @@ def _program(file: Any, size: int) -> int:
 
 
 def _mxf(file: Any, size: int) -> int:
-    """The footer that the first partition of a finished file points at (SMPTE ST 377-1)."""
+    """The footer that the first partition of a finished file points at (SMPTE ST 377-1); one that was not finished has pieces
+    that state their lengths."""
     head = _piece(file, 0, _HEAD)
     at = head.find(bytes.fromhex("060e2b34020501010d010201010204"))
     begin = at + 17 + (head[at + 16] & 0x7F if at >= 0 and len(head) > at + 16 and head[at + 16] & 0x80 else 0)
     stated = head[begin + 24 : begin + 32]
     footer = int.from_bytes(stated, "big") if at >= 0 and len(stated) == 8 else 0
     if not footer:
-        return 0
+        return _chain(file, size, at, _klv) if at >= 0 else 0
     whole = _piece(file, footer, 16)[:14] == bytes.fromhex("060e2b34020501010d0102010104")
     return size if whole else max(footer, size) + 1
+
+
+def _klv(head: bytes) -> int | None:
+    """A key of 16 bytes, a length in one byte or in as many as that says, and a value (SMPTE ST 336)."""
+    mark = bytes.fromhex("060e2b34")
+    if not head.startswith(mark[: len(head)]):
+        return None
+    first = head[16] if len(head) > 16 else 0
+    width = first & 0x7F if first & 0x80 else 0
+    if len(head) < 17 + width:
+        return len(head) + 1 if width <= 8 else 0
+    return 17 + width + int.from_bytes(head[17 : 17 + width], "big") if width else (0 if first == 0x80 else 17 + first)
 
 
 def _y4m(file: Any, size: int) -> int:

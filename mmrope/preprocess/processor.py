@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from mmrope.preprocess.parts import Part, PartWriter
 from mmrope.preprocess.patches import normalize
 from mmrope.preprocess.pretrained import CONFIG_NAME, SAVED, TEMPLATE_NAME, read_settings
 from mmrope.preprocess.text import ByteTokenizer, FileTokenizer, Tokenizer, WordTokenizer
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _VISION = (MEDIA["image"], MEDIA["video"])
 
@@ -157,7 +160,8 @@ class Processor(MediaProcessor):
         webdataset and Ray Data, whose workers get a pickled copy.
 
         Args:
-            row: its messages are under "messages". Of other keys those that begin with "__" (webdataset's) are handed on.
+            row: its messages are under "messages". All other keys (ids, webdataset's "__key__") are handed on; what is made
+                takes the place of one of the same name.
 
         Returns:
             What `__call__` returns for this conversation, as numpy arrays without the dimension of the batch. Every row has
@@ -169,9 +173,9 @@ class Processor(MediaProcessor):
 
         Example:
             >>> from mmrope import Processor
-            >>> inputs = Processor().row({"messages": [{"role": "user", "content": "Hello"}]})
-            >>> inputs["position_ids"].shape, inputs["pixel_values"].shape
-            ((3, 24), (0, 1176))
+            >>> inputs = Processor().row({"id": 7, "messages": [{"role": "user", "content": "Hello"}]})
+            >>> inputs["id"], inputs["position_ids"].shape, inputs["pixel_values"].shape
+            (7, (3, 24), (0, 1176))
         """
         if "messages" not in row:
             raise ValueError(f"a row has its conversation under 'messages'; this one has {', '.join(map(str, row))}")
@@ -187,8 +191,54 @@ class Processor(MediaProcessor):
         patch = self._patches.temporal_patch_size
         filled = [np.pad(times, (0, -len(times) % patch), mode="edge") for times in inputs.get("video_timestamps", [])]
         made["video_timestamps"] = np.concatenate([np.zeros(0), *filled])
-        kept = {key: value for key, value in row.items() if str(key).startswith("__")}
-        return kept | without | made
+        return {key: value for key, value in row.items() if key != "messages"} | without | made
+
+    def table(self, table: pyarrow.Table) -> pyarrow.Table:
+        """`row` of each row of a pyarrow table, as a table: what is written to Parquet. All tables that a processor makes have
+        one schema, whatever their rows hold, so files of some rows each are read together.
+
+        Args:
+            table: its messages are in the column "messages". All other columns are handed on, as in `row`.
+
+        Returns:
+            Columns of lists, and of lists of lists where `row` has two dimensions: position_ids [A][S], grids [n][3], pixels
+            [patches][width].
+
+        Raises:
+            ValueError: no table with such a column, and what `row` raises.
+
+        Example:
+            >>> import pyarrow as pa
+            >>> from mmrope import Processor
+            >>> rows = pa.table({"id": [7], "messages": [[{"role": "user", "content": "Hello"}]]})
+            >>> made = Processor().table(rows)
+            >>> made.column_names[:2], str(made.schema.field("pixel_values").type)
+            (['id', 'input_ids'], 'list<item: list<item: float>>')
+        """
+        import pyarrow as pa
+
+        if not isinstance(table, pa.Table) or "messages" not in table.column_names:
+            has = ", ".join(table.column_names) if isinstance(table, pa.Table) else type(table).__name__
+            raise ValueError(f"a pyarrow table has its conversations in the column 'messages'; this one has {has}")
+        rows, types = [self.row({"messages": messages}) for messages in table["messages"].to_pylist()], self._column_types
+        columns = {name: table[name] for name in table.column_names if name != "messages" and name not in types}
+        for name, (dtype, ndim) in types.items():
+            kind = pa.from_numpy_dtype(dtype)
+            for _ in range(ndim):
+                kind = pa.list_(kind)
+            # a chunk for each row: one array holds 2^31 values at most
+            chunks = [pa.array([list(row[name]) if ndim == 2 else row[name]], kind) for row in rows]
+            columns[name] = pa.chunked_array(chunks, kind)
+        return pa.table(columns)
+
+    @property
+    def _column_types(self) -> dict[str, tuple[str, int]]:
+        """The type and the number of dimensions of what `row` makes."""
+        ids = self._family.dtype
+        types = {"input_ids": ("int64", 1), "attention_mask": ("int64", 1), "mm_token_type_ids": ("int64", 1)}
+        types |= {"position_ids": (ids, 2), "next_position": (ids, 0), "video_timestamps": ("float64", 1)}
+        types |= {kind.grids: ("int64", 2) for kind in _VISION} | {kind.pixels: (self.pixels, 2) for kind in _VISION}
+        return types | ({"second_per_grid_ts": ("float32", 1)} if self._family.uses_seconds else {})
 
     def normalize(self, inputs: Mapping[str, Any]) -> ModelInputs:
         """Inputs with pixels as models read them, float32 [patches, patch_dim], from those that were made with pixels="uint8":

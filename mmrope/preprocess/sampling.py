@@ -56,6 +56,29 @@ class SampledFrames(NamedTuple):
     """Sampled frames a second, as upstream states them."""
 
 
+def check_count(count: int, total: int, asked: str, multiple: int = 1) -> None:
+    """The law of every way of sampling: a number of frames that is asked for is there, and no frame is taken twice. A number
+    that follows from frames a second is at most that of the frames by itself.
+
+    Args:
+        count: of sampled frames, of which `asked` is what was said.
+        total: of frames that there are.
+        multiple: of which a rule makes the number that is asked for.
+
+    Raises:
+        ValueError: fewer frames than asked for.
+
+    Example:
+        >>> from mmrope.preprocess.sampling import check_count
+        >>> check_count(64, 64, "num_frames=64")
+    """
+    if count > total:
+        raise ValueError(
+            f"{asked} is more than the {total} frames that can be taken: some would be taken twice; ask for "
+            f"{total - total % multiple} at most, or for times=[...]"
+        )
+
+
 def _qwen_vl_utils(total: int, rate: float, choice: FrameChoice) -> SampledFrames:
     """qwen-vl-utils 0.0.14, vision_process.py: calculate_video_frame_range, smart_nframes and _read_video_decord."""
     patch, first, last = choice.temporal_patch_size, 0, total - 1
@@ -73,6 +96,7 @@ def _qwen_vl_utils(total: int, rate: float, choice: FrameChoice) -> SampledFrame
         total = last - first + 1
     if choice.num_frames is not None:
         count, asked = round(choice.num_frames / patch) * patch, f"nframes={choice.num_frames:g}"
+        check_count(count, total, asked, patch)
     else:
         least = math.ceil(choice.min_frames / patch) * patch
         most = math.floor(min(choice.max_frames, total) / patch) * patch
@@ -108,6 +132,7 @@ def _qwen2_vl(total: int, rate: float, choice: FrameChoice) -> SampledFrames:
     patch = choice.temporal_patch_size
     if choice.num_frames is not None:
         count = round(choice.num_frames / patch) * patch
+        check_count(count, total, f"num_frames={choice.num_frames}", patch)
     else:
         most = math.floor(min(choice.max_frames, total) / patch) * patch
         count = math.floor(min(max(total / rate * choice.fps, choice.min_frames), most, total) / patch) * patch
@@ -125,9 +150,11 @@ def _qwen2_vl(total: int, rate: float, choice: FrameChoice) -> SampledFrames:
 
 
 def _qwen3_vl(total: int, rate: float, choice: FrameChoice) -> SampledFrames:
-    """transformers 5.24.0, Qwen3VLVideoProcessor.sample_frames."""
+    """transformers 5.24.0, Qwen3VLVideoProcessor.sample_frames, which takes some frames twice to come to num_frames."""
     count = choice.num_frames
-    if count is None:
+    if count is not None:
+        check_count(count, total, f"num_frames={count}")
+    else:
         count = min(max(int(total / rate * choice.fps), choice.min_frames), choice.max_frames, total)
     return _stated(np.linspace(0, total - 1, count).round(), total, rate)
 

@@ -32,6 +32,7 @@ from mmrope.preprocess.image import (
     white_of,
 )
 from mmrope.preprocess.probe import Clock, Damaged, check_duration, check_frame_count, check_frame_size, read_clock
+from mmrope.preprocess.sampling import check_count
 
 VideoBackend = Literal["auto", "pyav", "decord", "torchcodec"]
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
@@ -138,12 +139,43 @@ class Video(readers.Source):
             >>> open_video(np.zeros((12, 28, 28, 3), np.uint8), fps=4).frames_on_grid([0, 3, 11]).tolist()
             [0, 3, 11]
         """
-        wanted, count = np.asarray(indices, dtype=np.int64), len(self.pts)
-        line = np.linspace(int(self.pts[0]), int(self.pts[-1]), count)
-        if count < 3 or np.abs(self.pts - line).max() <= (line[1] - line[0]) / 4:
-            return np.minimum(wanted, count - 1)
+        wanted = np.asarray(indices, dtype=np.int64)
+        if self._is_even:
+            return np.minimum(wanted, len(self.pts) - 1)
         rate = Fraction(self.average_fps)
         return self.frames_at([(int(i) + Fraction(1, 4)) / rate for i in wanted])
+
+    @property
+    def _is_even(self) -> bool:
+        """Whether its frames come at a constant rate, within a quarter of a frame."""
+        line = np.linspace(int(self.pts[0]), int(self.pts[-1]), len(self.pts))
+        return len(line) < 3 or bool(np.abs(self.pts - line).max() <= (line[1] - line[0]) / 4)
+
+    def _part(self, start: float | None, end: float | None) -> tuple[Fraction, Fraction]:
+        """Where a part begins and how long it lasts, in seconds. How long the last of even frames lasts may have been rounded:
+        it is what the others last."""
+        whole, count = self.duration, len(self.pts)
+        if count > 1 and self._is_even:
+            even = Fraction(int(self.pts[-1] - self.pts[0]), count - 1) * self.time_base
+            whole = count * even if abs(whole - count * even) <= even / 4 else whole
+        begin = Fraction(0) if start is None else max(Fraction(0), Fraction(str(start)))
+        return begin, (whole if end is None else min(whole, Fraction(str(end)))) - begin
+
+    def _most(self, wanted: int, begin: Fraction, length: Fraction) -> int:
+        """How many even samples of a part, `wanted` at most, show a frame each, of frames at a constant rate; of others, as
+        many as at the rate at which they come fastest: there a picture that stands still is sampled again."""
+        gaps = np.diff(self.pts)
+        if not len(gaps):
+            return 1
+        if not self._is_even:
+            return max(min(math.floor((length + _ROUNDING) / (int(gaps.min()) * self.time_base)), wanted), 1)
+        sure = max(math.floor(length / (int(gaps.max()) * self.time_base)), 1)  # no frame lasts longer
+        even = Fraction(int(gaps.sum()), len(gaps)) * self.time_base
+        count = min(math.floor((length + _ROUNDING) / even), wanted)
+        if count <= sure:
+            return min(sure, wanted)
+        shown = self.frames_at([begin + k * length / count for k in range(count)])
+        return count if (np.diff(shown) > 0).all() else sure
 
     def sample(
         self,
@@ -159,12 +191,16 @@ class Video(readers.Source):
 
         Args:
             fps: sampled frames a second; if that makes fewer than min_frames or more than max_frames, as many as fit are spread
-                evenly.
-            num_frames: or how many, spread evenly.
+                evenly, and never more than the frames that come at a constant rate. Where they do not, a frame that stands
+                still is sampled again, up to the rate at which they come fastest.
+            num_frames: or how many, spread evenly; at most as many as there are.
             start: where the part begins that is sampled, in seconds from the first frame; None for the first frame.
             end: where it ends; None, or a time after the video's end, for its end.
 
         A video with a single frame is sampled once.
+
+        Raises:
+            ValueError: a part that holds nothing, or fewer than num_frames.
 
         Example:
             >>> import numpy as np
@@ -177,8 +213,7 @@ class Video(readers.Source):
         """
         if (fps is None) == (num_frames is None):
             raise ValueError(f"say fps or num_frames, one of them, got {fps=}, {num_frames=}")
-        begin = Fraction(0) if start is None else max(Fraction(0), Fraction(str(start)))
-        length = (self.duration if end is None else min(self.duration, Fraction(str(end)))) - begin
+        begin, length = self._part(start, end)
         if length <= 0 < self.duration:
             raise ValueError(
                 f"start={start} to end={end} holds nothing of {self.name}, which lasts {float(self.duration):g} s: "
@@ -187,11 +222,13 @@ class Video(readers.Source):
         if num_frames is not None:
             if not isinstance(num_frames, (int, np.integer)) or num_frames < 1:
                 raise ValueError(f"num_frames must be a whole number, at least 1, got {num_frames!r}")
-            if num_frames > len(self.pts) > 1:
-                raise ValueError(
-                    f"{self.name} has {len(self.pts)} frames, fewer than num_frames={num_frames}: some would be taken twice; "
-                    f"ask for {len(self.pts)} at most, or for times=[...]"
-                )
+            if (there := len(self.pts)) > 1:
+                first, last = self.frames_at([begin, begin + length - 2 * _ROUNDING])
+                there = self._most(num_frames, begin, length) if self._is_even else int(last - first) + 1
+                try:
+                    check_count(num_frames, there, f"num_frames={num_frames}")
+                except ValueError as error:
+                    raise ValueError(f"{self.name}: {error}") from None
             count = wanted = num_frames
             rate = num_frames / length if length else Fraction(1)
         else:
@@ -202,6 +239,7 @@ class Video(readers.Source):
                 )
             wanted = math.ceil(length * rate)
             count = max(wanted, min_frames) if max_frames is None else min(max(wanted, min_frames), max_frames)
+            count = self._most(count, begin, length)
         if len(self.pts) == 1:
             return [Fraction(0)]
         step = 1 / rate if count == wanted else length / count

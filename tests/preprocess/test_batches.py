@@ -207,7 +207,6 @@ ROW = {"input_ids": [5, 6, 7], "position_ids": [[0, 1, 2]] * 3}
         ([ROW, {"input_ids": [1]}], {}, "row 1 has no position_ids: say whose they are, pack_batches(rows, family, ...)"),
         ([{**ROW, "labels": [1, 2]}], {}, "row 0: labels is [2], but there are 3 tokens"),
         ([{**ROW, "labels": 1}], {}, "row 0: labels is [], but there are 3 tokens"),
-        ([{**ROW, "id": "x1"}], {}, "row 0: id is not known here: take it out"),
         ([{**ROW, "messages": [{"role": "user"}]}], {}, "row 0: messages is not known here: take it out"),
         ([{**ROW, "attention_mask": [1, 1]}], {}, "row 0 has 3 tokens, and 2 of 2 in its attention_mask are real"),
         ([{**ROW, "attention_mask": [0, 0, 0]}], {}, "row 0 has 3 tokens, and 0 of 3 in its attention_mask are real"),

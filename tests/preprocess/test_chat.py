@@ -14,12 +14,13 @@ import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.utils.chat_template_utils import render_jinja_template
 from trl.data_utils import apply_chat_template as trl_text
 
 from mmrope import Processor
 from mmrope.preprocess import CHATML, ByteTokenizer, FileTokenizer
 from mmrope.preprocess.chat import conversation_pieces
-from tests.support import PROOF
+from tests.support import PROOF, cases
 from tests.support.checkpoints import CHECKPOINTS, PAD, TEMPLATES, WITH_TOOLS, folder, small_tokenizer, template_of
 from tests.support.conversations import TOOLS, conversation, for_transformers
 from tests.support.films import film
@@ -148,8 +149,76 @@ def test_what_a_template_does_not_write_is_refused(checkpoints):
         checkpoints["qwen2_5_vl"][1]([*said, call])
     with pytest.raises(ValueError, match=r"does not write 'reasoning_content'"):
         checkpoints["qwen3_vl"][1]([*said, {"role": "assistant", "content": "4", "reasoning": "2 + 2"}])
-    with pytest.raises(ValueError, match=r"tool calls and reasoning need the checkpoint's own chat template"):
+    with pytest.raises(ValueError, match=r"tool calls and reasoning: that needs the checkpoint's own chat template"):
         Processor()([*said, call])
+
+
+ROLES = ("system", "user", "assistant", "tool", "function", "developer", "observation", "User", "")
+MEDIA = [{"type": "image", "grid": (2, 2)}, {"type": "video", "grid": (1, 2, 2), "fps": 1}]
+EXTRAS = {
+    "name": "a",
+    "tool_call_id": "1",
+    "reasoning_content": "hm",
+    "refusal": "no",
+    "function_call": {"name": "f", "arguments": "{}"},
+    "tool_calls": [{"type": "function", "id": "1", "function": {"name": "f", "arguments": {"a": 1}}}],
+}
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"])
+def test_without_a_folder_a_conversation_is_written_as_by_the_released_template_or_refused(family):
+    """Every role, key and kind of content in any turn; without the default system message of Qwen2-VL."""
+    released = template_of("qwen3_vl" if family.startswith("qwen3") else "qwen2_5_vl")
+    default = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    draw, written, refused = random.Random(family), 0, set()
+    for _ in range(cases(400)):
+        messages, prompt = [], draw.random() < 0.5
+        for _ in range(draw.randint(1, 4)):
+            items = [{"type": "text", "text": "a"}, draw.choice(MEDIA), {"type": "text", "text": " b"}]
+            content = draw.choice(["a", "", " \n", items[:1], items[:1], items])
+            role = draw.choice(ROLES if draw.random() < 0.2 else ROLES[bool(messages) : 3])
+            extra = draw.choice(list(EXTRAS.items())) if draw.random() < 0.1 else None
+            messages.append({"role": role, "content": content, **dict([extra] if extra else [])})
+        try:
+            pieces = conversation_pieces(CHATML, messages, ByteTokenizer(), variables={}, add_generation_prompt=prompt)
+        except ValueError as error:
+            if not (str(error).endswith(OWN) or "does not write 'function_call'" in str(error)):
+                raise
+            refused.add(str(error).removesuffix(OWN).partition(": ")[2])
+            continue
+        [[expected], _] = render_jinja_template([messages], chat_template=released, add_generation_prompt=prompt)
+        if messages[0]["role"] != "system" and family.startswith("qwen2"):
+            expected = expected.removeprefix(default)
+        assert "".join(pieces) == expected, messages
+        written += 1
+    assert written > 100
+    assert {"tool calls and reasoning", "an image or a video in a message of the role 'assistant'"} <= refused
+    assert {"message 0 has the role 'tool'", "message 0 has the role 'developer'"} <= refused
+    assert any(why.endswith("is the system's and not the first") for why in refused)
+
+
+OWN = (
+    ": that needs the checkpoint's own chat template: read its folder with Processor.from_pretrained, or give chat_template=..."
+)
+
+
+def test_messages_that_a_template_leaves_out_are_refused(checkpoints):
+    """Roles that it does not know, and system messages behind the first: transformers drops them."""
+    said = [{"role": "user", "content": "Hi"}]
+    for name, *roles in (("qwen3_vl", "developer", "function", "system"), ("qwen3_vl_thinking", "developer", "function")):
+        _, ours, theirs = checkpoints[name]
+        for role in roles:
+            talk = [*said, {"role": role, "content": "Be brief."}, *said]
+            assert theirs_of(theirs, talk)["input_ids"].tolist() == theirs_of(theirs, said * 2)["input_ids"].tolist()
+            with pytest.raises(ValueError, match=rf"does not write message 1, of the role '{role}': leave it out, or give"):
+                ours(talk)
+    for name, role in (
+        ("qwen2_5_vl", "developer"), ("qwen2_5_vl", "tool"), ("qwen2_5_vl", "system"), ("qwen3_vl_thinking", "system"),
+        ("qwen3_vl", "tool"), ("glm46v", "system"),
+    ):  # fmt: skip
+        _, ours, theirs = checkpoints[name]
+        talk = [*said, {"role": role, "content": "Be brief."}, *said]
+        assert ours(talk)["input_ids"].tolist() == theirs_of(theirs, talk, add_generation_prompt=True)["input_ids"].tolist()
 
 
 def test_documents_and_reasoning_reach_a_template_that_writes_them():

@@ -8,6 +8,7 @@ import re
 import time
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -82,6 +83,106 @@ def test_a_whole_film_lacks_nothing(whole):
     video = open_video(content, damaged="keep")
     assert (video.damage, len(video.pts)) == ("", 50)
     np.testing.assert_allclose(video.seconds, np.arange(50) / 25, rtol=0, atol=1e-3)
+
+
+class Pipe(io.RawIOBase):
+    """Where a live recording goes: nothing that was written can be changed later."""
+
+    def __init__(self):
+        super().__init__()
+        self.content = b""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.content += bytes(data)
+        return len(data)
+
+
+CLUSTERS = {"live": "1", "cluster_time_limit": "500"}
+
+
+def recorded(**options):
+    """A Matroska file as a browser's MediaRecorder writes it: neither its segment nor its clusters state their sizes."""
+    pipe = Pipe()
+    film(pipe, TIMES, moving=True, **options)
+    segment, *clusters = pipe.content.split(b"\x1f\x43\xb6\x75")
+    assert b"\x18\x53\x80\x67\x01" + b"\xff" * 7 in segment
+    assert len(clusters) > 1
+    contents = [cluster[9 - cluster[0].bit_length() :] for cluster in clusters]  # without their sizes
+    return (b"\x1f\x43\xb6\x75\x01" + b"\xff" * 7).join([segment, *contents])
+
+
+LIVE = {  # name -> how it is made, as `film` makes it
+    "h264.mkv": {"form": "matroska", "container": CLUSTERS},
+    "vp8.webm": {"form": "webm", "codec": "libvpx", "container": CLUSTERS},
+    "vp9.webm": {"form": "webm", "codec": "libvpx-vp9", "container": CLUSTERS},
+    "known clusters.mkv": {"form": "matroska", "max_b_frames": 2},
+    "film.flv": {"form": "flv", "codec": "flv"},
+    "film.wmv": {"form": "asf", "codec": "wmv2"},
+    "film.mxf": {"codec": "mpeg2video", "tick": Fraction(1, 25)},
+    "fragments.mp4": {"form": "mp4", "container": {"movflags": "frag_keyframe+empty_moov"}},
+}
+
+
+@pytest.fixture(scope="module", params=LIVE)
+def live(request, tmp_path_factory):
+    """A film that states no size of its own."""
+    path = tmp_path_factory.mktemp("live") / request.param
+    if LIVE[request.param].get("container") == CLUSTERS:
+        return request.param, recorded(**LIVE[request.param])
+    if path.suffix != ".mxf":
+        pipe = Pipe()
+        film(pipe, TIMES, moving=True, **LIVE[request.param])
+        return request.param, pipe.content
+    content = film(path, TIMES, moving=True, **LIVE[request.param]).read_bytes()
+    footer = bytes.fromhex("060e2b34020501010d0102010104")
+    return request.param, content[: content.index(footer)].replace(content.index(footer).to_bytes(8, "big"), bytes(8))
+
+
+def test_a_live_recording_that_is_cut_within_a_frame(live):
+    """It states the size of each piece: whatever lacks a part of a frame is told, and the whole is taken."""
+    name, content = live
+    whole = open_video(content)
+    assert (whole.damage, len(whole.pts)) == ("", 50)
+    packets, at = [], 0
+    with av.open(io.BytesIO(content)) as file:
+        form = file.format.name
+        for packet in (packet for packet in file.demux(video=0) if packet.size):
+            part = bytes(packet)[: 9 if form == "asf" else None]  # it puts marks into long ones
+            at = content.index(part, at)
+            packets.append(range(at + 1, at + len(part)))
+    assert len(packets) == 50
+    assert missing_bytes(content, form) == 0
+    rng, sizes = random.Random(name), [size for inside in packets for size in inside]
+    for size in [inside[-1] for inside in packets] + rng.sample(sizes, min(cases(1500), len(sizes))):
+        assert missing_bytes(content[:size], form) > 0
+    for size in (rng.choice(packets[n]) for n in (20, 49)):
+        with pytest.raises(MediaError, match=r"is cut off: it lacks at least [\d,]+ bytes at its end|cannot be read"):
+            open_video(content[:size])
+        if "fragments" not in name:
+            assert "lacks at least" in open_video(content[:size], damaged="keep").damage
+
+
+@pytest.mark.parametrize("name", ["h264.mkv", "vp9.webm"])
+def test_a_cut_between_two_blocks_cannot_be_told(name):
+    """Nor can any be told in what stands behind: line breaks of an upload."""
+    content = recorded(**LIVE[name])
+    with av.open(io.BytesIO(content)) as file:
+        data = [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    end = content.index(data[29]) + len(data[29])
+    for more in (b"", b"\r\n"):
+        assert len(open_video(content[:end] + more).pts) == 30
+    for cut in (b"\xa3", b"\xa3\x41", b"\x1f\x43", b"\xa3\x41\x00"):  # the beginning of a block, or of a cluster
+        with pytest.raises(MediaError, match=r"is cut off"):
+            open_video(content[:end] + cut)
+
+
+@pytest.mark.parametrize("cut", [5, 6, 7, 8, 12])
+def test_an_mp4_that_is_cut_within_the_head_of_a_box(cut):
+    head = b"\0\0\0\x10ftypisom\0\0\0\0"
+    assert missing_bytes(head + (b"\0\0\0\x20moof" + bytes(24))[:cut], "mov,mp4,m4a,3gp,3g2,mj2") > 0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from tempfile import TemporaryDirectory
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tokenizers
 import torch
@@ -35,7 +37,7 @@ from mmrope import (
 )
 from mmrope.positions import TokenIds
 from mmrope.positions.rules import changed as changed_row
-from mmrope.preprocess import CHATML, Access, Limits, PatchConfig, isolated, text
+from mmrope.preprocess import CHATML, Access, Limits, PatchConfig, isolated, pack_batches, text
 from mmrope.preprocess.patches import FAMILY_PATCHES, frame_size, image_size
 from mmrope.preprocess.video import open_video
 from tests.support import cases, upstream
@@ -386,6 +388,68 @@ def test_rows_of_datasets(samples, mixed):
         table = datasets.Dataset.from_list([rows[n] for n in order])
         made = table.map(processor.row, remove_columns=["messages"], writer_batch_size=2)
         assert [len(row["pixel_values_videos"]) > 0 for row in made] == [n == 1 for n in order]
+
+
+def kinds_of_rows(samples):
+    """A text, an image, a video, a video at uneven times, and all: as `datasets` and Parquet have them, every key in every item."""
+    image, video = {"type": "image", "image": str(samples / "cat.jpg")}, {"type": "video", "video": str(samples / "clip.mp4")}
+    uneven, short = {**video, "times": [0.0, 0.5, 3.0, 4.0]}, {**video, "num_frames": 3}
+    contents = [[said("Hi")], [image], [short, said("What?")], [uneven], [image, short, image, said("Compare")]]
+    return [{"id": f"row {n}", "messages": user(*content)} for n, content in enumerate(contents)]
+
+
+@pytest.mark.parametrize("settings", [{"pixels": "uint8"}, {}, {"family": "qwen3_vl", **LARGE}])
+def test_tables_have_one_schema_whatever_their_rows_hold(settings, samples, tmp_path):
+    """One row a file, read together; by `datasets`, too, whatever the order."""
+    processor, rows = Processor(**{**SMALL, **settings}), kinds_of_rows(samples)
+    whole = pa.Table.from_pylist(rows)
+    for n in range(len(rows)):
+        made = processor.table(whole.slice(n, 1))
+        assert made.schema == processor.table(whole.slice(0, 0)).schema
+        pq.write_table(made, tmp_path / f"{n}.parquet")
+    stored = pq.read_table(tmp_path)
+    assert stored.schema.equals(made.schema)
+    assert stored["id"].to_pylist() == [row["id"] for row in rows]
+    for stored_row, row in zip(stored.to_pylist(), rows, strict=True):
+        expected = processor.row(row)
+        assert set(stored_row) == set(expected)
+        for key in set(expected) - {"id"}:
+            assert stored_row[key] == expected[key].tolist(), key
+            dtype, ndim = processor._column_types[key]
+            assert (expected[key].dtype, np.ndim(expected[key])) == (dtype, ndim)
+    mapped = (
+        datasets.Dataset(whole)
+        .with_format("arrow")
+        .map(processor.table, batched=True, batch_size=2, remove_columns=["messages"])
+    )
+    assert mapped.data.table.select(made.column_names).schema.remove_metadata() == made.schema
+    assert mapped.with_format(None)[2]["id"] == "row 2"
+    [pack] = pack_batches(stored.to_pylist(), max_tokens=100_000)
+    [same] = pack_batches(map(processor.row, rows), max_tokens=100_000)
+    assert pack.keys() == same.keys()
+    assert all(torch.equal(pack[key], same[key]) for key in pack)
+
+
+def test_a_row_keeps_what_else_it_has(samples):
+    """All but the messages; what is made takes the place of a key of the same name, and a pack has no use for the rest."""
+    processor = Processor(**SMALL)
+    messages, others = user(said("Hi")), {"id": 3, "__key__": "k", "tags": ["a"], "input_ids": "old", "source": None}
+    made = processor.row({"messages": messages, **others})
+    assert {key: made[key] for key in ("id", "__key__", "tags", "source")} == {
+        "id": 3,
+        "__key__": "k",
+        "tags": ["a"],
+        "source": None,
+    }
+    assert made["input_ids"].tolist() == processor([messages])["input_ids"][0].tolist()
+    assert "messages" not in made
+    assert next(pack_batches([{**made, "tags": "a"}], max_tokens=100))["input_ids"][0].tolist() == made["input_ids"].tolist()
+    with pytest.raises(ValueError, match=r"row 0: tags is not known here: take it out"):
+        next(pack_batches([made], max_tokens=100))
+    with pytest.raises(ValueError, match=r"has its conversations in the column 'messages'; this one has text"):
+        processor.table(pa.table({"text": ["a"]}))
+    with pytest.raises(ValueError, match=r"has its conversations in the column 'messages'; this one has list"):
+        processor.table([{"messages": messages}])
 
 
 def test_rows_of_datasets_by_several_processes(samples):

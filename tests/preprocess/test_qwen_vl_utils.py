@@ -214,7 +214,10 @@ def test_a_container_that_states_another_rate_than_its_frames_is_not_believed(tm
 REFUSED = [
     ({"fps": 2, "nframes": 4}, r"a video is sampled by nframes or fps, one of them"),
     ({"nframes": 4, "num_frames": 4}, r"a video is sampled by nframes or num_frames, one of them"),
-    ({"nframes": 100}, r"nframes=100 comes to 100 sampled frames, .* of a video of 48 frames; they must be 2 to 48"),
+    (
+        {"nframes": 100},
+        r"nframes=100 is more than the 48 frames that can be taken: some would be taken twice; ask for 48 at most",
+    ),
     ({"nframes": 1}, r"nframes=1 comes to 0 sampled frames"),
     ({"max_frames": 1}, r"fps=2, at most 1 frames, comes to 0 sampled frames"),
     ({"video_start": 1.5, "video_end": 1}, r"video_start=1.5 to video_end=1 is less than two frames of a video of 1.6"),

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -20,9 +21,10 @@ def grey_of(n: int) -> int:
 
 
 def film(
-    path: Path,
+    path: Any,
     times_ms: Sequence[int],
     *,
+    form: str | None = None,
     codec: str = "libx264",
     size: tuple[int, int] = (96, 64),
     rotation: float | None = None,
@@ -35,11 +37,12 @@ def film(
     container: dict[str, str] | None = None,
     pixel_aspect: Fraction | None = None,
     rate: Fraction = Fraction(25),
-) -> Path:
+) -> Any:
     """A video whose frame n has brightness grey_of(n) and is shown at times_ms[n]; its top left corner is white. With `moving`
-    it is a texture that wanders instead, so that every frame is coded from others. `rate` is what the container states."""
+    it is a texture that wanders instead, so that every frame is coded from others. `rate` is what the container states. A file
+    that is no path takes it, too, in FFmpeg's `form`."""
     texture = np.random.default_rng(0).integers(0, 255, (size[1] // 8, size[0] // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-    with av.open(str(path), "w", options=container or {}) as file:
+    with av.open(str(path) if form is None else path, "w", form, options=container or {}) as file:
         stream = file.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = tick
