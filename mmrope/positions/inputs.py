@@ -17,7 +17,8 @@ import numpy as np
 from mmrope.positions.families import READING_KEYS
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family, Reading, Run
-from mmrope.positions.segments import MEDIA, Item, Row, add_frame, text, token_mask, whole, whole_grid
+from mmrope.positions.segments import MEDIA, Item, Row, add_frame, text, token_mask, whole_grid
+from mmrope.positions.stated import numbers, whole
 from mmrope.positions.timing import VideoTiming, check_seconds, no_clock, one_clock
 
 _SECONDS = ("second_per_grid_ts", "video_second_per_grid")
@@ -237,8 +238,8 @@ def _check_agreement(types: np.ndarray, by_ids: np.ndarray, ids: np.ndarray, mas
 
 def _prompts(prompt_lengths: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
     """[B, S] whether a token is of its row's prompt."""
-    (batch, tokens), lengths = shape, np.asarray(prompt_lengths)
-    if lengths.shape != (batch,) or lengths.dtype.kind not in "iu" or ((lengths < 0) | (lengths > tokens)).any():
+    (batch, tokens), lengths = shape, numbers(prompt_lengths, "prompt_lengths", "iu")
+    if lengths.shape != (batch,) or ((lengths < 0) | (lengths > tokens)).any():
         raise ValueError(
             f"prompt_lengths must be {batch} whole numbers from 0 to {tokens}, the columns of each row's prompt, got {lengths}"
         )
@@ -651,7 +652,11 @@ def _called(span: Span, n: int) -> str:
 
 def _span_runs(span: Span, n: int, family: Family, token_count: int) -> list[Run]:
     """The runs of a span: of its medium, and of the text that stands between its parts."""
-    if span.kind not in MEDIA or (span.kind not in family.media and (span.kind != "video" or "frame" not in family.media)):
+    if (
+        not isinstance(span.kind, str)
+        or span.kind not in MEDIA
+        or (span.kind not in family.media and (span.kind != "video" or "frame" not in family.media))
+    ):
         places = {"video" if kind == "frame" else kind for kind in family.media} & set(MEDIA)
         raise ValueError(f"{_called(span, n)}: {family} places {', '.join(sorted(places)) or 'no media'} by spans")
     offset, length = span.offset, span.length
@@ -664,8 +669,8 @@ def _span_runs(span: Span, n: int, family: Family, token_count: int) -> list[Run
     kind = _TYPE_OF[span.kind]
     if span.embed is None:
         return [(kind, offset, offset + length)]
-    embed = np.asarray(span.embed)
-    if embed.shape != (length,) or embed.dtype.kind not in "biu" or ((embed != 0) & (embed != 1)).any():
+    embed = numbers(span.embed, f"{_called(span, n)}: embed", "biu", " or booleans")
+    if embed.shape != (length,) or ((embed != 0) & (embed != 1)).any():
         raise ValueError(
             f"{_called(span, n)}: embed must be {length} booleans, one a token, got {embed.dtype} {list(embed.shape)}"
         )

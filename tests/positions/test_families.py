@@ -199,7 +199,7 @@ def test_released_ernie_configs_have_a_name_of_their_own():
 
 def test_token_ids_are_whole_numbers():
     """A string would find no token, and media would be text."""
-    with pytest.raises(ValueError, match=r"token_ids.image must be the id of a token, a whole number, got '151655'"):
+    with pytest.raises(ValueError, match=r"token_ids.image must be a whole number, the id of a token, got '151655'"):
         family_from_config({**RELEASED_QWEN2_5_VL, "image_token_id": "151655"})
 
 
