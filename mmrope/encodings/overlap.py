@@ -74,7 +74,8 @@ def overlaps(x: Tensor) -> bool:
 
 def share(x: Tensor, y: Tensor) -> bool:
     """Whether x and y have a byte in common, whatever their dtypes and storages: numpy, DLPack and buffers lend one memory to
-    several. What traces or transforms, and the meta device, has no places; there only one tensor that is passed twice is seen."""
+    several. What traces or transforms has no places, nor has the meta device; there only one tensor that is passed twice is
+    seen."""
     if x is y:
         return True
     if torch.compiler.is_compiling() or transformed() or not (type(x) in _WITH_MEMORY and type(y) in _WITH_MEMORY):

@@ -568,11 +568,12 @@ def _axis_indices(axis: str | Sequence[int] | np.ndarray, axes: str) -> np.ndarr
         if unknown:
             raise ValueError(f"axis {axis!r} has letters that are not among the axes {axes!r}: {unknown}")
         return np.array([axes.index(letter) for letter in axis], dtype=np.int64)
-    indices = np.array(numbers(axis, "axis", "iuf" if np.size(axis) == 0 else "iu"), dtype=np.int64)
+    indices = numbers(axis, "axis", shape=" [P] or [K, P], or letters")
+    if indices.ndim not in (1, 2) or (indices.size and indices.dtype.kind == "f"):
+        raise ValueError(f"axis must be letters, or whole numbers [P] or [K, P], got {shown(indices)}")
+    indices = indices.astype(np.int64)
     if indices.size and not 0 <= indices.min() <= indices.max() < len(axes):
-        raise ValueError(
-            f"axis indices must be 0 .. {len(axes) - 1} for the axes {axes!r}, got {sorted(set(indices.tolist()))}"
-        )
+        raise ValueError(f"axis indices must be 0 .. {len(axes) - 1} for the axes {axes!r}, got {np.unique(indices).tolist()}")
     return indices
 
 

@@ -58,7 +58,6 @@ class Canvas(Segment):
         return cls(CANVAS, (1, h, w), slices=slices, columns=columns, newlines=newlines)
 
     def __post_init__(self) -> None:
-        Segment.__post_init__(self)
         each = f"{self._what}: each size"
         slices = tuple(whole_numbers(size, each, count=2, least=1) for size in several(self.slices, f"{self._what}: slices"))
         columns, newlines = whole(self.columns, each, least=0), whole(self.newlines, each, least=0)
@@ -66,6 +65,7 @@ class Canvas(Segment):
             raise ValueError(f"{self._what}: {len(slices)} slices do not fill rows of {columns} columns")
         for name, value in (("slices", slices), ("columns", columns), ("newlines", newlines)):
             object.__setattr__(self, name, value)
+        Segment.__post_init__(self)  # which counts all of its tokens
 
     @property
     def length(self) -> int:

@@ -178,7 +178,7 @@ def diff(a: Positions | Packed | Any, b: Positions | Packed | Any, *, mask: Any 
     masks = [m for m in (mask_a, mask_b) if m is not None]
     real = np.logical_or.reduce(masks) if masks else np.ones(ids_a.shape[1:], dtype=bool)
     if mask is not None:
-        stated = token_mask(np.atleast_2d(mask), ids_a.shape[1:], "mask")
+        stated = token_mask(np.atleast_2d(numbers(mask, "mask", "buif")), ids_a.shape[1:], "mask")
         real = real if stated is None else real & stated
     wrong = (ids_a != ids_b) & real  # [A, B, S]
     if not wrong.any():
@@ -253,7 +253,7 @@ def fingerprint(
     if (ids.shape[1] != 1 and len(cuts) > 2) or cuts[-1] != ids.shape[2]:
         raise ValueError(f"cu_seqlens end at {cuts[-1]}, but ids {list(ids.shape)} are no pack of so many tokens")
     if mask is not None:
-        stated = token_mask(np.atleast_2d(mask), ids.shape[1:], "mask")
+        stated = token_mask(np.atleast_2d(numbers(mask, "mask", "buif")), ids.shape[1:], "mask")
         real = stated if real is None else real if stated is None else real & stated
     real = np.ones(ids.shape[1:], dtype=bool) if real is None else real
     return [_hash(ids[:, b, a:z][:, real[b, a:z]]) for b in range(ids.shape[1]) for a, z in itertools.pairwise(cuts)]

@@ -70,11 +70,11 @@ class AudioInVideo(Segment):
         return cls(AUDIO_IN_VIDEO, (t, h, w), seconds_per_grid, times, audio_tokens=audio, runs=runs)
 
     def __post_init__(self) -> None:
-        Segment.__post_init__(self)
         audio = whole(self.audio_tokens, f"{self._what}: audio", least=1)
         runs = tuple(whole(n, f"{self._what}: each size", least=int(i > 0)) for i, n in enumerate(several(self.runs, "runs")))
         object.__setattr__(self, "audio_tokens", audio)
         object.__setattr__(self, "runs", runs)
+        Segment.__post_init__(self)  # which counts all of its tokens
         if runs and (sum(runs[::2]), sum(runs[1::2])) != (math.prod(self.grid), audio):
             raise ValueError(
                 f"{self._what}: runs have {sum(runs[::2])} tokens of the video and {sum(runs[1::2])} of its audio, but there "

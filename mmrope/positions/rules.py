@@ -562,6 +562,8 @@ class Family:
         Raises:
             ValueError: the timing is that of another number of frames.
         """
+        if not isinstance(timing, VideoTiming):
+            raise ValueError(f"timing must be a VideoTiming, got {shown(timing)}")
         frames_per_token = self.frames_per_grid * self.temporal_merge
         expected = timing.grids(frames_per_token) * self.temporal_merge  # the last is filled up
         if expected != grids:

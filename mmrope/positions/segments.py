@@ -341,10 +341,8 @@ class Row(Sequence[Segment]):
         """
         if isinstance(segments, Row):
             return segments
-        if not isinstance(segments, Iterable):
-            raise ValueError(f"a row is a list of Segments, got {segments!r}")
         items: list[Item] = []
-        for i, segment in enumerate(segments):
+        for i, segment in enumerate(several(segments, "a row, which is made of Segments,")):
             if not isinstance(segment, Segment):
                 raise ValueError(
                     f"a row is a list of Segments, but item {i} is {segment!r}; "

@@ -82,9 +82,9 @@ _TIME_STEPS: dict[Time, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] =
 def time_steps(
     time: Time, i: np.ndarray, seconds: Any, times: Sequence[float] | None, rate: float, *, fractional: bool
 ) -> np.ndarray:
-    """The ids that temporal grids `i` of a video lie after its first, where time is in seconds: int64, or of fractional families
-    float32, past 2^24 float64. `seconds` lie from one grid to the next, or `times` are those of all grids; `rate` is ids per
-    second."""
+    """The ids that temporal grids `i` of a video lie after its first, where time is in seconds: int64; of fractional families
+    float32, and past 2^24 float64. `seconds` lie from one grid to the next, or `times` are those of all grids; `rate` is ids
+    per second."""
     if times is None:
         seconds = np.asarray(seconds, dtype=np.float64)
         found, exact = _TIME_STEPS[time](i, seconds, rate), i * seconds * rate
@@ -235,6 +235,7 @@ class VideoTiming:
     def seconds_per_grid(self, frames_per_grid: int) -> float | None:
         """From one temporal grid to the next, where frames are evenly spaced; None where they are not, or where true times
         are known."""
+        frames_per_grid = whole(frames_per_grid, "frames_per_grid", least=1, of="")
         if self.timestamps is not None or not self._even:
             return None
         if self.sampled_fps is not None:

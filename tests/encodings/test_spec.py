@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib
+import pickle
 import re
 
 import numpy as np
@@ -10,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING
 
-from mmrope import FAMILIES, RotarySpec
+from mmrope import FAMILIES, RotaryEmbedding, RotarySpec, YaRN
 from mmrope.checkpoints import rotary_from_config
 from mmrope.encodings.scaling import NTK, frequencies
-from mmrope.encodings.spec import axis_of_pairs
+from mmrope.encodings.spec import Spectra, axis_of_pairs
 from tests.support.upstream_ids import IN_TRANSFORMERS
 
 # --- frequencies ------------------------------------------------------------------------------------------------------
@@ -273,3 +276,33 @@ def test_published_bound_of_rotary_scores():
     np.testing.assert_allclose([bound(r) for r in wanted], list(wanted.values()), atol=2e-3)
     rises = (np.diff([bound(r) for r in range(1001)]) > 0).sum()
     assert rises == 483
+
+
+COPIES = {
+    "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "replace": lambda x: dataclasses.replace(x),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_spec_stays_frozen_through_copies(name):
+    spec = RotarySpec.mrope(32, sections=(6, 5, 5), layout="interleaved").scaled(YaRN(4.0, 4096))
+    for made in (
+        COPIES[name](spec),
+        copy.deepcopy(RotaryEmbedding(spec)).spec,
+        pickle.loads(pickle.dumps(RotaryEmbedding(spec))).spec,
+    ):
+        assert made == spec
+        assert made.spectra.to_dict() == spec.spectra.to_dict()
+        for array in (made.inv_freq, made.axis, made.spectra.which, made.spectra.index):
+            with pytest.raises(ValueError, match="read-only"):
+                array[:] = 0
+
+
+def test_a_spec_does_not_change_with_the_arrays_that_it_was_made_of():
+    which, index = np.zeros(4, int), np.arange(4)
+    spectra = Spectra(((1e4, 8),), which, index)
+    which[:], index[:] = -1, 0
+    assert spectra.to_dict() == Spectra.one(8, 1e4).to_dict()
