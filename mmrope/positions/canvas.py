@@ -55,7 +55,7 @@ class Canvas(Segment):
             >>> Canvas.make(h=2, w=3, newlines=1)
             Canvas.make(h=2, w=3, newlines=1)
         """
-        return cls(CANVAS, (1, h, w), slices=slices, columns=columns, newlines=newlines)
+        return cls(CANVAS, (1, h, w), slices=slices, columns=columns, newlines=newlines)  # pyright: ignore[reportArgumentType]
 
     def __post_init__(self) -> None:
         each = f"{self._what}: each size"

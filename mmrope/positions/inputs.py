@@ -18,7 +18,7 @@ from mmrope.positions.families import READING_KEYS
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family, Reading, Run
 from mmrope.positions.segments import MEDIA, Item, Row, add_frame, text, token_mask, whole_grid
-from mmrope.positions.stated import numbers, whole
+from mmrope.positions.stated import numbers, several, shown, whole
 from mmrope.positions.timing import VideoTiming, check_seconds, no_clock, one_clock
 
 _SECONDS = ("second_per_grid_ts", "video_second_per_grid")
@@ -87,6 +87,13 @@ def segments_from_inputs(
     family = family if isinstance(family, Family) else find_family(family)
     if not isinstance(inputs, Mapping):
         raise ValueError(f"inputs must be a processor's output (a dict), got {type(inputs).__name__}")
+    if not (
+        video_timings is None
+        or (isinstance(video_timings, Sequence) and all(isinstance(timing, VideoTiming) for timing in video_timings))
+    ):
+        raise ValueError(
+            f"video_timings must be a list of VideoTiming (VideoTiming.from_metadata makes them), got {shown(video_timings)}"
+        )
     reading = family.reading
     special = type(reading) is not Reading
     keys = dict.fromkeys((*INPUTS, *reading.keys)) if special else INPUTS
@@ -431,8 +438,6 @@ def _videos(
     host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family, timings: Sequence[VideoTiming] | None
 ) -> _Queue:
     key = _GRIDS["video"]
-    if timings is not None and not (isinstance(timings, Sequence) and all(isinstance(x, VideoTiming) for x in timings)):
-        raise ValueError(f"video_timings must be a list of VideoTiming (VideoTiming.from_metadata makes them), got {timings!r}")
     stated = [name for name in _SECONDS if name in host and host[name].size]
     if key not in host:
         _missing(inputs, "video")
@@ -599,7 +604,7 @@ def segments_from_spans(token_count: int, spans: Sequence[Span | tuple[Any, ...]
     family = family if isinstance(family, Family) else find_family(family)
     if whole(token_count, "token_count") < 0:
         raise ValueError(f"token_count must be the tokens of the prompt, got {token_count}")
-    stated = [span if isinstance(span, Span) else _span(span, n) for n, span in enumerate(spans)]
+    stated = [span if isinstance(span, Span) else _span(span, n) for n, span in enumerate(several(spans, "spans"))]
     runs: list[Run] = []
     grids: dict[str, list[Any]] = {}
     times: list[Any] = []

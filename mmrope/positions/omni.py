@@ -67,7 +67,7 @@ class AudioInVideo(Segment):
             >>> AudioInVideo.make(t=2, h=1, w=2, audio=3, seconds_per_grid=1.0, runs=(2, 2, 2, 1)).runs
             (2, 2, 2, 1)
         """
-        return cls(AUDIO_IN_VIDEO, (t, h, w), seconds_per_grid, times, audio_tokens=audio, runs=runs)
+        return cls(AUDIO_IN_VIDEO, (t, h, w), seconds_per_grid, times, audio_tokens=audio, runs=runs)  # pyright: ignore[reportArgumentType]
 
     def __post_init__(self) -> None:
         audio = whole(self.audio_tokens, f"{self._what}: audio", least=1)
