@@ -47,7 +47,9 @@ UPSTREAMS: Mapping[str, Upstream] = MappingProxyType(
     }
 )
 NEOMME = ("models/neomme/processing_neomme.py", "_build_position_ids")  # transformers' only family that its processor places
-KNOWN: dict[str, dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_name("upstreams.json").read_text(encoding="utf-8"))
+KNOWN: Mapping[str, dict[str, dict[str, Any]]] = MappingProxyType(
+    json.loads(Path(__file__).with_name("upstreams.json").read_text(encoding="utf-8"))
+)
 """Upstream -> its name of the code -> the `families` that it places, and `rules`: digest -> revision of the table that computes
 the same ("" for the reference). Code that places no family of the table has none, and digests alone. `text_row_since` is the
 version from which on its model takes a row of text positions, where not all that are known do."""

@@ -465,7 +465,7 @@ class Temperature:
 
 def _check_positive(kind: str, name: str, value: Any) -> None:
     if not (is_number(value) and 1 / _MOST <= value <= _MOST):
-        raise ValueError(f"{kind}: {name} must be a positive number, from {1 / _MOST:g} to {_MOST:g}, got {shown(value)}")
+        raise ValueError(f"{kind}: {name} must be a positive number, got {shown(value)}; from {1 / _MOST:g} to {_MOST:g}")
 
 
 def _growth(dim: int) -> float:

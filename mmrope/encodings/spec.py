@@ -382,7 +382,7 @@ class RotarySpec:
         """
         if not self.needs_length:
             return self.inv_freq
-        length = whole(length, "length", least=0)
+        length = None if length is None else whole(length, "length", least=0)
         assert self.spectra is not None
         return self.spectra.frequencies(self.scaling, length=length)
 

@@ -8,7 +8,7 @@ operations a segment: nothing here loops over tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -18,7 +18,7 @@ from mmrope.extras import needed_for
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
 from mmrope.positions.segments import Custom, Row, Segment, as_segment, frame_by_frame, whole_grids
-from mmrope.positions.stated import MOST, choice, is_number, numbers, several, shown, whole
+from mmrope.positions.stated import MOST, choice, is_number, numbers, shown, whole
 from mmrope.positions.timing import EXACT, rounded
 
 Rows = Row | Sequence[Segment] | Sequence[Row] | Sequence[Sequence[Segment]]
@@ -629,9 +629,13 @@ def batch_of(rows: Rows) -> list[Row]:
     """One row or a list of rows, as a list of Rows."""
     if isinstance(rows, Row):
         return [rows]
-    if isinstance(rows, dict):
-        raise ValueError("rows must be a list of Segments or a list of such lists, got dict")
-    items: list[Any] = several(rows, "rows, lists of Segments or a list of such lists,")
+    if (
+        not isinstance(rows, Iterable)
+        or isinstance(rows, (str, bytes, dict))
+        or (np.ndim(rows) == 0 and hasattr(rows, "dtype"))
+    ):
+        raise ValueError(f"rows must be a list of Segments or a list of such lists, got {type(rows).__name__}")
+    items: list[Any] = list(rows)
     if items and isinstance(items[0], Row) and all(type(item) is Row for item in items):
         return items
     if items and all(isinstance(item, Sequence) and not isinstance(item, str) for item in items):

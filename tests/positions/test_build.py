@@ -403,8 +403,8 @@ def test_patches_equal_transformers():
     ("options", "message"),
     [
         ({"grid_thw": [[1, 3, 4]]}, r"patch grid 0 is 1 x 3 x 4; order='blocks' with merge=2 needs h and w"),
-        ({"grid_thw": [[1, 4, 4]], "axes": "wh"}, r"axes must be 'hw' or 'thw'"),
-        ({"grid_thw": [[1, 4, 4]], "order": "zigzag"}, r"order 'raster' or 'blocks'"),
+        ({"grid_thw": [[1, 4, 4]], "axes": "wh"}, r"axes must be one of \('hw', 'thw'\)"),
+        ({"grid_thw": [[1, 4, 4]], "order": "zigzag"}, r"order must be one of \('raster', 'blocks'\)"),
         ({"grid_thw": [[1.5, 4.7, 4.2]]}, r"grid_thw must be whole numbers \[n, 3\] \(t, h, w\), got float64 \[1, 3\]"),
         ({"grid_thw": [1, 4, 4]}, r"grid_thw must be whole numbers \[n, 3\]"),
         ({"grid_thw": [[1, 4, 4]], "merge": 0}, r"merge must be at least 1, got 0"),
