@@ -7,6 +7,7 @@ operations a segment: nothing here loops over tokens.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -412,9 +413,11 @@ def check_fits(plans: Sequence[RowPlan], family: Family, dtype: np.dtype, start:
             bounds.append((following, following))
         if stop > length:
             bounds.append((following + max(start - length, 0), following + stop - length - 1))
-        for low, high in bounds:
-            check_holds(low, dtype)
-            check_holds(high, dtype)
+        # the largest first, which the message then says
+        for bound in sorted(
+            itertools.chain.from_iterable(bounds), key=abs, reverse=True
+        ):  # of many, the message says the largest
+            check_holds(bound, dtype)
 
 
 def widest(family: Family) -> type[np.number]:
@@ -629,11 +632,7 @@ def batch_of(rows: Rows) -> list[Row]:
     """One row or a list of rows, as a list of Rows."""
     if isinstance(rows, Row):
         return [rows]
-    if (
-        not isinstance(rows, Iterable)
-        or isinstance(rows, (str, bytes, dict))
-        or (np.ndim(rows) == 0 and hasattr(rows, "dtype"))
-    ):
+    if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes, dict, np.ndarray)):
         raise ValueError(f"rows must be a list of Segments or a list of such lists, got {type(rows).__name__}")
     items: list[Any] = list(rows)
     if items and isinstance(items[0], Row) and all(type(item) is Row for item in items):
