@@ -13,21 +13,24 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-BROUGHT_BY = {
-    **{"torch": "mmrope[torch]", "triton": "mmrope[torch]", "typing_extensions": "mmrope[torch]"},
-    **{
-        "PIL": "mmrope[media]",
-        "av": "mmrope[media]",
-        "tqdm": "mmrope[media]",
-        "tokenizers": "mmrope[media]",
-        "jinja2": "mmrope[media]",
-    },
-    **{"pillow_heif": "mmrope[heic]", "simplejpeg": "mmrope[fast]", "pyseccomp": "mmrope[sandbox]"},
-    **{"einops": "mmrope[vlm]", "safetensors": "mmrope[vlm]", "sklearn": "mmrope[train]", "mmrope_small": "mmrope-small"},
-    **{"typer": "mmrope[cli]", "matplotlib": "mmrope[viz]", "decord": "mmrope[decord]"},
-}
+BROUGHT_BY = MappingProxyType(
+    {
+        **{"torch": "mmrope[torch]", "triton": "mmrope[torch]", "typing_extensions": "mmrope[torch]"},
+        **{
+            "PIL": "mmrope[media]",
+            "av": "mmrope[media]",
+            "tqdm": "mmrope[media]",
+            "tokenizers": "mmrope[media]",
+            "jinja2": "mmrope[media]",
+        },
+        **{"pillow_heif": "mmrope[heic]", "simplejpeg": "mmrope[fast]", "pyseccomp": "mmrope[sandbox]"},
+        **{"einops": "mmrope[vlm]", "safetensors": "mmrope[vlm]", "sklearn": "mmrope[train]", "mmrope_small": "mmrope-small"},
+        **{"typer": "mmrope[cli]", "matplotlib": "mmrope[viz]", "decord": "mmrope[decord]"},
+    }
+)
 """Modules -> what to install for them."""
 
 

@@ -16,6 +16,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
+
 MOST = 2**31 - 1
 """Of whole numbers: no size, token or index of a model is larger."""
 
@@ -40,8 +42,12 @@ _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 3, 60, 60, 
 
 
 def shown(value: Any) -> str:
-    """A value in a message: of long and deep ones the beginning."""
-    return _SHOWN.repr(value)
+    """A value in a message: of long and deep ones the beginning, of arrays the shape."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"{value.dtype} {list(value.shape)}"
+    return _SHOWN.repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def is_number(value: Any) -> bool:
@@ -80,7 +86,7 @@ def made(hint: Any, value: Any, at: str) -> Any:
         return made(fits, value, at)
     if origin is typing.Literal:
         if not any(type(value) is type(arg) and value == arg for arg in args):
-            raise ValueError(f"{at} must be one of {', '.join(map(repr, args))}, got {shown(value)}")
+            raise ValueError(f"{at} must be one of {args}, got {shown(value)}")
         return value
     if origin in (tuple, list, collections.abc.Sequence):
         of_each = len(args) if origin is tuple and args[-1] is not Ellipsis else None
@@ -88,7 +94,9 @@ def made(hint: Any, value: Any, at: str) -> Any:
             raise ValueError(f"{at} must be a list{f' of {of_each}' if of_each else ''}, got {shown(value)}")
         return tuple(made(args[n if of_each else 0], item, f"{at}[{n}]") for n, item in enumerate(value))
     if origin in (dict, collections.abc.Mapping):
-        return {key: made(args[1], item, f"{at}.{key}") for key, item in _object(value, at).items()}
+        if odd := [key for key in _object(value, at) if not isinstance(key, str)]:
+            raise ValueError(f"{at} must be an object by names, got the name {shown(odd[0])}")
+        return {key: made(args[1], item, path(at, key)) for key, item in value.items()}
     if dataclasses.is_dataclass(hint) and not isinstance(value, typing.cast("type", hint)):
         return record(typing.cast("type", hint), value, at)
     if not _fits(hint, value):
@@ -110,6 +118,8 @@ def _fits(hint: Any, value: Any) -> bool:
     if hint is dict or dataclasses.is_dataclass(hint):
         return isinstance(value, Mapping) or (hint is not dict and isinstance(value, typing.cast("type", hint)))
     kind: Any = typing.get_origin(hint) or hint
+    if getattr(kind, "_is_protocol", False):  # of a function
+        return callable(value)
     return isinstance(value, (list, tuple) if kind in (tuple, list) else kind)
 
 

@@ -83,7 +83,7 @@ def test_the_table_cannot_be_written_to():
         (np.zeros((3, 4), int), r"returned int64 \[3, 4\] for .*returns \(ids, next\): ids int64 \[3, 4\], finite, and the id"),
         ((np.zeros((3, 4)), 4), r"returned float64 \[3, 4\] and 4 for"),
         ((np.zeros((3, 4), int), 4.5), r"returned int64 \[3, 4\] and 4.5 for"),
-        ((np.zeros((3, 4), int), "4"), r"returned int64 \[3, 4\] and 4 for"),
+        ((np.zeros((3, 4), int), "4"), r"returned int64 \[3, 4\] and '4' for"),
         (None, "returned NoneType for"),
         ((np.zeros((3, 4), int), float("inf")), r"returned int64 \[3, 4\] and inf for"),
         ((np.zeros((3, 4), int), 2**70), r"returned int64 \[3, 4\] and 1180591620717411303424 for"),
@@ -159,7 +159,7 @@ def test_rows_of_the_table_cannot_be_written_to_and_are_pickled():
     [
         ({"place": {"text": print}}, "mine: every family places text alike"),
         ({"stride": 1e30}, "stride must be a positive number, got 1e\\+30; at most"),
-        ({"pad_value": 2**70}, "pad_value must be at most"),
+        ({"pad_value": 2**70}, "pad_value must be below"),
         ({"pad_value": 0.5}, "pad_value must be a whole number"),
     ],
 )

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mmrope.positions.families import FAMILIES
@@ -30,21 +31,25 @@ class Upstream:
 
 
 _IN_ONE_FILE = "mrope_rope_index"  # SGLang's main file: its code is called by the names of its functions
-UPSTREAMS: Mapping[str, Upstream] = {
-    "transformers": Upstream("transformers", ("models/*/modeling_*.py",), "get_rope_index"),
-    "vllm": Upstream("vllm", ("model_executor/models/**/*.py", "models/**/*.py"), "get_mrope_input_positions"),
-    "sglang": Upstream(
-        "sglang",
-        (
-            f"srt/layers/rotary_embedding/{_IN_ONE_FILE}.py",
-            "srt/layers/rotary_embedding/bailing_mrope.py",
-            "srt/multimodal/processors/*.py",
+UPSTREAMS: Mapping[str, Upstream] = MappingProxyType(
+    {
+        "transformers": Upstream("transformers", ("models/*/modeling_*.py",), "get_rope_index"),
+        "vllm": Upstream("vllm", ("model_executor/models/**/*.py", "models/**/*.py"), "get_mrope_input_positions"),
+        "sglang": Upstream(
+            "sglang",
+            (
+                f"srt/layers/rotary_embedding/{_IN_ONE_FILE}.py",
+                "srt/layers/rotary_embedding/bailing_mrope.py",
+                "srt/multimodal/processors/*.py",
+            ),
+            r"get_rope_index\w*|\w*compute_\w*positions\w*|_compute_\w*position_ids|\w+_get_input_positions_tensor",
         ),
-        r"get_rope_index\w*|\w*compute_\w*positions\w*|_compute_\w*position_ids|\w+_get_input_positions_tensor",
-    ),
-}
+    }
+)
 NEOMME = ("models/neomme/processing_neomme.py", "_build_position_ids")  # transformers' only family that its processor places
-KNOWN: dict[str, dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_name("upstreams.json").read_text(encoding="utf-8"))
+KNOWN: Mapping[str, dict[str, dict[str, Any]]] = MappingProxyType(
+    json.loads(Path(__file__).with_name("upstreams.json").read_text(encoding="utf-8"))
+)
 """Upstream -> its name of the code -> the `families` that it places, and `rules`: digest -> revision of the table that computes
 the same ("" for the reference). Code that places no family of the table has none, and digests alone. `text_row_since` is the
 version from which on its model takes a row of text positions, where not all that are known do."""

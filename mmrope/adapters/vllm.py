@@ -23,7 +23,8 @@ from mmrope.adapters import family_of_model
 from mmrope.positions.build import largest_ids, plan, write_row
 from mmrope.positions.inputs import Span, on_host, segments_from_spans
 from mmrope.positions.rules import Family
-from mmrope.positions.segments import MEDIA, whole
+from mmrope.positions.segments import MEDIA
+from mmrope.positions.stated import whole
 
 _SECONDS = "second_per_grid_ts"
 

@@ -81,16 +81,16 @@ _TABLE = json.loads(Path(__file__).with_name("models.json").read_text(encoding="
 MADE_FROM: str = _TABLE["made_from"]
 MODELS: Mapping[str, Model] = MappingProxyType({name: Model.of(stated) for name, stated in _TABLE["models"].items()})
 """By the `model_type` of their configs."""
-PARTS: Mapping[str, Mapping[str, str]] = _TABLE["parts"]
+PARTS: Mapping[str, Mapping[str, str]] = MappingProxyType(_TABLE["parts"])
 TEXT_PARTS = (
     *("text_config", "llm_config", "language_config", "thinker_config", "vlm_config", "talker_config", "decoder_config"),
     *("llm", "language_model", "decoder"),
 )
-UNREAD: Mapping[str, str] = _TABLE["unread"]
+UNREAD: Mapping[str, str] = MappingProxyType(_TABLE["unread"])
 """Model types that rotate and are not read -> why."""
 WITHOUT: frozenset[str] = frozenset(_TABLE["without"])
 """Model types whose code rotates nothing."""
-ALIKE: Mapping[str, str] = _TABLE["alike"]
+ALIKE: Mapping[str, str] = MappingProxyType(_TABLE["alike"])
 """Model types of authors' own code -> the model type that rotates as they do."""
 
 

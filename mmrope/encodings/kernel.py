@@ -20,6 +20,7 @@ trusted: `mmrope.encodings.rotary` checks what it hands over. What all functions
 from __future__ import annotations
 
 import functools
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ from torch.autograd.function import once_differentiable
 PROGRAMS = 2048
 """About as many are at work on a large GPU at a time. Where tokens are fewer, several programs share the heads of each."""
 TAU = tl.constexpr(6.283185307179586)
-OPTIONS = {"num_warps": 2, "enable_fp_fusion": True}  # Triton 3.10 would turn the latter off, and 3.9 warns of it
+# Triton 3.10 would turn the latter off, and 3.9 warns of it
+OPTIONS = MappingProxyType({"num_warps": 2, "enable_fp_fusion": True})
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmrope.encodings.constants import transformed
 
 Dims = list[tuple[int, int]]  # (stride, size)
+_WITH_MEMORY = (Tensor, nn.Parameter)
 
 
 def check_writable(*tensors: Tensor) -> None:
@@ -70,15 +73,20 @@ def overlaps(x: Tensor) -> bool:
 
 
 def share(x: Tensor, y: Tensor) -> bool:
-    """Whether x and y have an element in the same place. What traces or transforms has no places; there only one tensor that is
-    passed twice is seen."""
+    """Whether x and y have a byte in common, whatever their dtypes and storages: numpy, DLPack and buffers lend one memory to
+    several. What traces or transforms has no places, nor has the meta device; there only one tensor that is passed twice is
+    seen."""
     if x is y:
         return True
-    if torch.compiler.is_compiling() or transformed() or not (type(x) is type(y) is Tensor) or not (x.numel() and y.numel()):
+    if torch.compiler.is_compiling() or transformed() or not (type(x) in _WITH_MEMORY and type(y) in _WITH_MEMORY):
         return False
-    if x.untyped_storage()._cdata != y.untyped_storage()._cdata:
+    if x.device != y.device or x.is_meta or not (x.numel() and y.numel()):
         return False
-    a, b, start, other = _dims(x), _dims(y), x.storage_offset(), y.storage_offset()
+    one, two = x.untyped_storage(), y.untyped_storage()
+    if one.data_ptr() + one.nbytes() <= two.data_ptr() or two.data_ptr() + two.nbytes() <= one.data_ptr():
+        return False  # the usual case
+    (start, a), (other, b) = _in_units(x, y)
+    first, second = (start, a), (other, b)
     while True:
         end, other_end = start + _reach(a), other + _reach(b)
         if end < other or other_end < start:
@@ -90,7 +98,7 @@ def share(x: Tensor, y: Tensor) -> bool:
         if max(end, other_end) - stride * (size - 1) - min(start, other) >= stride:
             break
         a, b = a[1:], b[1:]
-    return bool(np.isin(_places(x), _places(y)).any())
+    return bool(np.isin(_listed(*first), _listed(*second)).any())
 
 
 def _dims(x: Tensor) -> Dims:
@@ -98,13 +106,30 @@ def _dims(x: Tensor) -> Dims:
     return sorted(((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1), reverse=True)
 
 
+def _in_units(*tensors: Tensor) -> list[tuple[int, Dims]]:
+    """Where the memory of each begins, from the lowest on, and its dimensions, in the widest units of bytes that fit all; one
+    that is narrower than an element makes it a dimension of its own."""
+    lowest = min(x.data_ptr() for x in tensors)
+    sizes = [(x.data_ptr() - lowest, x.element_size(), _dims(x)) for x in tensors]
+    unit = math.gcd(*(n for start, size, dims in sizes for n in (start, size, *(stride * size for stride, _ in dims))))
+    return [
+        (start // unit, [(stride * size // unit, n) for stride, n in dims] + [(1, size // unit)] * (size > unit))
+        for start, size, dims in sizes
+    ]
+
+
 def _reach(dims: Dims) -> int:
     return sum(stride * (size - 1) for stride, size in dims)
 
 
 def _places(x: Tensor) -> np.ndarray:
-    """Where each element lies, counted in elements."""
-    places = np.array([x.storage_offset()], dtype=np.int64)
-    for stride, size in _dims(x):
+    """Where each element lies, counted in elements from the first."""
+    return _listed(0, _dims(x))
+
+
+def _listed(start: int, dims: Dims) -> np.ndarray:
+    """All places of a tensor that begins at one."""
+    places = np.array([start], dtype=np.int64)
+    for stride, size in dims:
         places = (places[:, None] + stride * np.arange(size)).reshape(-1)
     return places

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -66,7 +67,7 @@ _LTX_IDS = (
     "before they are split into heads, as one of {} channels; text is not rotated"
 )
 _DIFFUSERS = "diffusers 0.42.1, models/"
-PRESETS: dict[str, Preset] = {
+_PRESETS = {
     "qwen2_vl_vision": Preset(
         lambda: RotarySpec.axial(80),
         "h, w of the patches, from 0, in merge blocks: patch_position_ids",
@@ -172,6 +173,8 @@ PRESETS: dict[str, Preset] = {
         f"{_DIFFUSERS}transformers/transformer_ltx.py, LTXVideoRotaryPosEmbed",
     ),
 }
+PRESETS: Mapping[str, Preset] = MappingProxyType(_PRESETS)
+"""By name. It cannot be written to."""
 # LTX-2 is not here: it pairs the halves of each head, and each head has frequencies of its own, which inv_freq [P] cannot say.
 
 

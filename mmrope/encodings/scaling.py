@@ -14,12 +14,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.records import Keys, record, shown
+from mmrope.positions.stated import several
+from mmrope.records import Keys, is_number, record, shown
 
 Ramp = Literal["index", "rotations"]
 Powers = Callable[..., np.ndarray]
 """(dim, theta, over=None) -> theta^(2i / over) as [dim / 2] float32: `powers`, or what torch makes of it, for its last bits."""
 _F32 = np.float32
+_MOST = 1e30  # so that no product of two leaves float64, nor one of them float32
 
 
 def frequencies(dim: int, theta: float, *, over: int | None = None) -> np.ndarray:
@@ -33,8 +35,7 @@ def frequencies(dim: int, theta: float, *, over: int | None = None) -> np.ndarra
 
 def powers(dim: int, theta: float, *, over: int | None = None) -> np.ndarray:
     """theta^(2i / over) as [dim / 2] float32."""
-    if not (isinstance(theta, (int, float)) and math.isfinite(theta) and theta > 0):
-        raise ValueError(f"theta must be a positive number, got {theta!r}")
+    _check_positive("frequencies", "theta", theta)
     exponent = np.arange(0, dim, 2, dtype=_F32) / _F32(over or dim or 1)
     return np.power(np.float64(theta), exponent.astype(np.float64)).astype(_F32)
 
@@ -237,10 +238,13 @@ class YaRN(Scaling):
         self._positive("factor", "original_max_position", "beta_fast", "beta_slow")
         if self.beta_fast < self.beta_slow:
             raise ValueError(f"YaRN: beta_fast {self.beta_fast} must not be below beta_slow {self.beta_slow}")
-        if self.ramp not in get_args(Ramp):
+        if not isinstance(self.ramp, str) or self.ramp not in get_args(Ramp):
             raise ValueError(f"YaRN: ramp must be 'index' (released checkpoints) or 'rotations' (the paper), got {self.ramp!r}")
         if self.stated_attention_factor is not None:
             self._positive("stated_attention_factor")
+        for name in ("mscale", "mscale_all_dim"):
+            if (value := getattr(self, name)) is not None and not (is_number(value) and 0 <= value <= _MOST):
+                raise ValueError(f"YaRN: {name} must be a number, at least 0, got {shown(value)}")
         if bool(self.mscale) != bool(self.mscale_all_dim):
             raise ValueError(
                 f"YaRN: mscale {self.mscale} and mscale_all_dim {self.mscale_all_dim} work together; of one alone upstreams "
@@ -371,10 +375,10 @@ class LongRoPE(Scaling):
         if self.original_max_position < 2:
             raise ValueError(f"LongRoPE: original_max_position must be at least 2, got {self.original_max_position}")
         for name in ("short_factor", "long_factor"):
-            values = tuple(float(value) for value in getattr(self, name))
-            if not all(math.isfinite(value) and value > 0 for value in values):
+            values = several(getattr(self, name), f"LongRoPE: {name}")
+            if not all(is_number(value) and value > 0 for value in values):
                 raise ValueError(f"LongRoPE: {name} must hold positive numbers, one for each pair")
-            object.__setattr__(self, name, values)
+            object.__setattr__(self, name, tuple(map(float, values)))
 
     @property
     def needs_length(self) -> bool:
@@ -413,7 +417,7 @@ class Proportional(Scaling):
 
     def __post_init__(self) -> None:
         self._positive("factor")
-        if not 0 <= self.fraction <= 1:
+        if not is_number(self.fraction) or not 0 <= self.fraction <= 1:
             raise ValueError(f"Proportional: fraction must be from 0 to 1, got {self.fraction!r}")
 
     def frequencies(self, dim: int, theta: float, *, length: int | None = None, powers: Powers = powers) -> np.ndarray:
@@ -454,12 +458,13 @@ class Temperature:
     def __post_init__(self) -> None:
         for name in ("scale", "floor"):
             _check_positive("Temperature", name, getattr(self, name))
+        if not is_number(self.offset):
+            raise ValueError(f"Temperature: offset must be a number, got {shown(self.offset)}")
 
 
 def _check_positive(kind: str, name: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):
-        raise ValueError(f"{kind}: {name} must be a positive number, got {value!r}")
+    if not (is_number(value) and 1 / _MOST <= value <= _MOST):
+        raise ValueError(f"{kind}: {name} must be a positive number, got {shown(value)}; from {1 / _MOST:g} to {_MOST:g}")
 
 
 def _power(factor: float, dim: int) -> float:

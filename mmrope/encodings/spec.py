@@ -10,7 +10,7 @@ Its JSON (`RotarySpec.to_dict`) is for any language: docs/encodings.md says what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -18,10 +18,16 @@ import numpy as np
 from mmrope.encodings.scaling import NTK, DynamicNTK, LongRoPE, Powers, Scaling, Temperature, powers
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family, Layout, Pairing
-from mmrope.records import Keys, Must, Positive, shown
+from mmrope.positions.stated import choice, numbers, several, whole, whole_numbers
+from mmrope.records import Keys, Must, Positive, is_number, shown
 
 MOST_CHANNELS = 2**16
 """Of a head: a config that says more is wrong, and would fill the memory with frequencies."""
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,13 @@ class Spectra:
     """[P] i, the place of each pair in its spectrum."""
     backwards: bool = False
     """Whether pairs turn by the negative angle, as nanochat's do."""
+
+    def __post_init__(self) -> None:
+        for name in ("which", "index"):
+            object.__setattr__(self, name, _frozen(np.array(getattr(self, name), dtype=np.int64)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.of, self.which, self.index, self.backwards)
 
     @classmethod
     def one(cls, dim: int, theta: float) -> Spectra:
@@ -111,13 +124,14 @@ class RotarySpec:
     """What `RotaryEmbedding.rotate` multiplies queries by, by position."""
 
     def __post_init__(self) -> None:
-        if not self.axes or len(set(self.axes)) != len(self.axes):
-            raise ValueError(f"axes must be different letters, one per row of the position ids, got {self.axes!r}")
-        if isinstance(self.head_dim, bool) or not 0 <= self.head_dim <= MOST_CHANNELS:
-            raise ValueError(f"head_dim must be a number of channels, at most {MOST_CHANNELS:,}, got {self.head_dim!r}")
-        if self.pairing not in get_args(Pairing):
-            raise ValueError(f"pairing must be one of {get_args(Pairing)}, got {self.pairing!r}")
-        inv_freq = np.array(self.inv_freq, dtype=np.float32)
+        _check_axes(self.axes)
+        choice(self.pairing, "pairing", get_args(Pairing))
+        object.__setattr__(self, "head_dim", _channels(self.head_dim))
+        for name, kind in (("scaling", Scaling), ("spectra", Spectra), ("temperature", Temperature)):
+            if not isinstance(getattr(self, name), (kind, type(None))):
+                raise ValueError(f"{name} must be a {kind.__name__} or None, got {shown(getattr(self, name))}")
+        with np.errstate(over="ignore"):
+            inv_freq = numbers(self.inv_freq, "inv_freq", shape=" [P]").astype(np.float32)
         if inv_freq.ndim != 1 or not np.isfinite(inv_freq).all():
             raise ValueError(f"inv_freq must be one finite number per pair, [P], got shape {inv_freq.shape}")
         axis = _axis_indices(self.axis, self.axes)
@@ -133,15 +147,14 @@ class RotarySpec:
             )
         for name in ("attention_factor", "score_factor"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not np.isfinite(value) or value <= 0:
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
+            if not is_number(value) or value <= 0:
+                raise ValueError(f"{name} must be a positive number, got {shown(value)}")
         if self.temperature is not None and len(self.axes) != 1:
             raise ValueError(
                 f"a temperature goes by the one position of a token, but there are {len(self.axes)} axes {self.axes!r}"
             )
         for name, array in (("inv_freq", inv_freq), ("axis", axis)):
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
+            object.__setattr__(self, name, _frozen(array))
         if self.pairing == "block_half":
             lengths = _run_lengths(axis)
             if axis.ndim != 1 or len(set(lengths)) > 1:
@@ -203,6 +216,9 @@ class RotarySpec:
             >>> RotarySpec.axial(16, axes="thw", dims=(4, 6, 6)).axis_letters
             'tthhhwww'
         """
+        _check_axes(axes)
+        choice(spectrum, "spectrum", ("per_axis", "shared"))
+        head_dim = whole(head_dim, "head_dim", least=0, of="")
         if dims is None:
             if head_dim % (2 * len(axes)):
                 raise ValueError(
@@ -210,26 +226,27 @@ class RotarySpec:
                     "say dims=, channels per axis"
                 )
             dims = [head_dim // len(axes)] * len(axes)
-        if len(dims) != len(axes) or any(d < 0 or d % 2 for d in dims) or sum(dims) > MOST_CHANNELS:
-            raise ValueError(f"dims must be an even number of channels for each of the axes {axes!r}, got {list(dims)}")
+        dims = whole_numbers(dims, "dims", of="")
+        if len(dims) != len(axes) or any(d < 0 or d % 2 for d in dims) or sum(dims) > _channels(head_dim):
+            raise ValueError(
+                f"dims must be an even number of channels for each of the axes {axes!r}, of {head_dim}, got {list(dims)}"
+            )
         axis = np.repeat(np.arange(len(axes)), [d // 2 for d in dims])
-        thetas = [theta] * len(axes) if isinstance(theta, (int, float)) else list(theta)
+        thetas = [theta] * len(axes) if isinstance(theta, (int, float)) else several(theta, "theta")
         if len(thetas) != len(axes) or (spectrum == "shared" and len(set(thetas)) > 1):
             raise ValueError(
-                f"theta must be one number, or with spectrum='per_axis' one for each of the axes {axes!r}, got {theta}"
+                f"theta must be one number, or with spectrum='per_axis' one for each of the axes {axes!r}, got {shown(theta)}"
             )
         if spectrum == "per_axis":
             index = np.concatenate([np.arange(d // 2) for d in dims])
             spectra = Spectra(tuple(zip(thetas, dims, strict=True)), axis, index)
-        elif spectrum == "shared":
+        else:
             if len(set(dims)) > 1:
                 raise ValueError(
                     f"spectrum='shared' deals one spectrum out in turn, so all dims must be equal, got {list(dims)}"
                 )
             index = np.arange(sum(dims) // 2).reshape(-1, len(axes)).T.reshape(-1)  # [P], axis by axis
             spectra = Spectra(((thetas[0], sum(dims)),), np.zeros_like(index), index)
-        else:
-            raise ValueError(f"spectrum must be 'per_axis' or 'shared', got {spectrum!r}")
         return cls._of(head_dim, spectra, axis, axes, pairing)
 
     @classmethod
@@ -265,6 +282,7 @@ class RotarySpec:
             >>> RotarySpec.mrope(32, sections=(6, 5, 5), layout="interleaved").axis_letters
             'thwthwthwthwthwt'
         """
+        _check_axes(axes)
         spectra = Spectra.one(_rotary_dim(head_dim, rotary_dim), theta)
         pairs = len(spectra.which)
         if sum(given is not None for given in (sections, axis, kv_heads)) != 1:
@@ -272,13 +290,15 @@ class RotarySpec:
                 "say either sections (pairs per axis) with a layout, or axis (one letter per pair), or kv_heads (per axis)"
             )
         if kv_heads is not None:
+            kv_heads = whole_numbers(kv_heads, "kv_heads", of="")
             if len(kv_heads) != len(axes) or any(n < 0 for n in kv_heads):
                 raise ValueError(f"kv_heads must be a number of KV heads for each of the axes {axes!r}, got {list(kv_heads)}")
             by_head = np.repeat(np.arange(len(axes)), kv_heads)[:, None]  # [K, 1]
             return cls._of(head_dim, spectra, np.broadcast_to(by_head, (len(by_head), pairs)), axes, pairing)
         if sections is not None:
             axis = axis_of_pairs(sections, layout, axes)
-        assert axis is not None
+        if not isinstance(axis, str):
+            raise ValueError(f"axis must be letters of {axes!r}, one for each pair, got {shown(axis)}")
         if len(axis) != pairs:
             given = f"sections {tuple(sections)} make" if sections is not None else "axis makes"
             raise ValueError(f"{given} {len(axis)} pairs, but {2 * pairs} rotated channels are {pairs} pairs")
@@ -338,6 +358,8 @@ class RotarySpec:
             >>> round(spec.attention_factor, 4)
             1.1386
         """
+        if not isinstance(scaling, Scaling):
+            raise ValueError(f"scaled takes a Scaling (YaRN, PI, ...), got {shown(scaling)}")
         if self.scaling is not None:
             raise ValueError(f"the spec is scaled already, by {self.scaling}: scale the unscaled one")
         if self.spectra is None:
@@ -371,6 +393,8 @@ class RotarySpec:
         """
         if not self.needs_length:
             return self.inv_freq
+        if length is not None:  # which the scaling refuses
+            length = whole(length, "length", least=0)
         assert self.spectra is not None
         return self.spectra.frequencies(self.scaling, length=length)
 
@@ -470,6 +494,9 @@ class RotarySpec:
             raise ValueError(f"{made.scaling} starts from spectra, and the JSON has none")
         return made
 
+    def __reduce__(self) -> tuple[Any, ...]:  # made anew, as arrays come out of copies and pickles as ones that can be written
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))
+
     def _key(self) -> tuple[Any, ...]:
         """What it computes: two specs are equal if their numbers are, however they were made."""
         axis = (self.axis.shape, self.axis.tobytes())
@@ -514,8 +541,10 @@ def axis_of_pairs(sections: Sequence[int], layout: Layout, axes: str = "thw") ->
         ValueError: sections that are not one count per axis, or that the layout cannot place. Of "interleaved" pair n of axis
             a sits at n * len(axes) + a, and upstreams silently drop those that run past the end; "by_channel" is no rotation.
     """
-    whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in sections)
-    if not whole or len(sections) != len(axes) or any(n < 0 for n in sections) or sum(sections) > MOST_CHANNELS:
+    _check_axes(axes)
+    choice(layout, "layout", get_args(Layout))
+    sections = whole_numbers(sections, "sections", of="")
+    if len(sections) != len(axes) or any(n < 0 for n in sections) or sum(sections) > MOST_CHANNELS:
         raise ValueError(f"sections must be a number of pairs for each of the axes {axes!r}, got {list(sections)}")
     if layout == "contiguous":
         return "".join(letter * n for letter, n in zip(axes, sections, strict=True))
@@ -533,8 +562,6 @@ def axis_of_pairs(sections: Sequence[int], layout: Layout, axes: str = "thw") ->
             "layout 'by_channel' gives the two channels of a pair to different axes (what transformers does for HunYuan): that "
             "is no rotation; use the reference's 'contiguous'"
         )
-    if layout != "interleaved":
-        raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
     step = len(axes)
     pairs = [axes[0]] * sum(sections)
     for a, (letter, n) in enumerate(zip(axes[1:], sections[1:], strict=True), start=1):
@@ -572,12 +599,18 @@ def _axis_indices(axis: str | Sequence[int] | np.ndarray, axes: str) -> np.ndarr
         if unknown:
             raise ValueError(f"axis {axis!r} has letters that are not among the axes {axes!r}: {unknown}")
         return np.array([axes.index(letter) for letter in axis], dtype=np.int64)
-    indices = np.array(axis, dtype=np.int64)
+    indices = numbers(axis, "axis", shape=" [P] or [K, P], or letters")
+    if indices.ndim not in (1, 2) or (indices.size and indices.dtype.kind == "f"):
+        raise ValueError(f"axis must be letters, or whole numbers [P] or [K, P], got {shown(indices)}")
+    indices = indices.astype(np.int64)
     if indices.size and not 0 <= indices.min() <= indices.max() < len(axes):
-        raise ValueError(
-            f"axis indices must be 0 .. {len(axes) - 1} for the axes {axes!r}, got {sorted(set(indices.tolist()))}"
-        )
+        raise ValueError(f"axis indices must be 0 .. {len(axes) - 1} for the axes {axes!r}, got {np.unique(indices).tolist()}")
     return indices
+
+
+def _check_axes(axes: Any) -> None:
+    if not isinstance(axes, str) or not axes or len(set(axes)) != len(axes):
+        raise ValueError(f"axes must be different letters, one per row of the position ids, got {shown(axes)}")
 
 
 def _run_lengths(axis: np.ndarray) -> list[int]:
@@ -586,10 +619,16 @@ def _run_lengths(axis: np.ndarray) -> list[int]:
     return np.diff(np.array([0, *edges, axis.shape[-1]])).tolist()
 
 
-def _rotary_dim(head_dim: int, rotary_dim: int | None) -> int:
-    rotary_dim = head_dim if rotary_dim is None else rotary_dim
-    if head_dim > MOST_CHANNELS:
+def _channels(head_dim: Any) -> int:
+    """Of a head."""
+    if whole(head_dim, "head_dim", least=0, of="") > MOST_CHANNELS:
         raise ValueError(f"head_dim must be a number of channels, at most {MOST_CHANNELS:,}, got {head_dim}")
+    return int(head_dim)
+
+
+def _rotary_dim(head_dim: int, rotary_dim: int | None) -> int:
+    head_dim = _channels(head_dim)
+    rotary_dim = head_dim if rotary_dim is None else whole(rotary_dim, "rotary_dim", of="")
     if rotary_dim % 2 or not 0 <= rotary_dim <= head_dim:
         raise ValueError(f"rotary_dim must be even and at most head_dim ({head_dim}), got {rotary_dim}")
     return rotary_dim

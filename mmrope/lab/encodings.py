@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -85,14 +86,16 @@ class Faded(Encoding):
 TOKEN_STD = 0.02
 """Of a token's embedding at first, and of a learned embedding's; sines and cosines, sqrt(1/2) on average, are brought to it, as
 the paper brings tokens to theirs."""
-OF_TEXT: dict[str, Callable[[int, int, int, int], Encoding]] = {
-    "sinusoidal": lambda hidden, heads, head_dim, length: Added(SinusoidalEmbedding(hidden), TOKEN_STD * math.sqrt(2)),
-    "learned": lambda hidden, heads, head_dim, length: Added(LearnedEmbedding(length, hidden)),
-    "rope": lambda hidden, heads, head_dim, length: Rotary(RotarySpec.rope(head_dim)),
-    "xpos": lambda hidden, heads, head_dim, length: Turned(XPos(head_dim)),
-    "alibi": lambda hidden, heads, head_dim, length: Faded(heads),
-    "nope": lambda hidden, heads, head_dim, length: Encoding(),
-}
+OF_TEXT: Mapping[str, Callable[[int, int, int, int], Encoding]] = MappingProxyType(
+    {
+        "sinusoidal": lambda hidden, heads, head_dim, length: Added(SinusoidalEmbedding(hidden), TOKEN_STD * math.sqrt(2)),
+        "learned": lambda hidden, heads, head_dim, length: Added(LearnedEmbedding(length, hidden)),
+        "rope": lambda hidden, heads, head_dim, length: Rotary(RotarySpec.rope(head_dim)),
+        "xpos": lambda hidden, heads, head_dim, length: Turned(XPos(head_dim)),
+        "alibi": lambda hidden, heads, head_dim, length: Faded(heads),
+        "nope": lambda hidden, heads, head_dim, length: Encoding(),
+    }
+)
 """By name: the encoding of a model with these sizes that is trained on `length` tokens."""
 
 

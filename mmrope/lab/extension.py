@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -17,14 +18,16 @@ from mmrope.lab.harness import Cell, Experiment, Metrics, fit
 from mmrope.lab.reader import Reader
 from mmrope.lab.text import source, windows
 
-METHODS: dict[str, Callable[[RotarySpec, float, int], RotarySpec]] = {
-    "none": lambda spec, factor, trained: spec,
-    "PI": lambda spec, factor, trained: spec.scaled(PI(factor)),
-    "NTK": lambda spec, factor, trained: spec.scaled(NTK(factor)),
-    "dynamic NTK": lambda spec, factor, trained: spec.scaled(DynamicNTK(trained, 1.0)),
-    "NTK-by-parts": lambda spec, factor, trained: spec.scaled(ntk_by_parts(factor, trained)),
-    "YaRN": lambda spec, factor, trained: spec.scaled(YaRN(factor, trained)),
-}
+METHODS: Mapping[str, Callable[[RotarySpec, float, int], RotarySpec]] = MappingProxyType(
+    {
+        "none": lambda spec, factor, trained: spec,
+        "PI": lambda spec, factor, trained: spec.scaled(PI(factor)),
+        "NTK": lambda spec, factor, trained: spec.scaled(NTK(factor)),
+        "dynamic NTK": lambda spec, factor, trained: spec.scaled(DynamicNTK(trained, 1.0)),
+        "NTK-by-parts": lambda spec, factor, trained: spec.scaled(ntk_by_parts(factor, trained)),
+        "YaRN": lambda spec, factor, trained: spec.scaled(YaRN(factor, trained)),
+    }
+)
 """By name: the rotary embedding of a model of this length, extended by a factor."""
 KEY, DIGITS = b"# key ", 4
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -32,17 +33,19 @@ class Axial(Rotary):
         return super().turn(ids[1:])
 
 
-ALLOCATIONS: dict[str, Callable[[int, float], Encoding]] = {
-    "1D": lambda head_dim, theta: Flat(RotarySpec.rope(head_dim, theta=theta)),
-    "contiguous": lambda head_dim, theta: Rotary(RotarySpec.mrope(head_dim, theta=theta, sections=_shares(head_dim, 4))),
-    "interleaved": lambda head_dim, theta: Rotary(
-        RotarySpec.mrope(head_dim, theta=theta, sections=_shares(head_dim, 6), layout="interleaved")
-    ),
-    "VideoRoPE": lambda head_dim, theta: Rotary(
-        RotarySpec.mrope(head_dim, theta=theta, sections=_shares(head_dim, 4), layout="alternating")
-    ),
-    "axial": lambda head_dim, theta: Axial(RotarySpec.axial(head_dim, theta=theta)),
-}
+ALLOCATIONS: Mapping[str, Callable[[int, float], Encoding]] = MappingProxyType(
+    {
+        "1D": lambda head_dim, theta: Flat(RotarySpec.rope(head_dim, theta=theta)),
+        "contiguous": lambda head_dim, theta: Rotary(RotarySpec.mrope(head_dim, theta=theta, sections=_shares(head_dim, 4))),
+        "interleaved": lambda head_dim, theta: Rotary(
+            RotarySpec.mrope(head_dim, theta=theta, sections=_shares(head_dim, 6), layout="interleaved")
+        ),
+        "VideoRoPE": lambda head_dim, theta: Rotary(
+            RotarySpec.mrope(head_dim, theta=theta, sections=_shares(head_dim, 4), layout="alternating")
+        ),
+        "axial": lambda head_dim, theta: Axial(RotarySpec.axial(head_dim, theta=theta)),
+    }
+)
 """By name: the encoding of heads of a size, at a base."""
 BASES = (1e2, 1e4)
 

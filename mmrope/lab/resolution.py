@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from einops import rearrange
@@ -55,15 +56,17 @@ class Sinusoidal(Added):
         return torch.cat([self.embedding(axis) for axis in ids], dim=-1)
 
 
-ENCODINGS: dict[str, Callable[[int, int, int, int], Encoding]] = {
-    "learned": lambda side, hidden, heads, head_dim: Learned(side, hidden),
-    "sinusoidal": lambda side, hidden, heads, head_dim: Sinusoidal(hidden),
-    "axial, base 100": lambda side, hidden, heads, head_dim: Rotary(RotarySpec.axial(head_dim, theta=100.0)),
-    "axial, base 10000": lambda side, hidden, heads, head_dim: Rotary(RotarySpec.axial(head_dim)),
-    "mixed": lambda side, hidden, heads, head_dim: Turned(MixedRotary(head_dim, heads)),
-    "normalised": lambda side, hidden, heads, head_dim: Rotary(RotarySpec.axial(head_dim, theta=100.0)),
-    "none": lambda side, hidden, heads, head_dim: Encoding(),
-}
+ENCODINGS: Mapping[str, Callable[[int, int, int, int], Encoding]] = MappingProxyType(
+    {
+        "learned": lambda side, hidden, heads, head_dim: Learned(side, hidden),
+        "sinusoidal": lambda side, hidden, heads, head_dim: Sinusoidal(hidden),
+        "axial, base 100": lambda side, hidden, heads, head_dim: Rotary(RotarySpec.axial(head_dim, theta=100.0)),
+        "axial, base 10000": lambda side, hidden, heads, head_dim: Rotary(RotarySpec.axial(head_dim)),
+        "mixed": lambda side, hidden, heads, head_dim: Turned(MixedRotary(head_dim, heads)),
+        "normalised": lambda side, hidden, heads, head_dim: Rotary(RotarySpec.axial(head_dim, theta=100.0)),
+        "none": lambda side, hidden, heads, head_dim: Encoding(),
+    }
+)
 """By name: the encoding of an encoder that is trained on side x side patches."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from mmrope.vlm.model import VLM, next_token_loss
 from mmrope.vlm.tasks import Asked, Film, Split
 from mmrope.vlm.train import Training
 
-RULES = {"reference": "qwen2_5_vl", "transformers 5.23": "qwen2_5_vl@transformers-5.23"}
+RULES = MappingProxyType({"reference": "qwen2_5_vl", "transformers 5.23": "qwen2_5_vl@transformers-5.23"})
 """By name: the row of the table of families whose rule it is."""
 PLACES = (("one film", 1, 0), ("the first of two films", 2, 0), ("the second of two films", 2, 1))
 """What is asked about: of how many films which."""

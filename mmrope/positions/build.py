@@ -7,8 +7,8 @@ operations a segment: nothing here loops over tokens.
 
 from __future__ import annotations
 
+import itertools
 import math
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
@@ -18,7 +18,10 @@ import numpy as np
 from mmrope.extras import needed_for
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
-from mmrope.positions.segments import Custom, Row, Segment, as_segment, frame_by_frame, whole, whole_grids
+from mmrope.positions.segments import Custom, Row, Segment, as_segment, frame_by_frame, whole_grids
+from mmrope.positions.stated import LARGEST, choice, numbers, whole
+from mmrope.positions.timing import EXACT, rounded
+from mmrope.records import is_number, shown
 
 Rows = Row | Sequence[Segment] | Sequence[Row] | Sequence[Sequence[Segment]]
 """One row, or a list of rows."""
@@ -46,7 +49,7 @@ class Positions:
     mask: np.ndarray
     """[B, S] bool, True at real tokens."""
     next: np.ndarray
-    """[B] the id that text after the row takes: decoding continues there. int64; float32 where ids are fractional."""
+    """[B] the id that text after the row takes: decoding continues there. int64; where ids are fractional of their dtype."""
     family: Family
     rows: tuple[Row, ...]
     start: int = 0
@@ -62,7 +65,7 @@ class Positions:
 
     def torch(self, device: Any = None) -> dict[str, Any]:
         """`position_ids` [A, B, S], `attention_mask` [B, S] and `next_position` [B] as tensors on `device`: int64, and
-        float32 where ids are fractional. On the CPU they share the memory of `ids` and `next`.
+        where ids are fractional of their dtype. On the CPU they share the memory of `ids` and `next`.
 
         Example:
             >>> from mmrope import Segment, position_ids
@@ -73,13 +76,12 @@ class Positions:
         with needed_for("Positions.torch"):
             import torch
 
-        dtype = torch.float32 if self.family.fractional else torch.int64
-        arrays = {
-            "position_ids": (self.ids, dtype),
-            "attention_mask": (self.mask, torch.int64),
-            "next_position": (self.next, dtype),
+        arrays = {"position_ids": self.ids, "attention_mask": self.mask, "next_position": self.next}
+        tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
+        return {
+            name: tensor.to(device=device, dtype=tensor.dtype if tensor.is_floating_point() else torch.int64)
+            for name, tensor in tensors.items()
         }
-        return {name: torch.as_tensor(array).to(device=device, dtype=kind) for name, (array, kind) in arrays.items()}
 
     def __repr__(self) -> str:
         axes, batch, length = self.ids.shape
@@ -116,7 +118,8 @@ def position_ids(
 
     Raises:
         ValueError: rows that the family cannot place, rows of unequal length, a slice out of order, an `out` of another
-            shape, ids that do not fit the dtype.
+            shape, ids (or, of fractional families, the next id) that do not fit the dtype: float32 gives whole ids past 2^24
+            the number of a neighbour.
 
     Example:
         >>> from mmrope import Segment, position_ids
@@ -129,13 +132,12 @@ def position_ids(
     family = family if isinstance(family, Family) else find_family(family)
     batch = batch_of(rows)
     length = _common_length(batch)
-    start, stop = (0, length) if start == 0 and stop is None else _slice(start, stop, length)
+    start, stop = (0, length) if stop is None and type(start) is int and start == 0 else _slice(start, stop, length)
     plans = plan(batch, family)
     ids = output(out, dtype, (len(family.axes), len(batch), stop - start), family)  # [A, B, stop - start]
     mask = np.empty(ids.shape[1:], dtype=bool)  # [B, stop - start]
     mask.fill(True)
-    if ids.dtype in NARROW:
-        check_fits(plans, family, ids.dtype, start, stop)
+    check_fits(plans, family, ids.dtype, start, stop)
     pad = family.pad_value
     if family.pad_value_without_vision is not None and all(kind in _BLIND for row in batch for kind, _, _, _ in row.items):
         pad = family.pad_value_without_vision
@@ -155,11 +157,12 @@ def decode_position_ids(following: Any, family: Family | str, *, step: Any = 0, 
         count: tokens of this step; more than one when drafts are verified.
 
     Returns:
-        [A, B, count] int64, or float32 where ids are fractional: what `position_ids(row, family, start=length + step,
-        stop=length + step + count)` gives for each row.
+        [A, B, count] int64; where ids are fractional float32, or float64 where `following` is: what `position_ids(row, family,
+        start=length + step, stop=length + step + count)` gives for each row.
 
     Raises:
-        ValueError: what is no array of ids or of numbers of tokens [B], a count below 0.
+        ValueError: what is no array of ids or of numbers of tokens [B], a count below 0, ids past 2^24 in float32, which gives
+            them the number of a neighbour: ask `position_ids` for float64.
 
     Example:
         >>> from mmrope import Segment, position_ids
@@ -170,16 +173,26 @@ def decode_position_ids(following: Any, family: Family | str, *, step: Any = 0, 
         [[7], [3]]
     """
     family = family if isinstance(family, Family) else find_family(family)
-    first, done = np.asarray(following), np.asarray(step)
-    kinds = "iuf" if family.fractional else "iu"
-    if first.ndim != 1 or first.dtype.kind not in kinds or done.dtype.kind not in "iu" or done.shape not in ((), first.shape):
+    first = numbers(following, "following", "iuf" if family.fractional else "iu", f" [B], {family.dtype}")
+    done, count = numbers(step, "step", "iu"), whole(count, "count", least=0)
+    if first.ndim != 1 or done.shape not in ((), first.shape):
         raise ValueError(
             f"following must be the next id of each row [B], {family.dtype}, and step a whole number or [B] of them, got "
             f"{first.dtype} {list(first.shape)} and {done.dtype} {list(done.shape)}"
         )
-    ids = np.empty((len(family.axes), len(first), whole(count, "count", least=0)), dtype=family.dtype)
-    tokens = done[..., None] + np.arange(count)  # [B or 1, count]
-    ids[:] = first[:, None] + (tokens.astype(ids.dtype) if family.fractional else tokens)  # [A, B, count]
+    if done.size and done.min() < 0:
+        raise ValueError(f"step must be tokens that were generated, at least 0, got {done.min()}")
+    dtype = first.dtype if first.dtype == np.float64 else None
+    ids = output(None, dtype, (len(family.axes), len(first), count), family)
+    if family.fractional:
+        begin = first + done.astype(np.float64)  # [B], float64, which has no narrow sums
+        if not (np.abs(begin) < LARGEST).all():  # nor NaN
+            raise ValueError(f"following must be finite ids, below 2^62, got {shown(first)}")
+        for bound in (*begin.tolist(), *(begin + max(count - 1, 0)).tolist()) if count else ():
+            check_holds(bound, ids.dtype)
+        ids[:] = begin[:, None] + np.arange(count)
+    else:
+        ids[:] = first[:, None] + (done[..., None] + np.arange(count))  # [A, B, count]
     return ids
 
 
@@ -233,12 +246,12 @@ def _places(rows: Sequence[Row], b: int, family: Family, media: int) -> tuple[li
             _refuse(rows, b, item, family, "")
         if kind == "text" or kind == "pad":
             step = n if kind == "text" else 0
-            following = at + step if exact else _rounded(at + _rounded(step))
+            following = at + step if exact else rounded(at + rounded(step))
         elif kind == "custom" or kind in place:
             extra, following = _by_itself(rows, b, item, at, family)
             kind = "table"
         elif kind == "audio":
-            following = at + n if exact else _rounded(_rounded(at + _rounded(n - 1)) + 1)
+            following = at + n if exact else rounded(rounded(at + rounded(n - 1)) + 1)
         else:
             last = 0
             if kind == "video":
@@ -248,7 +261,7 @@ def _places(rows: Sequence[Row], b: int, family: Family, media: int) -> tuple[li
             elif family.stride is None and "p" in family.axes:
                 _refuse(rows, b, item, family, _NO_STRIDE.format(family.key))
             extent = _extent(grid, n, last, family)  # how far the largest id that counts lies from the first
-            following = at + extent + 1 if exact else _rounded(_rounded(at + _rounded(extent)) + 1)
+            following = at + extent + 1 if exact else rounded(rounded(at + rounded(extent)) + 1)
             if kind == "frames":
                 _, h, w = grid
                 extra = (more, _extent((1, h, w), h * w, 0, family) + 1 + more)
@@ -260,11 +273,6 @@ def _places(rows: Sequence[Row], b: int, family: Family, media: int) -> tuple[li
     if not abs(at) < 2**62:
         raise ValueError(f"the ids of a row go up to {at:,}: they must stay below 2^62")
     return made, at, media
-
-
-def _rounded(x: float) -> float:
-    """To float32, in which upstreams add fractional ids."""
-    return float(np.float32(x))
 
 
 def _extent(grid: tuple[int, int, int], n: int, last: Any, family: Family) -> Any:
@@ -296,33 +304,59 @@ def _clock(rows: Sequence[Row], b: int, item: Any, family: Family) -> tuple[floa
 def _by_itself(rows: Sequence[Row], b: int, item: Any, at: Any, family: Family) -> tuple[np.ndarray, Any]:
     """The ids [A, tokens] of a segment that no field places, and the id at which text continues."""
     kind, _, n, _ = item
-    segment, number = as_segment(item), np.dtype(family.dtype).type
+    segment = as_segment(item)
     if isinstance(segment, Custom):
-        return _custom(segment, at, family), (number(at) + number(segment.advance)).item()
+        following = rounded(at + rounded(segment.advance)) if family.fractional else at + int(segment.advance)
+        return _custom(segment, at, family), following
     if family.uses_seconds and segment.has_time:
         if segment.seconds_per_grid is None and segment.times is None:
             _refuse(rows, b, item, family, _NO_SECONDS)
         if segment.times is not None and family.revision:
             _refuse(rows, b, item, family, _EVEN_ALONE)
-    function = family.place[kind]
-    name = getattr(function, "__name__", function)
+    if not family.fractional:
+        ids, following = _placed_by(family.place[kind], segment, np.int64(at), n, family)
+        return ids, int(following)
+    # upstreams add in float32; past 2^24 it has no room for whole ids, and the sums are those of float64
+    number = np.float32 if abs(at) <= EXACT else np.float64
+    ids, following = _placed_by(family.place[kind], segment, number(at), n, family)
+    largest = max(abs(following), np.abs(ids).max(initial=0))
+    if number is np.float32 and largest > EXACT:
+        ids, following = _placed_by(family.place[kind], segment, np.float64(at), n, family)
+    if largest > EXACT and np.float32 in (ids.dtype, np.asarray(following).dtype):
+        raise ValueError(
+            f"{family}: {_name(family.place[kind])} returned float32 ids up to {largest:,.0f} for {segment!r}, which has no "
+            "whole numbers past 2^24: compute in the dtype of the id that the segment begins at"
+        )
+    return ids, rounded(float(following))
+
+
+def _placed_by(function: Any, segment: Segment, at: Any, n: int, family: Family) -> tuple[np.ndarray, Any]:
+    """What a function in place returns of a segment that begins at an id, checked."""
     try:
-        found = function(segment, number(at), family)
+        found = function(segment, at, family)
     except Exception as error:  # code of others
-        raise ValueError(f"{family}: {name} failed on {segment!r} from {at} on: {type(error).__name__}: {error}") from error
-    ids, following = found if isinstance(found, tuple) and len(found) == 2 else (found, "")
-    if isinstance(ids, np.ndarray) and isinstance(following, (int, float, np.number)) and abs(following) < 2**62:
-        fits = ids.shape == (len(family.axes), n) and ids.dtype.kind in ("iuf" if family.fractional else "iu")
-        is_whole = family.fractional or following == int(following)
-        if fits and is_whole and (not ids.size or (ids.max() < 2**62 and ids.min() > -(2**62))):  # nor NaN
-            return ids, number(following).item()
-    what = type(ids).__name__
-    what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else what
-    what += f" and {following}" if following != "" else ""
+        raise ValueError(
+            f"{family}: {_name(function)} failed on {segment!r} from {at} on: {type(error).__name__}: {error}"
+        ) from error
+    what = type(found).__name__
+    if isinstance(found, tuple) and len(found) == 2:
+        ids, following = found
+        what = " and ".join(map(shown, found))
+        if isinstance(ids, np.ndarray) and is_number(following) and abs(following) < LARGEST:
+            fits = ids.shape == (len(family.axes), n) and ids.dtype.kind in ("iuf" if family.fractional else "iu")
+            is_whole = family.fractional or following == int(following)
+            if fits and is_whole and (not ids.size or (ids.max() < LARGEST and ids.min() > -LARGEST)):  # nor NaN
+                return ids, following
+    elif isinstance(found, np.ndarray):
+        what = shown(found)
     raise ValueError(
-        f"{family}: {name} returned {what} for {segment!r}; a function in place returns (ids, next): ids {family.dtype} "
-        f"[{len(family.axes)}, {n}], finite, and the id at which text continues"
+        f"{family}: {_name(function)} returned {what} for {segment!r}; a function in place returns (ids, next): ids "
+        f"{family.dtype} [{len(family.axes)}, {n}], finite, and the id at which text continues"
     )
+
+
+def _name(function: Any) -> Any:
+    return getattr(function, "__name__", function)
 
 
 def _custom(segment: Custom, start: Any, family: Family) -> np.ndarray:
@@ -355,23 +389,56 @@ def _refuse(rows: Sequence[Row], b: int, item: Any, family: Family, why: str) ->
 
 # --- which dtype holds them -------------------------------------------------------------------------------------------
 
-# the largest ids that a narrow dtype holds: int32 would wrap past it, float32 give neighbours one number
-NARROW = {np.dtype(np.int32): (2**31 - 1, "int64"), np.dtype(np.float32): (2**24, "float64")}
+# int32 wraps past this; float32 rounds halves past this, and gives whole ids past twice as much the number of a neighbour
+_NARROW = {np.dtype(np.int32): (2**31 - 1, "int64"), np.dtype(np.float32): (2**23, "float64")}
 
 
-def check_fits(plans: Sequence[RowPlan], family: Family, dtype: np.dtype, start: int = 0, stop: int | None = None) -> None:
-    """Refuses ids of the slice start .. stop, or of whole rows, that a narrow dtype cannot tell apart."""
-    largest, wider = NARROW[dtype]
+def check_holds(value: Any, dtype: np.dtype) -> None:
+    """Refuses an id that a narrow dtype cannot tell from the one before it."""
+    largest, wider = _NARROW.get(dtype, (math.inf, ""))
+    if abs(value) <= largest or (
+        dtype.kind == "f" and 0.5 < float(np.float32(abs(value))) - float(np.float32(abs(value) - 1)) < 1.5
+    ):
+        return
+    raise ValueError(f"position id {int(value):,} does not fit {dtype}; ask for {wider} (dtype=, or the dtype of out)")
+
+
+def check_fits(plans: Sequence[RowPlan], family: Family, dtype: np.dtype, start: int, stop: int) -> None:
+    """Refuses ids of the slice start .. stop that a narrow dtype cannot tell apart; also the next id, where it is of that
+    dtype, too."""
+    if dtype not in _NARROW:
+        return
     for placed, following, length in plans:
-        end = length if stop is None else stop
-        bounds = [_bounds(place, family) for place in placed if place[3] < end and place[3] + place[2] > start]
-        if end > length:
-            bounds.append((following + max(start - length, 0), following + end - length - 1))
-        for bound in (min((low for low, _ in bounds), default=0), max((high for _, high in bounds), default=0)):
-            if abs(bound) > largest:
-                raise ValueError(
-                    f"position id {int(bound):,} does not fit {dtype}; ask for {wider} (dtype=, or the dtype of out)"
-                )
+        bounds = [_bounds(place, family) for place in placed if place[3] < stop and place[3] + place[2] > start]
+        if family.fractional:
+            bounds.append((following, following))
+        if stop > length:
+            bounds.append((following + max(start - length, 0), following + stop - length - 1))
+        # the largest first, which the message then says
+        for bound in sorted(
+            itertools.chain.from_iterable(bounds), key=abs, reverse=True
+        ):  # of many, the message says the largest
+            check_holds(bound, dtype)
+
+
+def widest(family: Family) -> type[np.number]:
+    """Of the dtypes of its ids the one that holds all of them."""
+    return np.float64 if family.fractional else np.int64
+
+
+def cast(ids: np.ndarray, dtype: Any, what: str = "position ids") -> np.ndarray:
+    """Ids in another dtype, in which whole numbers must stay what they are."""
+    made = ids.astype(dtype, copy=False)
+    if made is not ids:
+        check_same(ids, made, made.dtype, what)
+    return made
+
+
+def check_same(ids: np.ndarray, made: np.ndarray, dtype: Any, what: str = "position ids") -> None:
+    """Refuses what another dtype made of whole ids where it is something else."""
+    changed = (made != ids) & (ids == np.trunc(ids))
+    if changed.any():
+        raise ValueError(f"{what} up to {np.abs(ids[changed]).max():,} do not fit {dtype}: take ids of a wider dtype")
 
 
 def largest_ids(plans: Sequence[RowPlan], family: Family) -> list[Any]:
@@ -518,8 +585,8 @@ def _write_grids(to: np.ndarray, first: Any, family: Family, *, clock: Any = Non
     time, origin = first, first if family.origin == "next" else 0
     if clock is not None:
         step = family.steps(np.arange(t0, t0 + n), *clock[1:])[:, None, None]  # [grids, 1, 1]
-        time = first + step
-        origin = origin + step if family.couple else origin
+        time = _later(first, step)
+        origin = _later(origin, step) if family.couple else origin
     for a, axis in enumerate(family.axes):
         if axis == "t":
             to[a] = time
@@ -535,6 +602,11 @@ def _write_grids(to: np.ndarray, first: Any, family: Family, *, clock: Any = Non
         else:
             assert axis == "i", axis
             to[a] = media
+
+
+def _later(first: Any, step: np.ndarray) -> np.ndarray:
+    """first + step; where upstreams add in float32, rounded to it."""
+    return rounded(first + step.astype(np.float64)) if step.dtype == np.float32 else first + step
 
 
 def _in_order(first: Any, begin: int, to: np.ndarray, family: Family) -> np.ndarray:
@@ -561,7 +633,7 @@ def batch_of(rows: Rows) -> list[Row]:
     """One row or a list of rows, as a list of Rows."""
     if isinstance(rows, Row):
         return [rows]
-    if not isinstance(rows, Iterable) or isinstance(rows, (str, dict)):
+    if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes, dict, np.ndarray)):
         raise ValueError(f"rows must be a list of Segments or a list of such lists, got {type(rows).__name__}")
     items: list[Any] = list(rows)
     if items and isinstance(items[0], Row) and all(type(item) is Row for item in items):
@@ -585,22 +657,26 @@ def _common_length(rows: Sequence[Row]) -> int:
 
 
 def _slice(start: int, stop: int | None, length: int) -> tuple[int, int]:
-    try:
-        start, stop = operator.index(start), length if stop is None else operator.index(stop)
-    except TypeError:
-        raise ValueError(f"start and stop must be whole numbers, got start={start!r}, stop={stop!r}") from None
+    start, stop = whole(start, "start"), length if stop is None else whole(stop, "stop")
     if not 0 <= start <= stop:
         raise ValueError(f"start and stop must satisfy 0 <= start <= stop, got start={start}, stop={stop} for {length} tokens")
     return start, stop
 
 
+_MOST_IDS = 2**40  # 8 TiB
 _WHOLE = {np.dtype(np.int64), np.dtype(np.int32)}
 _FRACTIONS = {np.dtype(np.float32), np.dtype(np.float64)}
 
 
 def output(out: np.ndarray | None, dtype: Any, shape: tuple[int, ...], family: Family) -> np.ndarray:
     """`out`, if it is of this shape and can hold the ids, or a new array."""
-    wanted = None if dtype is None else np.dtype(dtype)
+    try:
+        wanted = None if dtype is None else np.dtype(dtype)
+    except (TypeError, ValueError):
+        allowed = "float32 or float64" if family.fractional else "int64 or int32"
+        raise ValueError(f"dtype must be numpy's {allowed}, got {shown(dtype)}") from None
+    if math.prod(shape) > _MOST_IDS:
+        raise ValueError(f"{' x '.join(map(str, shape))} ids are more than {_MOST_IDS:,}: ask for a slice, start=, stop=")
     if out is None:
         wanted = np.dtype(family.dtype) if wanted is None else wanted
     elif not isinstance(out, np.ndarray) or out.shape != shape or (out.size and 0 in out.strides):
@@ -656,16 +732,15 @@ def patch_position_ids(
         >>> patch_position_ids([[1, 2, 4]], order="raster").tolist()
         [[0, 0, 0, 0, 1, 1, 1, 1], [0, 1, 2, 3, 0, 1, 2, 3]]
     """
-    if axes not in ("hw", "thw") or order not in ("raster", "blocks"):
-        raise ValueError(f"axes must be 'hw' or 'thw' and order 'raster' or 'blocks', got axes={axes!r}, order={order!r}")
-    grids = whole_grids(grid_thw, "grid_thw")
-    if merge < 1:
-        raise ValueError(f"merge must be at least 1, got {merge}")
-    if normalize not in (None, "separate", "max", "min") or (normalize and (offset or axes != "hw")):
-        raise ValueError(
-            f"normalize must be 'separate', 'max' or 'min', of axes 'hw' without an offset, got normalize={normalize!r}, "
-            f"axes={axes!r}, offset={offset}"
-        )
+    choice(axes, "axes", ("hw", "thw"))
+    choice(order, "order", ("raster", "blocks"))
+    grids, merge, offset = whole_grids(grid_thw, "grid_thw"), whole(merge, "merge", least=1), whole(offset, "offset")
+    if normalize is not None:
+        choice(normalize, "normalize", ("separate", "max", "min"))
+        if offset or axes != "hw":
+            raise ValueError(f"normalize goes with axes 'hw' without an offset, got axes={axes!r}, offset={offset}")
+    if (most := sum(map(math.prod, grids.tolist()))) > _MOST_IDS:
+        raise ValueError(f"grid_thw has {most:,} patches, more than {_MOST_IDS:,}: are these grids (t, h, w) in patches?")
     m = merge if order == "blocks" else 1
     parts = [np.empty((len(axes), 0), dtype=np.float32 if normalize else np.int64)]
     for n, (t, h, w) in enumerate(grids.tolist()):

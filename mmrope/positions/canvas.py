@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from mmrope.positions.rules import Family, Reading
-from mmrope.positions.segments import MEDIA, Row, Segment, whole
+from mmrope.positions.segments import MEDIA, Row, Segment
+from mmrope.positions.stated import several, whole, whole_numbers
 
 CANVAS = "canvas"
 _SIZES = {MEDIA["image"].token_type: "target_sizes", MEDIA["video"].token_type: "target_sizes_videos"}
@@ -54,17 +55,17 @@ class Canvas(Segment):
             >>> Canvas.make(h=2, w=3, newlines=1)
             Canvas.make(h=2, w=3, newlines=1)
         """
-        return cls(CANVAS, (1, h, w), slices=tuple(slices), columns=columns, newlines=newlines)
+        return cls(CANVAS, (1, h, w), slices=slices, columns=columns, newlines=newlines)  # pyright: ignore[reportArgumentType]
 
     def __post_init__(self) -> None:
-        each = f"{self._what}: each size"
-        slices = tuple((whole(h, each, least=1), whole(w, each, least=1)) for h, w in self.slices)
+        each = f"{self._what}: sizes"
+        slices = tuple(whole_numbers(size, each, count=2, least=1) for size in several(self.slices, f"{self._what}: slices"))
         columns, newlines = whole(self.columns, each, least=0), whole(self.newlines, each, least=0)
         if bool(slices) != bool(columns) or (columns and len(slices) % columns):
             raise ValueError(f"{self._what}: {len(slices)} slices do not fill rows of {columns} columns")
         for name, value in (("slices", slices), ("columns", columns), ("newlines", newlines)):
             object.__setattr__(self, name, value)
-        Segment.__post_init__(self)
+        Segment.__post_init__(self)  # which counts all of its tokens
 
     @property
     def length(self) -> int:

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from mmrope.positions import build
-from mmrope.positions.build import Positions, Rows, batch_of, plan, position_ids
+from mmrope.positions.build import Positions, Rows, batch_of, plan, position_ids, widest
 from mmrope.positions.families import FAMILIES, departures
 from mmrope.positions.families import family as find_family
 from mmrope.positions.inputs import on_host, segments_from_inputs
 from mmrope.positions.rules import FACTS, Family, fact_of
 from mmrope.positions.segments import Row, Segment, pad, token_mask
 from mmrope.positions.sequences import Packed, pack, running_totals, sequences_of
-from mmrope.positions.timing import VideoTiming
+from mmrope.positions.stated import numbers
+from mmrope.positions.timing import VideoTiming, rounded
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ def placed(positions: Positions, row: int = 0) -> list[Placed]:
     """Each segment of a row, with its ids, whatever slice of the row `positions` covers."""
     family, segments = positions.family, Row(tuple(positions.rows[row].singles), positions.rows[row].length)
     [(places, last, length)] = plan([segments], family)
-    ids = positions.ids[:, row] if _is_whole(positions, length) else position_ids(segments, family).ids[:, 0]  # [A, S]
+    ids = (
+        positions.ids[:, row]
+        if _is_whole(positions, length)
+        else position_ids(segments, family, dtype=widest(family)).ids[:, 0]
+    )
     following = [*(first for _, _, _, _, first, _, _ in places), last][1:]  # also of a row without segments
     items = []
     for segment, (_, _, _, start, _, _, _), after in zip(segments, places, following, strict=True):
@@ -173,7 +178,7 @@ def diff(a: Positions | Packed | Any, b: Positions | Packed | Any, *, mask: Any 
     masks = [m for m in (mask_a, mask_b) if m is not None]
     real = np.logical_or.reduce(masks) if masks else np.ones(ids_a.shape[1:], dtype=bool)
     if mask is not None:
-        stated = token_mask(np.atleast_2d(mask), ids_a.shape[1:], "mask")
+        stated = token_mask(np.atleast_2d(numbers(mask, "mask", "buif")), ids_a.shape[1:], "mask")
         real = real if stated is None else real & stated
     wrong = (ids_a != ids_b) & real  # [A, B, S]
     if not wrong.any():
@@ -202,8 +207,8 @@ def _table(x: Any) -> tuple[np.ndarray, np.ndarray | None]:
         return x.ids, x.mask
     if isinstance(x, Packed):
         return x.ids[:, None], x.mask[None]
-    ids = np.asarray(x)
-    if ids.ndim not in (2, 3) or ids.dtype.kind not in "iuf":
+    ids = numbers(x, "position ids", shape=" [A, B, S] or [A, T]")
+    if ids.ndim not in (2, 3):
         raise ValueError(f"position ids must be numbers [A, B, S] or [A, T], got {ids.dtype} {list(ids.shape)}")
     return (ids if ids.ndim == 3 else ids[:, None]), None
 
@@ -227,8 +232,8 @@ def fingerprint(
         cu_seqlens: of an array that is packed, where each sequence begins, and the end.
 
     It is the first 16 hexadecimal digits of the SHA-256 of: the number of axes as one byte, then axis by axis the ids of the
-    real tokens as little-endian float64, which holds whole numbers below 2^53; if some of the row are fractions, all are
-    rounded to float32 first.
+    real tokens as little-endian float64, which holds whole numbers below 2^53; if some of the row are fractions, all up to 2^24
+    are rounded to float32 first.
 
     Example:
         >>> from mmrope import Segment, position_ids
@@ -248,7 +253,7 @@ def fingerprint(
     if (ids.shape[1] != 1 and len(cuts) > 2) or cuts[-1] != ids.shape[2]:
         raise ValueError(f"cu_seqlens end at {cuts[-1]}, but ids {list(ids.shape)} are no pack of so many tokens")
     if mask is not None:
-        stated = token_mask(np.atleast_2d(mask), ids.shape[1:], "mask")
+        stated = token_mask(np.atleast_2d(numbers(mask, "mask", "buif")), ids.shape[1:], "mask")
         real = stated if real is None else real if stated is None else real & stated
     real = np.ones(ids.shape[1:], dtype=bool) if real is None else real
     return [_hash(ids[:, b, a:z][:, real[b, a:z]]) for b in range(ids.shape[1]) for a, z in itertools.pairwise(cuts)]
@@ -257,7 +262,7 @@ def fingerprint(
 def _hash(ids: np.ndarray) -> str:
     exact = ids.astype("<f8")
     if (exact != np.trunc(exact)).any():
-        exact = ids.astype(np.float32).astype("<f8")
+        exact = rounded(exact).astype("<f8")
     exact = exact + 0.0  # of which -0.0 is 0.0
     return hashlib.sha256(bytes([len(ids)]) + exact.tobytes()).hexdigest()[:16]
 
@@ -340,9 +345,11 @@ def check(
             rows = _by_text_row(ids, on_host(held, sync), rows[0], family)
     if cu_seqlens is not None:
         rows = sequences_of(rows, running_totals(on_host({"cu_seqlens": cu_seqlens}, sync)["cu_seqlens"]))
-    if len({row.length for row in rows}) == 1 and np.array_equal(ids, build.position_ids(rows, family).ids):
+    if len({row.length for row in rows}) == 1 and np.array_equal(
+        ids, build.position_ids(rows, family, dtype=widest(family)).ids
+    ):
         return  # the usual case, padding included
-    expected = pack(rows, family, start=start)
+    expected = pack(rows, family, start=start, dtype=widest(family))
     given, text = _as_packed(ids, rows, expected)
     found = _Comparison(rows, expected, given)
     if found.wrong.any():
@@ -428,7 +435,9 @@ class _Comparison:
 
     def _differ(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         # where text is cut into segments, fractional ids are rounded once more
-        return np.abs(a - b) > 2**-22 * np.abs(b) if self.expected.family.fractional else np.not_equal(a, b)
+        if not self.expected.family.fractional:
+            return np.not_equal(a, b)
+        return np.abs(a - b) > np.minimum(2**-22 * np.abs(b), 0.5)  # never a whole id
 
     @property
     def columns(self) -> np.ndarray:
@@ -497,7 +506,7 @@ class _Comparison:
         yield _LOST.format("the columns of the row, padding included"), self.columns
         if len(self.rows) > 1:
             yield "They are 1D ids that run on from one row into the next", np.arange(self.given.shape[1])
-            joined = pack(Row.join(self.rows), self.expected.family).ids
+            joined = pack(Row.join(self.rows), self.expected.family, dtype=self.expected.ids.dtype).ids
             yield "They run on from one sequence into the next: each begins at 0", joined
         yield from self._families(same=True)
 
@@ -510,7 +519,7 @@ class _Comparison:
             shared = [fact for fact in FACTS if fact != "token_ids" and row.has(fact) and family.has(fact)]
             for facts in ({fact: fact_of(family, fact) for fact in shared}, {}):
                 try:
-                    ids = pack(self.rows, find_family(row, **facts)).ids
+                    ids = pack(self.rows, other := find_family(row, **facts), dtype=widest(other)).ids
                 except ValueError:  # a family that does not place such rows, or with such facts, did not place these
                     continue
                 words = "; ".join(departures(row)) or "the facts of the table, not the checkpoint's" * (row.key == family.key)

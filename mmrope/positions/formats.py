@@ -6,9 +6,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.positions.build import Positions, largest_ids, plan, real_tokens
+from mmrope.positions.build import Positions, cast, largest_ids, plan, real_tokens
 from mmrope.positions.segments import token_mask
 from mmrope.positions.sequences import Packed
+from mmrope.positions.stated import choice, numbers, whole
+from mmrope.records import shown
 
 IdsLayout = Literal["axes_first", "batch_first", "text_row_first", "batch_text_row", "packed"]
 _SHAPES = {
@@ -33,10 +35,12 @@ def hf_position_ids(positions: Positions | Packed, *, text_row: bool = True) -> 
         >>> hf_position_ids(positions)[:, 0].tolist()  # text positions, t, h, w
         [[0, 1, 2, 3], [0, 1, 1, 3], [0, 1, 1, 3], [0, 1, 2, 3]]
     """
+    if not isinstance(positions, (Positions, Packed)):
+        raise ValueError(f"hf_position_ids takes what position_ids or pack returned, got {type(positions).__name__}")
     ids, text = (positions.ids, positions.text_ids)
     if isinstance(positions, Packed):
         ids, text = ids[:, None], text[None]  # [A, 1, T], [1, T]
-    return np.concatenate([text[None].astype(ids.dtype), ids]) if text_row else ids  # [1 + A, B, S]
+    return np.concatenate([cast(text[None], ids.dtype, "text positions"), ids]) if text_row else ids  # [1 + A, B, S]
 
 
 def convert_ids(
@@ -68,10 +72,9 @@ def convert_ids(
         >>> convert_ids(ids, "axes_first", "text_row_first", mask=np.ones((8, 100), dtype=bool)).shape
         (4, 8, 100)
     """
-    for name, layout in (("source", source), ("target", target)):
-        if layout not in get_args(IdsLayout):
-            raise ValueError(f"{name} must be {', '.join(map(repr, get_args(IdsLayout)))}, got {layout!r}")
-    ids = np.asarray(ids)
+    choice(source, "source", get_args(IdsLayout))
+    choice(target, "target", get_args(IdsLayout))
+    ids, axes = numbers(ids, "ids"), whole(axes, "axes", least=1, of="")
     if mask is not None:
         stated = token_mask(mask, np.shape(mask) if source == "packed" else _tokens(ids, source), "mask")
         mask = np.ones(np.shape(mask), dtype=bool) if stated is None else stated
@@ -80,7 +83,7 @@ def convert_ids(
         raise ValueError(f"{target!r} has no row of text positions: leave text_ids out")
     if target in ("text_row_first", "batch_text_row"):
         text = _text_row(text, mask, text_ids, table, source, target)
-        table = np.concatenate([text[None].astype(table.dtype), table])  # [1 + A, B, S]
+        table = np.concatenate([cast(text[None], table.dtype, "text positions"), table])  # [1 + A, B, S]
     if target == "packed":
         if mask is None and table.shape[1] != 1:
             raise ValueError(f"{_rows(table)} do not make a pack by themselves: pass mask [B, S], which says what is padding")
@@ -114,7 +117,7 @@ def _text_row(
     if stated is not None and text is not None:
         raise ValueError(f"{source!r} has a row of text positions already; leave text_ids out")
     if stated is not None:
-        stated = np.asarray(stated)
+        stated = numbers(stated, "text_ids")
         if stated.shape != table.shape[1:]:
             raise ValueError(f"text_ids has shape {list(stated.shape)}, but there are {_rows(table)}")
         return stated
@@ -152,11 +155,12 @@ def rope_deltas(positions: Positions, *, length: Literal["padded", "unpadded"]) 
         >>> rope_deltas(positions, length="padded").tolist(), rope_deltas(positions, length="unpadded").tolist()
         ([[-14]], [[-12]])
     """
-    if length not in ("padded", "unpadded"):
-        raise ValueError(f"length must be 'padded' (transformers 4) or 'unpadded' (transformers 5), got {length!r}")
+    if not isinstance(length, str) or length not in ("padded", "unpadded"):
+        raise ValueError(f"length must be 'padded' (transformers 4) or 'unpadded' (transformers 5), got {shown(length)}")
     if not isinstance(positions, Positions):
         raise ValueError(f"rope_deltas takes what position_ids returned, got {type(positions).__name__}")
     rows = positions.rows
     counts = [row.length if length == "padded" else real_tokens(row) for row in rows]
-    largest = np.array(largest_ids(plan(rows, positions.family), positions.family), dtype=positions.family.dtype)  # [B]
-    return (largest + 1 - np.array(counts, dtype=largest.dtype))[:, None]  # [B, 1]
+    dtype = positions.next.dtype
+    largest = cast(np.array(largest_ids(plan(rows, positions.family), positions.family)), dtype)  # [B]
+    return (largest + 1 - cast(np.array(counts), dtype, "tokens"))[:, None]  # [B, 1]

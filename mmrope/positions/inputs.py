@@ -17,8 +17,10 @@ import numpy as np
 from mmrope.positions.families import READING_KEYS
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family, Reading, Run
-from mmrope.positions.segments import MEDIA, Item, Row, add_frame, text, token_mask, whole, whole_grid
+from mmrope.positions.segments import MEDIA, Item, Row, add_frame, text, token_mask, whole_grid
+from mmrope.positions.stated import numbers, several, whole
 from mmrope.positions.timing import VideoTiming, check_seconds, no_clock, one_clock
+from mmrope.records import shown
 
 _SECONDS = ("second_per_grid_ts", "video_second_per_grid")
 _GRIDS = {kind: MEDIA[kind].grids for kind in ("image", "video")}
@@ -86,6 +88,13 @@ def segments_from_inputs(
     family = family if isinstance(family, Family) else find_family(family)
     if not isinstance(inputs, Mapping):
         raise ValueError(f"inputs must be a processor's output (a dict), got {type(inputs).__name__}")
+    if not (
+        video_timings is None
+        or (isinstance(video_timings, Sequence) and all(isinstance(timing, VideoTiming) for timing in video_timings))
+    ):
+        raise ValueError(
+            f"video_timings must be a list of VideoTiming (VideoTiming.from_metadata makes them), got {shown(video_timings)}"
+        )
     reading = family.reading
     special = type(reading) is not Reading
     keys = dict.fromkeys((*INPUTS, *reading.keys)) if special else INPUTS
@@ -237,8 +246,8 @@ def _check_agreement(types: np.ndarray, by_ids: np.ndarray, ids: np.ndarray, mas
 
 def _prompts(prompt_lengths: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
     """[B, S] whether a token is of its row's prompt."""
-    (batch, tokens), lengths = shape, np.asarray(prompt_lengths)
-    if lengths.shape != (batch,) or lengths.dtype.kind not in "iu" or ((lengths < 0) | (lengths > tokens)).any():
+    (batch, tokens), lengths = shape, numbers(prompt_lengths, "prompt_lengths", "iu")
+    if lengths.shape != (batch,) or ((lengths < 0) | (lengths > tokens)).any():
         raise ValueError(
             f"prompt_lengths must be {batch} whole numbers from 0 to {tokens}, the columns of each row's prompt, got {lengths}"
         )
@@ -430,8 +439,6 @@ def _videos(
     host: Mapping[str, np.ndarray], inputs: Mapping[str, Any], family: Family, timings: Sequence[VideoTiming] | None
 ) -> _Queue:
     key = _GRIDS["video"]
-    if timings is not None and not (isinstance(timings, Sequence) and all(isinstance(x, VideoTiming) for x in timings)):
-        raise ValueError(f"video_timings must be a list of VideoTiming (VideoTiming.from_metadata makes them), got {timings!r}")
     stated = [name for name in _SECONDS if name in host and host[name].size]
     if key not in host:
         _missing(inputs, "video")
@@ -598,7 +605,7 @@ def segments_from_spans(token_count: int, spans: Sequence[Span | tuple[Any, ...]
     family = family if isinstance(family, Family) else find_family(family)
     if whole(token_count, "token_count") < 0:
         raise ValueError(f"token_count must be the tokens of the prompt, got {token_count}")
-    stated = [span if isinstance(span, Span) else _span(span, n) for n, span in enumerate(spans)]
+    stated = [span if isinstance(span, Span) else _span(span, n) for n, span in enumerate(several(spans, "spans"))]
     runs: list[Run] = []
     grids: dict[str, list[Any]] = {}
     times: list[Any] = []
@@ -665,8 +672,8 @@ def _span_runs(span: Span, n: int, family: Family, token_count: int) -> list[Run
     kind = _TYPE_OF[span.kind]
     if span.embed is None:
         return [(kind, offset, offset + length)]
-    embed = np.asarray(span.embed)
-    if embed.shape != (length,) or embed.dtype.kind not in "biu" or ((embed != 0) & (embed != 1)).any():
+    embed = numbers(span.embed, f"{_called(span, n)}: embed", "biu", " or booleans")
+    if embed.shape != (length,) or ((embed != 0) & (embed != 1)).any():
         raise ValueError(
             f"{_called(span, n)}: embed must be {length} booleans, one a token, got {embed.dtype} {list(embed.shape)}"
         )

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from mmrope.positions.rules import Family, Reading, Run, check_positive
-from mmrope.positions.segments import MEDIA, Segment, whole
+from mmrope.positions.segments import MEDIA, Segment
+from mmrope.positions.stated import several, whole
 
 AUDIO_IN_VIDEO = "audio_in_video"
 _VIDEO = MEDIA["video"].token_type
@@ -66,15 +67,14 @@ class AudioInVideo(Segment):
             >>> AudioInVideo.make(t=2, h=1, w=2, audio=3, seconds_per_grid=1.0, runs=(2, 2, 2, 1)).runs
             (2, 2, 2, 1)
         """
-        times = None if times is None else tuple(times)
-        return cls(AUDIO_IN_VIDEO, (t, h, w), seconds_per_grid, times, audio_tokens=audio, runs=tuple(runs))
+        return cls(AUDIO_IN_VIDEO, (t, h, w), seconds_per_grid, times, audio_tokens=audio, runs=runs)  # pyright: ignore[reportArgumentType]
 
     def __post_init__(self) -> None:
         audio = whole(self.audio_tokens, f"{self._what}: audio", least=1)
-        runs = tuple(whole(n, f"{self._what}: each size", least=int(i > 0)) for i, n in enumerate(self.runs))
+        runs = tuple(whole(n, f"{self._what}: each size", least=int(i > 0)) for i, n in enumerate(several(self.runs, "runs")))
         object.__setattr__(self, "audio_tokens", audio)
         object.__setattr__(self, "runs", runs)
-        Segment.__post_init__(self)
+        Segment.__post_init__(self)  # which counts all of its tokens
         if runs and (sum(runs[::2]), sum(runs[1::2])) != (math.prod(self.grid), audio):
             raise ValueError(
                 f"{self._what}: runs have {sum(runs[::2])} tokens of the video and {sum(runs[1::2])} of its audio, but there "
@@ -290,9 +290,9 @@ def audio_in_video_by_time(
     `by_runs`: as the tokens lie, in the order of the processor, which compares float64 times from 0. Otherwise as
     get_rope_index has it, which compares float32 ids: where times are equal but for rounding, it takes one for the other.
     """
-    one, two = np.float32(1), np.arange(2, dtype=np.float32)
-    begin = np.float32(start)
-    video, audio = _video_and_audio(segment, begin + np.float32(2), family)
+    number = np.float64 if isinstance(start, np.float64) else np.float32  # the first past 2^24
+    one, two, begin = number(1), np.arange(2, dtype=number), number(start)
+    video, audio = _video_and_audio(segment, begin + number(2), family)
     if not by_runs:
         order, last = _order_by_time(video[0], audio[0])
     elif segment.runs:
@@ -320,13 +320,13 @@ def get_rope_index_by_time(segment: AudioInVideo, start: Any, family: Family) ->
 def _video_and_audio(segment: AudioInVideo, start: Any, family: Family) -> tuple[np.ndarray, np.ndarray]:
     """Ids of a video [3, t * h * w] and of its audio [3, audio tokens], both from `start` on."""
     t, h, w = segment.grid
-    dtype = np.dtype(family.dtype)
+    dtype = start.dtype
     steps = family.steps(np.arange(t), segment.seconds_per_grid, segment.times)
     video = np.empty((3, t, h, w), dtype=dtype)
     video[0], video[1], video[2] = steps[:, None, None], np.arange(h)[:, None], np.arange(w)
     audio = np.empty((3, segment.audio_tokens), dtype=dtype)
     audio[:] = np.arange(segment.audio_tokens)
-    return video.reshape(3, -1) + dtype.type(start), audio + dtype.type(start)
+    return video.reshape(3, -1) + start, audio + start
 
 
 def _order_by_runs(segment: AudioInVideo) -> tuple[np.ndarray, int]:

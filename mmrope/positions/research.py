@@ -47,5 +47,6 @@ def circle(segment: Segment, start: Any, family: Family, *, radius: float = 10.0
     u, v = radius * np.cos(angle).reshape(-1), radius * np.sin(angle).reshape(-1)
     # (x, y, z) = u (-1, 1, 0) / sqrt 2 + v (-1, -1, 2) / sqrt 6, and the axes w, h, t are x, y, z
     ids = np.stack([2 * v / math.sqrt(6), u / math.sqrt(2) - v / math.sqrt(6), -u / math.sqrt(2) - v / math.sqrt(6)])
-    ids = (ids + start).astype(np.float32)
-    return ids, ids.max() + np.float32(1)
+    number = np.float64 if isinstance(start, np.float64) else np.float32  # the first past 2^24
+    ids = (ids + start).astype(number)
+    return ids, ids.max() + number(1)

@@ -11,18 +11,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
 
-from mmrope.positions.segments import MAX_TOKENS, Row, Segment, whole, whole_grid, whole_grids
+from mmrope.positions.segments import MAX_TOKENS, Row, Segment, whole_grid, whole_grids
+from mmrope.positions.stated import numbers, whole
 from mmrope.positions.timing import MAX_STEP, Time, VideoTiming, check_steps, one_clock, time_steps
-from mmrope.records import Keys, Must, Positive, hints_of, made, shown
+from mmrope.records import Keys, Must, Positive, hints_of, is_number, made, shown
 
 if TYPE_CHECKING:
     import mmrope
@@ -35,15 +35,17 @@ Layout = Literal["contiguous", "interleaved", "alternating", "balanced", "axial"
 Pairing = Literal["half", "adjacent", "block_half"]
 
 
-def _check_choices(record: Any, what: Any, **choices: Any) -> None:
-    for name, allowed in choices.items():
-        if getattr(record, name) not in get_args(allowed):
-            raise ValueError(f"{what}: {name} must be one of {get_args(allowed)}, got {getattr(record, name)!r}")
+def _check_fields(record: Any, what: Any) -> None:
+    """That each field is of the type that it is declared with. Dicts become such as nobody writes to: a row is everyone's."""
+    for name, hint in hints_of(type(record)).items():
+        value = made(hint, getattr(record, name), f"{what}: {name}")
+        object.__setattr__(record, name, MappingProxyType(value) if isinstance(value, dict) else value)
 
 
-def _protect(record: Any, name: str) -> None:
-    """Makes a field that holds a dict one that cannot be written to: rows are everyone's."""
-    object.__setattr__(record, name, MappingProxyType(dict(getattr(record, name))))
+def check_positive(what: Any, name: str, value: Any) -> None:
+    """A positive number, or None."""
+    if value is not None and not (is_number(value) and 0 < value <= MAX_STEP):
+        raise ValueError(f"{what}: {name} must be a positive number, got {shown(value)}; at most {MAX_STEP:,}")
 
 
 def _fields_of(record: Any) -> dict[str, Any]:
@@ -88,9 +90,8 @@ class TokenIds:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if value is not None and not (number and abs(value) <= MAX_STEP):
-                raise ValueError(f"token_ids.{f.name} must be the id of a token, a whole number, got {shown(value)}")
+            if value is not None:
+                whole(value, f"token_ids.{f.name}", least=0, of=", the id of a token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,11 @@ class RotaryFacts:
     they are from transformers' code, or those of the family that it was made after, and may not be a checkpoint's."""
 
     def __post_init__(self) -> None:
-        _check_choices(self, "rotary", layout=Layout, pairing=Pairing)
+        _check_fields(self, "rotary")
+        check_positive("rotary", "theta", self.theta)
+        check_positive("rotary", "ntk", self.ntk)
+        if not 0 < self.rotary_fraction <= 1:
+            raise ValueError(f"rotary: rotary_fraction must be above 0 and at most 1, got {self.rotary_fraction!r}")
 
     @property
     def said_by(self) -> str:
@@ -156,7 +161,7 @@ class CheckpointFacts:
     unless their kernels are told the boundaries."""
 
     def __post_init__(self) -> None:
-        _protect(self, "config")
+        _check_fields(self, "checkpoint")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _remade, (type(self), _fields_of(self))
@@ -177,6 +182,9 @@ class Reading:
     """Tokens of an image's run around its grid that are placed like text."""
     targets: bool = False
     """Its processor lists the grids of images that are yet to be made, too, behind those of each prompt."""
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "reading")
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -330,8 +338,11 @@ class Family:
     """What configs state."""
 
     def __post_init__(self) -> None:
-        _protect(self, "place")
-        _check_choices(self, self, time=Time, advance=Advance, origin=Origin, ordinal=Ordinal, dtype=Dtype)
+        if not (isinstance(self.name, str) and isinstance(self.revision, str) and self.name):
+            raise ValueError(f"a family needs a name, got name={shown(self.name)}, revision={shown(self.revision)}")
+        _check_fields(self, self)
+        if not self.axes or len(set(self.axes)) != len(self.axes):
+            raise ValueError(f"{self}: axes must be different letters, one for each row of ids, got {self.axes!r}")
         if unplaceable := sorted({"text", "pad", "custom"} & {*self.media, *self.place}):
             raise ValueError(f"{self}: every family places {', '.join(unplaceable)} alike; leave them out of media and place")
         unknown = sorted(set(self.place) - set(self.media))
@@ -344,13 +355,7 @@ class Family:
                 f"{self}: no field says where {sorted(unplaced)} go on the axes {self.axes}: name functions in place"
             )
         for name in ("spatial_merge", "temporal_merge", "frames_per_grid"):
-            value = getattr(self, name)
-            try:
-                object.__setattr__(self, name, operator.index(value))
-            except TypeError:
-                raise ValueError(f"{self}: {name} must be a whole number, got {value!r}") from None
-            if value < 1:
-                raise ValueError(f"{self}: {name} must be at least 1, got {value!r}")
+            whole(getattr(self, name), f"{self}: {name}", least=1, of="")
         if self.uses_seconds != (self.ids_per_second is not None):
             raise ValueError(
                 f"{self}: ids_per_second belongs to the families whose time is in seconds "
@@ -360,7 +365,7 @@ class Family:
         check_positive(self, "stride", self.stride)
         for name in ("pad_value", "pad_value_without_vision"):
             value = getattr(self, name)
-            if value is not None and (whole(value, f"{self}: {name}") != value or abs(value) > MAX_STEP):
+            if value is not None and abs(value) > MAX_STEP:
                 raise ValueError(f"{self}: {name} must be at most {MAX_STEP:,} either way, got {value!r}")
         if not self.fractional and self.stride is not None and self.stride != int(self.stride):
             raise ValueError(f"{self}: its ids are whole numbers, so stride must be one, got {self.stride!r}")
@@ -490,6 +495,7 @@ class Family:
             seconds: from one temporal grid to the next, a number or an array like `i`; unused where time is an index.
             times: instead, the seconds of each of the video's temporal grids.
         """
+        i = numbers(i, "i, the indices of temporal grids,", "iu")
         if not self.uses_seconds:
             return check_steps(i * ((self.stride or 0) if self.fractional else int(self.stride or 0)))
         return time_steps(self.time, i, seconds, times, float(self.ids_per_second or 0), fractional=self.fractional)
@@ -538,6 +544,8 @@ class Family:
         Raises:
             ValueError: the timing is that of another number of frames.
         """
+        if not isinstance(timing, VideoTiming):
+            raise ValueError(f"timing must be a VideoTiming, got {shown(timing)}")
         frames_per_token = self.frames_per_grid * self.temporal_merge
         expected = timing.grids(frames_per_token) * self.temporal_merge  # the last is filled up
         if expected != grids:
@@ -590,12 +598,6 @@ class Family:
         return f"Family({self.key!r})"
 
 
-def check_positive(what: Any, name: str, value: Any) -> None:
-    """A positive number, or None."""
-    if value is not None and not (isinstance(value, (int, float, np.number)) and 0 < value <= MAX_STEP):  # nor NaN
-        raise ValueError(f"{what}: {name} must be a positive number, got {value!r}; at most {MAX_STEP:,}")
-
-
 # --- facts and changes ------------------------------------------------------------------------------------------------
 
 FACTS = (
@@ -646,8 +648,8 @@ def with_facts(row: Family, facts: Mapping[str, Any]) -> Family:
 
 # --- families by name -------------------------------------------------------------------------------------------------
 
-SAME_CODE: dict[str, str] = dict.fromkeys(
-    ("transformers-5.20", "transformers-5.21", "transformers-5.22", "transformers-5.24"), "transformers-5.23"
+SAME_CODE: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(("transformers-5.20", "transformers-5.21", "transformers-5.22", "transformers-5.24"), "transformers-5.23")
 )
 """Versions of upstreams -> the one by which the table names their rules, as they place alike (scripts/drift.py)."""
 REGISTRY: dict[str, Family] = {}

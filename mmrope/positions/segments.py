@@ -16,11 +16,14 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, overload
 
 import numpy as np
 
+from mmrope.positions.stated import numbers, several, whole, whole_numbers
 from mmrope.positions.timing import MAX_STEP, check_seconds, check_times, one_clock
+from mmrope.records import is_number, shown
 
 KINDS = ("pad", "text", "image", "frame", "video", "audio", "custom")
 """The kinds of segments that are known here."""
@@ -40,14 +43,16 @@ class MediaKind:
     """The key of its sizes: patch grids [n, 3], of audio a mask of the frames of its spectrogram."""
 
 
-MEDIA = {
-    kind.name: kind
-    for kind in (
-        MediaKind("image", 1, "pixel_values", "image_grid_thw"),
-        MediaKind("video", 2, "pixel_values_videos", "video_grid_thw"),
-        MediaKind("audio", 3, "input_features", "feature_attention_mask"),
-    )
-}
+MEDIA = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            MediaKind("image", 1, "pixel_values", "image_grid_thw"),
+            MediaKind("video", 2, "pixel_values_videos", "video_grid_thw"),
+            MediaKind("audio", 3, "input_features", "feature_attention_mask"),
+        )
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +78,12 @@ class Segment:
     """Of a video whose grids are not evenly spaced: seconds of each temporal grid; only differences to the first count."""
 
     def __post_init__(self) -> None:
+        if type(self) is Segment and (not isinstance(self.kind, str) or self.kind not in KINDS):
+            raise ValueError(f"unknown segment kind {shown(self.kind)}; the kinds are {', '.join(KINDS)}")
         what = self._what
-        if type(self) is Segment and self.kind not in KINDS:
-            raise ValueError(f"unknown segment kind {self.kind!r}; the kinds are {', '.join(KINDS)}")
-        grid = tuple(whole(n, f"{what}: each size", least=self._least) for n in self.grid)
+        grid = tuple(whole(n, f"{what}: each size", least=self._least) for n in several(self.grid, f"{what}: grid"))
         if len(grid) != 3:
-            raise ValueError(f"{what}: grid must be (t, h, w), got {self.grid!r}")
+            raise ValueError(f"{what}: grid must be (t, h, w), got {shown(self.grid)}")
         object.__setattr__(self, "grid", grid)
         if self.kind in ("text", "pad", "audio", "custom") and grid[:2] != (1, 1):
             raise ValueError(f"{what} is a line of tokens, (1, 1, n), got {grid}")
@@ -196,8 +201,8 @@ class Segment:
             >>> position_ids([Segment.text(1), twice, Segment.text(1)], "qwen2_vl").ids[:, 0].tolist()
             [[0, 1, 1, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
         """
-        table = np.asarray(ids)
-        if table.ndim != 2 or table.dtype.kind not in "iuf":
+        table = numbers(ids, "Segment.custom: ids", shape=" [axes, tokens]")
+        if table.ndim != 2:
             raise ValueError(f"Segment.custom: ids must be numbers [axes, tokens], got {table.dtype} {list(table.shape)}")
         return Custom("custom", (1, 1, table.shape[1]), ids=tuple(map(tuple, table.tolist())), advance=advance)
 
@@ -252,9 +257,9 @@ class Custom(Segment):
     def __post_init__(self) -> None:
         Segment.__post_init__(self)
         for name, value in (*(("an id", x) for axis in self.ids for x in axis), ("advance", self.advance)):
-            if not isinstance(value, (int, float, np.number)) or not abs(value) <= MAX_STEP:  # nor NaN
+            if not is_number(value) or abs(value) > MAX_STEP:
                 raise ValueError(
-                    f"Segment.custom: {name} must be a finite number, at most {MAX_STEP:,} either way, got {value!r}"
+                    f"Segment.custom: {name} must be a finite number, at most {MAX_STEP:,} either way, got {shown(value)}"
                 )
 
     def __repr__(self) -> str:
@@ -264,26 +269,15 @@ class Custom(Segment):
 # --- numbers that users state -----------------------------------------------------------------------------------------
 
 
-def whole(value: Any, what: str, *, least: int | None = None) -> int:
-    """A number of tokens that a user stated."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{what} must be a whole number of tokens, got {value!r}") from None
-    if least is not None and count < least:
-        raise ValueError(f"{what} must be at least {least}, got {count}")
-    return count
-
-
 def token_mask(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray | None:
     """A mask of tokens as bool, True or 1 at those that count; None where all do."""
-    mask = np.asarray(value)
+    mask = numbers(value, what, "buif", " 1 and 0")
     if mask.shape != shape:
         raise ValueError(f"{what} has shape {mask.shape}, the tokens {shape}: it must be [rows, tokens] like them")
     others = mask != 1
     some = np.count_nonzero(others)
     additive = mask.dtype.kind == "f" and some == mask.size > 0  # 0 everywhere may be one that adds nothing
-    if mask.dtype.kind not in "buif" or additive or (some and np.count_nonzero(mask[others])):
+    if additive or (some and np.count_nonzero(mask[others])):
         raise ValueError(
             f"{what} must be 1 at real tokens and 0 at padding, or True and False; packed sequences (1, 1, 2, 2, ...) and "
             f"additive masks (0, -inf) say something else: give rows one by one, each with its own mask. It is {mask.dtype}"
@@ -294,15 +288,15 @@ def token_mask(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray | No
 def whole_grid(value: Any, what: str) -> tuple[int, int, int]:
     """A grid (t, h, w) that a user stated."""
     try:
-        t, h, w = map(operator.index, value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{what} must be three whole numbers (t, h, w), got {value!r}") from None
+        t, h, w = whole_numbers(value, what, count=3)
+    except ValueError:
+        raise ValueError(f"{what} must be three whole numbers (t, h, w), got {shown(value)}") from None
     return t, h, w
 
 
 def whole_grids(value: Any, what: str) -> np.ndarray:
     """Grids (t, h, w) as [n, 3] int64; n may be 0."""
-    grids = np.asarray(value)
+    grids = numbers(value, what, "iuf", " [n, 3] (t, h, w)")
     if not grids.size:
         return np.zeros((0, 3), dtype=np.int64)
     if grids.ndim != 2 or grids.shape[1] != 3 or grids.dtype.kind not in "iu":
@@ -348,10 +342,8 @@ class Row(Sequence[Segment]):
         """
         if isinstance(segments, Row):
             return segments
-        if not isinstance(segments, Iterable):
-            raise ValueError(f"a row is a list of Segments, got {segments!r}")
         items: list[Item] = []
-        for i, segment in enumerate(segments):
+        for i, segment in enumerate(several(segments, "a row, which is made of Segments,")):
             if not isinstance(segment, Segment):
                 raise ValueError(
                     f"a row is a list of Segments, but item {i} is {segment!r}; "

@@ -5,22 +5,38 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrope.positions.build import NARROW, Positions, Rows, batch_of, check_fits, output, plan, position_ids, write_row
+from mmrope.positions.build import (
+    Positions,
+    Rows,
+    batch_of,
+    cast,
+    check_fits,
+    check_same,
+    output,
+    plan,
+    position_ids,
+    widest,
+    write_row,
+)
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
-from mmrope.positions.segments import MEDIA, Item, Row, Segment, pad, text, token_mask, whole
+from mmrope.positions.segments import MEDIA, Item, Row, Segment, pad, text, token_mask
+from mmrope.positions.stated import choice, numbers, whole, whole_numbers
 
 Policy = Literal["error", "drop_media", "before_media"]
 Markers = tuple[int, int] | Mapping[str, tuple[int, int]]
 """Text tokens (before, after) that go with each of the media, or the same by kind of segment."""
-PER_MEDIUM = {
-    **{key: kind.name for kind in MEDIA.values() for key in (kind.pixels, kind.grids)},
-    **{"second_per_grid_ts": "video", "video_second_per_grid": "video", "audio_seqlens": "audio"},
-}
+PER_MEDIUM = MappingProxyType(
+    {
+        **{key: kind.name for kind in MEDIA.values() for key in (kind.pixels, kind.grids)},
+        **{"second_per_grid_ts": "video", "video_second_per_grid": "video", "audio_seqlens": "audio"},
+    }
+)
 """Keys of model inputs that have a value, or patches, for each of the media along their first dimension, and which kind."""
 Scheme = Literal["contiguous", "zigzag", "zigzag_per_sequence", "ulysses"]
 
@@ -93,7 +109,9 @@ class Truncated:
             ([0, 1, 2, 3, 4, 5, 6, 7, 26], [[1, 4, 4]], (16, 1176))
         """
         length, cut = self.length, {}
-        positions = None if family is None else position_ids(self.row, family)
+        # of the widest dtype; theirs is made of it where they are written
+        family = None if family is None else find_family(family)
+        positions = family and position_ids(self.row, family, dtype=widest(family))
         if np.shape(inputs["input_ids"]) not in ((length,), (1, length)):
             raise ValueError(
                 f"input_ids are {list(np.shape(inputs['input_ids']))}, but the row that was cut has {length} tokens"
@@ -174,8 +192,7 @@ def truncate(
         ([0, 1, 2, 3, 4, 5, 6, 7, 26], [0])
     """
     row, length = Row.of(row), whole(length, "length")
-    if policy not in get_args(Policy):
-        raise ValueError(f"policy must be {', '.join(map(repr, get_args(Policy)))}, got {policy!r}")
+    choice(policy, "policy", get_args(Policy))
     if length < 0:
         raise ValueError(f"length must be at least 0, got {length}")
     fits = row.length <= length
@@ -214,7 +231,13 @@ def truncate(
 
 def _like(values: np.ndarray, other: Any) -> Any:
     """Values as an array or a tensor, as another is."""
-    return other.new_tensor(values.tolist()) if hasattr(other, "new_tensor") else values.astype(other.dtype)
+    if not hasattr(other, "new_tensor"):
+        return cast(values, np.asarray(other).dtype)
+    import torch
+
+    made = torch.from_numpy(np.ascontiguousarray(values)).to(other.dtype)
+    check_same(values, made.double().numpy(), made.dtype)
+    return made.to(other.device)
 
 
 def _items(row: Row, frames: Sequence[int] | None, fits: bool) -> list[tuple[str, int, int]]:
@@ -225,9 +248,9 @@ def _items(row: Row, frames: Sequence[int] | None, fits: bool) -> list[tuple[str
         if kind not in ("text", "pad", "frame"):
             items.append(("+".join(more.parts) if isinstance(more, Segment) else kind, i, i + 1))
     if frames is not None:
-        counts = [whole(n, "frames") for n in frames]
+        counts = whole_numbers(frames, "frames")
         if sum(counts) != len(places) or min(counts, default=1) < 1:
-            raise ValueError(f"frames {counts} are {sum(counts)} frames in all, but the row has {len(places)}")
+            raise ValueError(f"frames {list(counts)} are {sum(counts)} frames in all, but the row has {len(places)}")
         for count in counts:
             items.append(("video", places[at], places[at + count - 1] + 1))
             at += count
@@ -260,7 +283,7 @@ def _around(row: Row, item: tuple[str, int, int], span: tuple[int, int], markers
     name = kind.partition("+")[0]
     if isinstance(markers, Mapping) and name not in markers:
         raise ValueError(f"the row has a {name}, but markers are stated of {', '.join(markers) or 'nothing'}; add {name!r}")
-    before, after = (whole(n, "markers") for n in (markers[name] if isinstance(markers, Mapping) else markers))
+    before, after = whole_numbers(markers[name] if isinstance(markers, Mapping) else markers, "markers", count=2)
     singles = list(row.singles)
     for count, i, side in ((before, a - 1, "before"), (after, b, "after")):
         there = singles[i][2] if 0 <= i < len(singles) and singles[i][0] == "text" else 0
@@ -326,8 +349,7 @@ def collate(rows: Rows, *, pad_side: Literal["left", "right"] = "right", multipl
         [[0, 0, 0, 1], [0, 1, 1, 1]]
     """
     batch = batch_of(rows)
-    if pad_side not in ("left", "right"):
-        raise ValueError(f"pad_side must be 'left' or 'right', got {pad_side!r}")
+    choice(pad_side, "pad_side", ("left", "right"))
     length = _up(max(row.length for row in batch), _multiple(multiple_of))
     fills = [(pad(length - row.length),) if row.length < length else () for row in batch]
     parts = zip(fills, batch, strict=True)
@@ -457,11 +479,10 @@ def pack(rows: Rows, family: Family | str, *, multiple_of: int = 1, start: int =
     ids = output(None, dtype, (len(family.axes), int(starts[-1])), family)  # [A, T]
     plans, none = plan(real, family), np.zeros(0, dtype=bool)  # without padding there is no mask to write
     for (placed, following, length), at, end in zip(plans, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        if ids.dtype in NARROW:
-            check_fits([(placed, following, length)], family, ids.dtype, begin, begin + length)
+        check_fits([(placed, following, length)], family, ids.dtype, begin, begin + length)
         write_row(ids[:, at : at + length], none, placed, following, length, family, begin, begin + length)
         ids[:, at + length : end] = family.pad_value
-    following = np.array([following for _, following, _ in plans], dtype=family.dtype)  # [B]
+    following = np.array([following for _, following, _ in plans], ids.dtype if family.fractional else np.int64)  # [B]
     index = _index(batch, lengths, padded)
     row_lengths = tuple(row.length for row in batch)
     return Packed(ids, _totals(lengths), starts, following, index, row_lengths, family, begin)
@@ -490,6 +511,8 @@ def keep(positions: Positions, mask: Any) -> Packed:
         >>> kept.ids.tolist(), kept.text_ids.tolist(), kept.next.tolist()
         ([[0, 1, 1, 3], [0, 1, 2, 3], [0, 1, 2, 3]], [0, 1, 2, 3], [4])
     """
+    if not isinstance(positions, Positions):
+        raise ValueError(f"keep takes what position_ids returned, got {type(positions).__name__}")
     tokens = positions.mask.shape[1]
     if positions.start or any(tokens != row.length for row in positions.rows):
         raise ValueError(
@@ -602,8 +625,7 @@ def shard_index(cu_seqlens: int | Sequence[int] | np.ndarray, *, size: int, rank
         >>> shard_index(8, size=2, rank=1, scheme="zigzag").tolist()
         [2, 3, 4, 5]
     """
-    if scheme not in get_args(Scheme):
-        raise ValueError(f"scheme must be {', '.join(map(repr, get_args(Scheme)))}, got {scheme!r}")
+    choice(scheme, "scheme", get_args(Scheme))
     size, rank = whole(size, "size"), whole(rank, "rank")
     if not 0 <= rank < size:
         raise ValueError(f"rank must be from 0 to size - 1, got rank {rank} of size {size}")
@@ -625,8 +647,8 @@ def shard_index(cu_seqlens: int | Sequence[int] | np.ndarray, *, size: int, rank
 
 def running_totals(cu_seqlens: Any) -> np.ndarray:
     """[B + 1] int64, where sequences begin, and the end; of a number, of one sequence of so many tokens."""
-    totals = np.asarray(cu_seqlens)
-    if totals.dtype.kind not in "iu" or totals.ndim > 1 or not totals.size:
+    totals = numbers(cu_seqlens, "cu_seqlens", "iu", " [B + 1]")
+    if totals.ndim > 1 or not totals.size:
         raise ValueError(
             f"cu_seqlens must be a number of tokens, or running totals [B + 1], got {totals.dtype} {list(totals.shape)}"
         )

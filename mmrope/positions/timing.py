@@ -8,37 +8,38 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from mmrope.positions.stated import LARGEST, several, whole, whole_numbers
+from mmrope.records import is_number, shown
+
 MAX_STEP = 2**40  # ids from where a segment begins: with MAX_TOKENS of one it keeps every sum of a row far inside int64
 MAX_SECONDS = 1e9  # from one temporal grid to the next: stays finite in float32
+EXACT = 2**24  # up to here float32 has all whole numbers
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
 def check_seconds(seconds: Any, what: str) -> float:
     """Seconds from one temporal grid to the next, as a user stated them."""
-    number = isinstance(seconds, (int, float, np.number)) and not isinstance(seconds, bool)
-    if not number or not 0 < seconds <= MAX_SECONDS:  # nor NaN
-        raise ValueError(f"{what} must be positive seconds (at most {MAX_SECONDS:g}), got {seconds}")
+    if not is_number(seconds) or not 0 < seconds <= MAX_SECONDS:
+        raise ValueError(f"{what} must be positive seconds (at most {MAX_SECONDS:g}), got {shown(seconds)}")
     return float(seconds)
 
 
 def check_times(times: Any, what: str, count: int, of: str) -> tuple[float, ...]:
     """The seconds of `count` frames or grids, which never decrease."""
-    try:
-        times = tuple(float(second) for second in times)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{what} must be seconds, one for each of the {count} {of}, got {times!r}") from None
+    times = tuple(several(times, what))
+    if not all(map(is_number, times)):
+        raise ValueError(f"{what} must be finite seconds, from 0 up and never decreasing, got {shown(times)}")
+    times = tuple(map(float, times))
     if len(times) != count:
         raise ValueError(f"{what} must be one for each of the {count} {of}, got {len(times)}")
-    if times[0] < 0 or not all(map(math.isfinite, times)) or any(b < a for a, b in itertools.pairwise(times)):
+    if times[0] < 0 or any(b < a for a, b in itertools.pairwise(times)):
         raise ValueError(f"{what} must be finite seconds, from 0 up and never decreasing, got {_brief(times)}")
     return times
 
@@ -52,6 +53,16 @@ def one_clock(seconds_per_grid: Any, other: Any, what: str, name: str = "times")
 def no_clock(family: Any, how: str) -> ValueError:
     """The error of a video without its seconds. There is no default: a wrong one would not be noticed."""
     return ValueError(f"{family} places videos by time: {how}; there is no default")
+
+
+# --- fractional ids ---------------------------------------------------------------------------------------------------
+
+
+def rounded(x: Any) -> Any:
+    """To float32, in which upstreams add fractional ids; past 2^24, where it has no room for whole ids, float64 as it is."""
+    if isinstance(x, np.ndarray):
+        return np.where(np.abs(x) <= EXACT, x.astype(np.float32), x)
+    return float(np.float32(x)) if abs(x) <= EXACT else float(x)
 
 
 # --- seconds to ids ---------------------------------------------------------------------------------------------------
@@ -73,12 +84,19 @@ _TIME_STEPS: dict[Time, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] =
 def time_steps(
     time: Time, i: np.ndarray, seconds: Any, times: Sequence[float] | None, rate: float, *, fractional: bool
 ) -> np.ndarray:
-    """The ids that temporal grids `i` of a video lie after its first, where time is in seconds: int64, or float32 of fractional
-    families. `seconds` lie from one grid to the next, or `times` are those of all grids; `rate` is ids per second."""
+    """The ids that temporal grids `i` of a video lie after its first, where time is in seconds: int64; of fractional families
+    float32, and past 2^24 float64. `seconds` lie from one grid to the next, or `times` are those of all grids; `rate` is ids
+    per second."""
     if times is None:
-        return _TIME_STEPS[time](i, np.asarray(seconds, dtype=np.float64), rate)
-    since_first = (np.asarray(times, dtype=np.float64)[i] - times[0]).astype(_F32) * _F32(rate)
-    return since_first if fractional else _floor(since_first)
+        seconds = np.asarray(seconds, dtype=np.float64)
+        found, exact = _TIME_STEPS[time](i, seconds, rate), i * seconds * rate
+    else:
+        since_first = np.asarray(times, dtype=np.float64)[i] - times[0]
+        found, exact = since_first.astype(_F32) * _F32(rate), since_first * rate
+    if not fractional:
+        return found if times is None else _floor(found)
+    past = np.abs(exact) > EXACT
+    return np.where(past, check_steps(exact), found) if past.any() else found
 
 
 def _floor(x: np.ndarray) -> np.ndarray:
@@ -124,10 +142,7 @@ class VideoTiming:
     """The presentation time of each sampled frame, in seconds from the video's start."""
 
     def __post_init__(self) -> None:
-        try:
-            indices = tuple(operator.index(i) for i in self.frame_indices)
-        except TypeError:
-            raise ValueError(f"frame_indices must be whole numbers, got {self.frame_indices!r}") from None
+        indices = whole_numbers(self.frame_indices, "frame_indices", of="")
         if not indices or indices[0] < 0 or any(b < a for a, b in itertools.pairwise(indices)):
             raise ValueError(f"frame_indices must be at least one index, from 0 up and never decreasing, got {_brief(indices)}")
         if indices[-1] > MAX_STEP:
@@ -135,8 +150,8 @@ class VideoTiming:
         object.__setattr__(self, "frame_indices", indices)
         for name in ("original_fps", "sampled_fps"):
             rate = getattr(self, name)
-            if rate is not None and not (isinstance(rate, (int, float, np.number)) and math.isfinite(rate) and rate > 0):
-                raise ValueError(f"{name} must be a positive number of frames a second, got {rate!r}")
+            if rate is not None and not (is_number(rate) and 0 < rate < LARGEST):
+                raise ValueError(f"{name} must be a positive number of frames a second, got {shown(rate)}")
         if self.timestamps is not None:
             times = check_times(self.timestamps, "timestamps", len(indices), "sampled frames")
             object.__setattr__(self, "timestamps", times)
@@ -214,15 +229,16 @@ class VideoTiming:
 
     def grids(self, frames_per_grid: int) -> int:
         """Temporal grids of `frames_per_grid` frames each; the last is filled up with its last frame."""
-        return -(-len(self.frame_indices) // frames_per_grid)
+        return -(-len(self.frame_indices) // whole(frames_per_grid, "frames_per_grid", least=1, of=""))
 
     def grid_times(self, frames_per_grid: int) -> tuple[float, ...]:
         """The time of each temporal grid: that of its first frame."""
-        return self.seconds[::frames_per_grid]
+        return self.seconds[:: whole(frames_per_grid, "frames_per_grid", least=1, of="")]
 
     def seconds_per_grid(self, frames_per_grid: int) -> float | None:
         """From one temporal grid to the next, where frames are evenly spaced; None where they are not, or where true times
         are known."""
+        frames_per_grid = whole(frames_per_grid, "frames_per_grid", least=1, of="")
         if self.timestamps is not None or not self._even:
             return None
         if self.sampled_fps is not None:

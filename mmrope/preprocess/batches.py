@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mmrope.extras import needed_for
@@ -17,15 +18,16 @@ from mmrope.positions.families import READING_KEYS
 from mmrope.positions.families import family as find_family
 from mmrope.positions.inputs import segments_from_inputs
 from mmrope.positions.rules import Family
-from mmrope.positions.segments import MEDIA, whole
+from mmrope.positions.segments import MEDIA
 from mmrope.positions.sequences import PER_MEDIUM
+from mmrope.positions.stated import whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 NOT_LEARNED = -100
 """The label of tokens that are not learned, as torch's cross-entropy ignores it."""
-PER_TOKEN = {"input_ids": 0, "labels": NOT_LEARNED, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
+PER_TOKEN = MappingProxyType({"input_ids": 0, "labels": NOT_LEARNED, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0})
 """Keys of a batch that have a value for each token [B, S], and what fills packs up; a pack has no `attention_mask`."""
 _PER_MEDIUM = {*PER_MEDIUM, *READING_KEYS}
 OURS = ("next_position", "video_timestamps")

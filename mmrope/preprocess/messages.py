@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any
 
 from mmrope.preprocess.errors import MediaError
@@ -19,51 +20,57 @@ from mmrope.preprocess.errors import MediaError
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: [{"role": "user", "content": "a text" or [items]}, ...]."""
 
-ITEM_TYPES = {
-    "text": "text",
-    "image": "image",
-    "video": "video",
-    "image_url": "image",
-    "video_url": "video",
-    "input_text": "text",
-    "output_text": "text",
-    "input_image": "image",
-}
+ITEM_TYPES = MappingProxyType(
+    {
+        "text": "text",
+        "image": "image",
+        "video": "video",
+        "image_url": "image",
+        "video_url": "video",
+        "input_text": "text",
+        "output_text": "text",
+        "input_image": "image",
+    }
+)
 """What "type" may say, and what it is here. The last five are OpenAI's and vLLM's."""
 
-SOURCE_KEYS = {
-    "image": ("image",),
-    "image_url": ("image",),
-    "video": ("video",),
-    "video_url": ("video",),
-    "path": ("image", "video"),
-    "url": ("image", "video"),
-    "base64": ("image", "video"),
-    "grid": ("image", "video"),
-}
+SOURCE_KEYS = MappingProxyType(
+    {
+        "image": ("image",),
+        "image_url": ("image",),
+        "video": ("video",),
+        "video_url": ("video",),
+        "path": ("image", "video"),
+        "url": ("image", "video"),
+        "base64": ("image", "video"),
+        "grid": ("image", "video"),
+    }
+)
 """Keys that may hold an item's file, or state its size, and the kinds of media that they are for."""
 _TELLING = {key: kinds[0] for key, kinds in SOURCE_KEYS.items() if len(kinds) == 1} | {"text": "text"}
 """What an item without "type" is, by its source."""
 
-OPTION_KEYS = {
-    "min_pixels": ("image", "video"),
-    "max_pixels": ("image", "video"),
-    "resized_height": ("image", "video"),
-    "resized_width": ("image", "video"),
-    "total_pixels": ("video",),
-    "fps": ("video",),
-    "nframes": ("video",),
-    "min_frames": ("video",),
-    "max_frames": ("video",),
-    "video_start": ("video",),
-    "video_end": ("video",),
-    "sample_fps": ("video",),
-    "raw_fps": ("video",),
-    "num_frames": ("video",),
-    "times": ("video",),
-    "detail": ("image", "video"),
-    "uuid": ("image", "video"),
-}
+OPTION_KEYS = MappingProxyType(
+    {
+        "min_pixels": ("image", "video"),
+        "max_pixels": ("image", "video"),
+        "resized_height": ("image", "video"),
+        "resized_width": ("image", "video"),
+        "total_pixels": ("video",),
+        "fps": ("video",),
+        "nframes": ("video",),
+        "min_frames": ("video",),
+        "max_frames": ("video",),
+        "video_start": ("video",),
+        "video_end": ("video",),
+        "sample_fps": ("video",),
+        "raw_fps": ("video",),
+        "num_frames": ("video",),
+        "times": ("video",),
+        "detail": ("image", "video"),
+        "uuid": ("image", "video"),
+    }
+)
 """Options of an item, and the kinds of media that they are for: docs/media.md says what each means."""
 
 SIZE_KEYS = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from mmrope.positions.rules import Family
 from mmrope.positions.segments import Segment
@@ -63,17 +64,19 @@ _GLM4V = MediaText(
     stamp=lambda first, last: str(int(first)),
     stamp_first=False,
 )
-FAMILY_TEXT = {
-    "qwen2_vl": _QWEN2_VL,
-    "qwen2_5_vl": _QWEN2_VL,
-    "qwen3_vl": _QWEN3_VL,
-    "qwen3_vl@transformers-4.57": replace(_QWEN3_VL, keeps_video_markers=False),
-    "qwen3_vl_moe": _QWEN3_VL,
-    "qwen3_vl_moe@transformers-4.57": replace(_QWEN3_VL, keeps_video_markers=False),
-    "glm4v": _GLM4V,
-    "glm4v_moe": _GLM4V,
-    "glm46v": replace(_GLM4V, stamp=lambda first, last: f"{first:.1f} seconds"),
-}
+FAMILY_TEXT = MappingProxyType(
+    {
+        "qwen2_vl": _QWEN2_VL,
+        "qwen2_5_vl": _QWEN2_VL,
+        "qwen3_vl": _QWEN3_VL,
+        "qwen3_vl@transformers-4.57": replace(_QWEN3_VL, keeps_video_markers=False),
+        "qwen3_vl_moe": _QWEN3_VL,
+        "qwen3_vl_moe@transformers-4.57": replace(_QWEN3_VL, keeps_video_markers=False),
+        "glm4v": _GLM4V,
+        "glm4v_moe": _GLM4V,
+        "glm46v": replace(_GLM4V, stamp=lambda first, last: f"{first:.1f} seconds"),
+    }
+)
 """By family, and by family and revision where that writes otherwise: what transformers' processors write (processing_*.py,
 5.24.0; 4.57.6). Qwen3-VL's of 4.57 takes away the markers of a video that the template writes, which later ones leave."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -89,22 +90,26 @@ _GLM4V = PatchConfig(
     video_pixels=None,
     whole_video_pixels=(112 * 112, 2 * 30_000 * 28 * 28),
 )
-FAMILY_PATCHES = {
-    "qwen2_vl": _QWEN2_VL,
-    "qwen2_5_vl": _QWEN2_VL,
-    "qwen3_vl": _QWEN3_VL,
-    "qwen3_vl_moe": _QWEN3_VL,
-    "glm4v": _GLM4V,
-    "glm4v_moe": _GLM4V,
-}
+FAMILY_PATCHES = MappingProxyType(
+    {
+        "qwen2_vl": _QWEN2_VL,
+        "qwen2_5_vl": _QWEN2_VL,
+        "qwen3_vl": _QWEN3_VL,
+        "qwen3_vl_moe": _QWEN3_VL,
+        "glm4v": _GLM4V,
+        "glm4v_moe": _GLM4V,
+    }
+)
 """By family: the settings of the released checkpoints' processors (preprocessor_config.json), with the frame budget of
 qwen-vl-utils that transformers 5.23 applies with cap_pixels_per_frame=True; GLM-4V's are the defaults of transformers 5.23's
 Glm4vImageProcessor and Glm4vVideoProcessor."""
 
-FAMILY_SAMPLING = {
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), "qwen_vl_utils"),
-    **dict.fromkeys(("glm4v", "glm4v_moe"), "Glm4vVideoProcessor"),
-}
+FAMILY_SAMPLING = MappingProxyType(
+    {
+        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), "qwen_vl_utils"),
+        **dict.fromkeys(("glm4v", "glm4v_moe"), "Glm4vVideoProcessor"),
+    }
+)
 """By family: how frames of videos are sampled, a name of mmrope.preprocess.sampling.SAMPLINGS; others are sampled by "time"."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from mmrope.checkpoints.configs import family_from_config
@@ -128,7 +129,7 @@ def _chat(folder: Path) -> dict[str, Any]:
 
 
 _Byte = Annotated[int, Must("a whole number from 0 to 255", lambda n: 0 <= n <= 255)]
-SAVED: Mapping[str, Any] = {
+SAVED: Mapping[str, Any] = MappingProxyType({
     "family": Family,
     "patches": PatchConfig | None,
     "image_pixels": tuple[Fewest, Most] | None,
@@ -144,7 +145,7 @@ SAVED: Mapping[str, Any] = {
     "aspect": str,
     "padding_side": str,
     "chat_template": str | None,
-}
+})  # fmt: skip
 """The settings that describe a checkpoint, and what each must be: no others are saved, nor read. Who may open what, by which
 library, in how many threads, and whether damaged and animated files are taken, is said where the processor runs."""
 _NOT_SAVED = {"video_backend": "auto", "damaged": "refuse", "animation": "refuse"}

@@ -10,14 +10,17 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from types import MappingProxyType
 
 from mmrope.extras import needed_for
 
-LIBRARIES = {
-    "mmrope.preprocess.image": ("simplejpeg", "pillow_heif"),
-    "mmrope.preprocess.text": ("tokenizers", "jinja2"),
-    "mmrope.preprocess.patches": ("torch", "av"),
-}
+LIBRARIES = MappingProxyType(
+    {
+        "mmrope.preprocess.image": ("simplejpeg", "pillow_heif"),
+        "mmrope.preprocess.text": ("tokenizers", "jinja2"),
+        "mmrope.preprocess.patches": ("torch", "av"),
+    }
+)
 """What these modules import when it is first needed. Importing may start programs and write files, as torch's does."""
 _FREE = """
 read readv pread64 preadv preadv2 lseek close close_range dup dup2 dup3 pipe pipe2 write writev

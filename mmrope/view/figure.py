@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mmrope.extras import needed_for
 
 COLORS = ("#d1495b", "#2e86ab", "#3a9d5d", "#8a5fbf", "#e08e45", "#666666")
-AXIS_COLORS = {"t": "#d1495b", "h": "#2e86ab", "w": "#3a9d5d", "p": "#d1495b", "i": "#8a5fbf"}
-KIND_COLORS = {
-    **{"text": "#ffffff", "pad": "#dddddd", "custom": "#f0f0f0"},
-    **{"image": "#fdf0d5", "canvas": "#fdf0d5", "frame": "#e8e4f3", "video": "#e8e4f3", "audio_in_video": "#e8e4f3"},
-    **{"audio": "#e2f0e9"},
-}
+AXIS_COLORS = MappingProxyType({"t": "#d1495b", "h": "#2e86ab", "w": "#3a9d5d", "p": "#d1495b", "i": "#8a5fbf"})
+KIND_COLORS = MappingProxyType(
+    {
+        **{"text": "#ffffff", "pad": "#dddddd", "custom": "#f0f0f0"},
+        **{"image": "#fdf0d5", "canvas": "#fdf0d5", "frame": "#e8e4f3", "video": "#e8e4f3", "audio_in_video": "#e8e4f3"},
+        **{"audio": "#e2f0e9"},
+    }
+)
 
 
 def new_figure(width: float, height: float) -> Any:

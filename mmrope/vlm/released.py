@@ -82,7 +82,7 @@ _QWEN3_VL = Released(
               "patch_size": 16, **_CUT, "num_position_embeddings": 2304, "deepstack_visual_indexes": (8, 16, 24)},
     text_defaults={"rms_norm_eps": 1e-6, "head_dim": 128},
 )  # fmt: skip
-RELEASED: dict[str, Released] = {
+RELEASED: Mapping[str, Released] = MappingProxyType({
     "qwen2_vl": _QWEN2_VL,
     "qwen2_5_vl": replace(
         _QWEN2_VL,
@@ -97,7 +97,7 @@ RELEASED: dict[str, Released] = {
         names={**_QWEN3_VL.names, **_MIXTURE},
         text_defaults={"rms_norm_eps": 1e-6, "head_dim": None, "mlp_only_layers": (), "decoder_sparse_step": 1},
     ),
-}  # fmt: skip
+})  # fmt: skip
 """By model_type."""
 
 _OWN = {

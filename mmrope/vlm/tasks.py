@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -377,18 +378,20 @@ WORDS = (
     *(f" {time}" for time in _TIMES),
 )
 """The words of the questions and answers, each a token of its own."""
-QUESTIONS = {
-    "What is at row 2, column 3?": r"What is at row [1-9], column [1-9]( of image [1-9])?\?",
-    "Read row 2.": r"Read row [1-9]( of image [1-9])?\.",
-    "Read all.": r"Read all( of image [1-9])?\.",
-    "Where is the 7?": r"Where is the [0-9]( of image [1-9])?\?",
-    "How many 7s are there?": r"How many [0-9]s are there( of image [1-9])?\?",
-    "What is shown at 2.5 s?": r"What is shown at [0-7]\.[05] s\?",
-    "When does the 7 appear?": r"When does the [0-9] appear\?",
-    "Which digit comes after the 7?": r"Which digit comes after the [0-9]\?",
-    "List the digits.": r"List the digits\.",
-    "What is 27 + 48?": r"What is [0-9]{1,2} \+ [0-9]{1,2}\?",
-}
+QUESTIONS = MappingProxyType(
+    {
+        "What is at row 2, column 3?": r"What is at row [1-9], column [1-9]( of image [1-9])?\?",
+        "Read row 2.": r"Read row [1-9]( of image [1-9])?\.",
+        "Read all.": r"Read all( of image [1-9])?\.",
+        "Where is the 7?": r"Where is the [0-9]( of image [1-9])?\?",
+        "How many 7s are there?": r"How many [0-9]s are there( of image [1-9])?\?",
+        "What is shown at 2.5 s?": r"What is shown at [0-7]\.[05] s\?",
+        "When does the 7 appear?": r"When does the [0-9] appear\?",
+        "Which digit comes after the 7?": r"Which digit comes after the [0-9]\?",
+        "List the digits.": r"List the digits\.",
+        "What is 27 + 48?": r"What is [0-9]{1,2} \+ [0-9]{1,2}\?",
+    }
+)
 """An example of each question that the model learns, and its form as a regular expression."""
 
 

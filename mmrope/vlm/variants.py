@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -39,10 +40,12 @@ def no_vision_rope(config: VLMConfig) -> VLM:
     return VLM(dataclasses.replace(config, vision=dataclasses.replace(config.vision, theta=None)))
 
 
-VARIANTS: dict[str, Callable[[VLMConfig], VLM]] = {
-    "interleaved": VLM,
-    "contiguous": contiguous,
-    "flat": FlatIds,
-    "no_vision_rope": no_vision_rope,
-}
+VARIANTS: Mapping[str, Callable[[VLMConfig], VLM]] = MappingProxyType(
+    {
+        "interleaved": VLM,
+        "contiguous": contiguous,
+        "flat": FlatIds,
+        "no_vision_rope": no_vision_rope,
+    }
+)
 """By name: the model of a config."""

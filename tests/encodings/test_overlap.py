@@ -48,6 +48,49 @@ def test_overlaps_are_found_as_by_listing_all_elements(one, other):
     assert not share(a, b.clone())
 
 
+def addresses(x):
+    """The address of each byte, the slow way."""
+    at = torch.tensor(places(x)) - x.storage_offset()
+    return (x.data_ptr() + at[:, None] * x.element_size() + torch.arange(x.element_size())).flatten().tolist()
+
+
+@given(views(), views(), *[st.sampled_from((torch.int8, torch.bfloat16, torch.float32, torch.float64))] * 2, st.booleans())
+def test_bytes_in_common_are_found_whatever_the_dtypes_and_the_storages(one, other, of_one, of_other, lent):
+    store = torch.zeros(600, dtype=torch.float64)
+    again = torch.from_numpy(store.numpy()) if lent else store  # the same memory, a storage of its own
+    a, b = store.view(of_one).as_strided(*one), again.view(of_other).as_strided(*other)
+    assert share(a, b) == bool(set(addresses(a)) & set(addresses(b)))
+
+
+LENT = {
+    "numpy": lambda x: torch.from_numpy(x.numpy()),
+    "DLPack": torch.from_dlpack,
+    "a buffer": lambda x: torch.frombuffer(x.numpy().data.cast("B"), dtype=x.dtype).view_as(x),
+    "a parameter": lambda x: torch.nn.Parameter(x, requires_grad=False),
+    "other numbers": lambda x: x.view(torch.bfloat16)[..., :128],
+}
+
+
+@pytest.mark.parametrize("tokens", [3, 70, 300])
+@pytest.mark.parametrize("name", LENT)
+def test_memory_that_is_lent_is_not_rotated_twice(name, tokens):
+    x = torch.randn(1, 28, tokens, 128)
+    k, before = LENT[name](x), x.clone()
+    for pair in ((x, k), (k, x)):
+        with pytest.raises(ValueError, match="inplace=True: q and k share elements, which would be rotated twice"):
+            ROPE.rotate(*pair, ids(tokens), inplace=True)
+    assert torch.equal(x, before)
+
+
+def test_memory_side_by_side_in_one_buffer_is_rotated():
+    n = 28 * 70 * 128
+    buffer = torch.randn(3 * n)
+    q, k = buffer[n : 2 * n].view(1, 28, 70, 128), buffer.view(torch.bfloat16)[4 * n : 5 * n].view(1, 28, 70, 128)
+    k.normal_()
+    wanted = ROPE.rotate(q.clone(), k.clone(), ids(70))
+    torch.testing.assert_close(ROPE.rotate(q, k, ids(70), inplace=True), wanted, atol=1e-6, rtol=8e-3)
+
+
 def overlapping(tokens, dtype):
     """Views whose elements lie in the same place, by name: [1, 28, S, 128], of two batches where the batch is expanded."""
     one = torch.randn(1, 1, tokens, 128).to(dtype)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib
+import pickle
 import re
 
 import numpy as np
@@ -10,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING
 
-from mmrope import FAMILIES, RotarySpec
+from mmrope import FAMILIES, RotaryEmbedding, RotarySpec, YaRN
 from mmrope.checkpoints import rotary_from_config
 from mmrope.encodings.scaling import NTK, frequencies
-from mmrope.encodings.spec import axis_of_pairs
+from mmrope.encodings.spec import Spectra, axis_of_pairs
 from tests.support.upstream_ids import IN_TRANSFORMERS
 
 # --- frequencies ------------------------------------------------------------------------------------------------------
@@ -236,7 +239,7 @@ def config_with(**rope):
         (lambda: RotarySpec.axial(80, axes="thw"), r"does not give 3 axes \(thw\) equal numbers of pairs; say dims="),
         (lambda: RotarySpec.axial(80, axes="hw", dims=(40, 39)), r"dims must be an even number of channels for each"),
         (lambda: RotarySpec.axial(64, axes="hw", dims=(40, 24), spectrum="shared"), r"all dims must be equal"),
-        (lambda: RotarySpec.axial(64, spectrum="odd"), r"spectrum must be 'per_axis' or 'shared'"),
+        (lambda: RotarySpec.axial(64, spectrum="odd"), r"spectrum must be one of"),
         (lambda: RotarySpec(8, np.ones(4), np.zeros(3, int), "t"), r"axis has 3 entries for 4 pairs"),
         (lambda: RotarySpec(8, np.ones(8), np.zeros(8, int), "t"), r"8 pairs rotate 16 channels, but head_dim is 8; inv_freq has one entry per pair"),
         (lambda: RotarySpec(8, np.ones(4), np.ones(4, int), "t"), r"axis indices must be 0 .. 0 for the axes 't', got \[1\]"),
@@ -273,3 +276,33 @@ def test_published_bound_of_rotary_scores():
     np.testing.assert_allclose([bound(r) for r in wanted], list(wanted.values()), atol=2e-3)
     rises = (np.diff([bound(r) for r in range(1001)]) > 0).sum()
     assert rises == 483
+
+
+COPIES = {
+    "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "replace": lambda x: dataclasses.replace(x),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_spec_stays_frozen_through_copies(name):
+    spec = RotarySpec.mrope(32, sections=(6, 5, 5), layout="interleaved").scaled(YaRN(4.0, 4096))
+    for made in (
+        COPIES[name](spec),
+        copy.deepcopy(RotaryEmbedding(spec)).spec,
+        pickle.loads(pickle.dumps(RotaryEmbedding(spec))).spec,
+    ):
+        assert made == spec
+        assert made.spectra.to_dict() == spec.spectra.to_dict()
+        for array in (made.inv_freq, made.axis, made.spectra.which, made.spectra.index):
+            with pytest.raises(ValueError, match="read-only"):
+                array[:] = 0
+
+
+def test_a_spec_does_not_change_with_the_arrays_that_it_was_made_of():
+    which, index = np.zeros(4, int), np.arange(4)
+    spectra = Spectra(((1e4, 8),), which, index)
+    which[:], index[:] = -1, 0
+    assert spectra.to_dict() == Spectra.one(8, 1e4).to_dict()

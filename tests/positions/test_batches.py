@@ -185,7 +185,7 @@ ROWS = [[TEXT(2), IMAGE], [TEXT(1)]]
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: collate(ROWS, pad_side="both"), "pad_side must be 'left' or 'right', got 'both'"),
+        (lambda: collate(ROWS, pad_side="both"), "pad_side must be one of .*'left', 'right'.*, got 'both'"),
         (lambda: collate(ROWS, multiple_of=0), "multiple_of must be at least 1, got 0"),
         (lambda: pack(ROWS, "qwen2_vl", multiple_of=1.5), "multiple_of must be a whole number of tokens, got 1.5"),
         (lambda: pack(ROWS, "qwen2_vl", dtype=np.int16), "position ids are int64 or int32, not int16"),

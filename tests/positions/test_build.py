@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrope import FAMILIES, Segment, family, pack, patch_position_ids, position_ids
-from mmrope.positions import AudioInVideo, Row
+from mmrope.positions import AudioInVideo, Row, convert_ids, decode_position_ids, fingerprint, rope_deltas
 from mmrope.positions.build import _bounds, largest_ids, plan
 from tests.support.strategies import any_rows, images, law, length, long_rows, pad_of, rows, slow_position_ids, small
 
@@ -262,7 +262,7 @@ def test_the_order_of_float32_operations_is_part_of_the_rule():
             r"0 <= start <= stop, got start=2, stop=1 for 3 tokens",
         ),
         ([Segment.text(3)], "qwen2_vl", {"start": -1}, r"0 <= start"),
-        ([Segment.text(3)], "qwen2_vl", {"stop": 1.5}, r"start and stop must be whole numbers, got start=0, stop=1.5"),
+        ([Segment.text(3)], "qwen2_vl", {"stop": 1.5}, r"stop must be a whole number of tokens, got 1.5"),
         ([Segment.text(3)], "qwen2_vl", {"dtype": "float32"}, r"position ids are int64 or int32, not float32"),
         (
             [Segment.text(3)],
@@ -403,8 +403,8 @@ def test_patches_equal_transformers():
     ("options", "message"),
     [
         ({"grid_thw": [[1, 3, 4]]}, r"patch grid 0 is 1 x 3 x 4; order='blocks' with merge=2 needs h and w"),
-        ({"grid_thw": [[1, 4, 4]], "axes": "wh"}, r"axes must be 'hw' or 'thw'"),
-        ({"grid_thw": [[1, 4, 4]], "order": "zigzag"}, r"order 'raster' or 'blocks'"),
+        ({"grid_thw": [[1, 4, 4]], "axes": "wh"}, r"axes must be one of \('hw', 'thw'\)"),
+        ({"grid_thw": [[1, 4, 4]], "order": "zigzag"}, r"order must be one of \('raster', 'blocks'\)"),
         ({"grid_thw": [[1.5, 4.7, 4.2]]}, r"grid_thw must be whole numbers \[n, 3\] \(t, h, w\), got float64 \[1, 3\]"),
         ({"grid_thw": [1, 4, 4]}, r"grid_thw must be whole numbers \[n, 3\]"),
         ({"grid_thw": [[1, 4, 4]], "merge": 0}, r"merge must be at least 1, got 0"),
@@ -420,8 +420,11 @@ def test_fractional_ids_are_not_rounded_into_each_other(name):
     """float32 has whole numbers up to 2^24; past it neighbours would share an id, silently."""
     row_of_table = FAMILIES[name]
     fractional = family(name, stride=0.5) if row_of_table.stride is None else family(name)
-    fits, row = [Segment.text(2**24 + 1)], [Segment.text(2**24 + 4)]
-    assert position_ids(fits, fractional, start=2**24 - 1).ids[0, 0].tolist() == [2**24 - 1, 2**24]
+    fits, row = [Segment.text(2**24)], [Segment.text(2**24 + 4)]
+    assert position_ids(fits, fractional, start=2**24 - 2).ids[0, 0].tolist() == [2**24 - 2, 2**24 - 1]
+    assert position_ids(fits, fractional, start=2**24 - 2).next.tolist() == [2**24]
+    with pytest.raises(ValueError, match="position id 16,777,217 does not fit float32"):  # the next
+        position_ids([Segment.text(2**24 + 1)], fractional, stop=3)
     with pytest.raises(ValueError, match=r"position id 16,777,2\d\d does not fit float32; ask for float64"):
         position_ids(row, fractional, start=2**24 - 2, stop=2**24 + 3)
     with pytest.raises(ValueError, match="does not fit float32"):
@@ -429,3 +432,81 @@ def test_fractional_ids_are_not_rounded_into_each_other(name):
     wide = position_ids(row, fractional, start=2**24 - 2, stop=2**24 + 3, dtype=np.float64)
     assert wide.ids[0, 0].tolist() == list(range(2**24 - 2, 2**24 + 3))
     assert wide.next.tolist() == [2**24 + 4]
+
+
+FRACTIONAL = ["qwen3_omni_moe", family("hope", stride=0.75), family("v2pe", stride=1 / 256), "circle_rope"]
+
+
+@pytest.mark.parametrize("rule", FRACTIONAL, ids=str)
+@pytest.mark.parametrize("below", [0, 1, 2, 7, 40])
+@pytest.mark.parametrize("kind", ["text", "image", "audio", "video", "audio_in_video"])
+def test_whole_ids_past_2_24_are_exact_in_float64_at_every_door(rule, below, kind):
+    """Past a row's media, text continues by ones; a row that begins 2^24 higher has ids 2^24 higher."""
+    rule = family(rule)
+    if kind not in ("text", *rule.media):
+        return
+    first = 2**24 - below
+    media = {
+        "text": lambda: Segment.text(3),
+        "image": lambda: Segment.image(h=3, w=5),
+        "audio": lambda: Segment.audio(9),
+        "video": lambda: Segment.video(t=4, h=2, w=2, seconds_per_grid=1.0),
+        "audio_in_video": lambda: AudioInVideo.make(t=3, h=1, w=2, audio=7, seconds_per_grid=1.0),
+    }[kind]()
+    low = position_ids(
+        [Segment.text(1024), media, Segment.text(60)], rule, start=1023, stop=1024 + media.length + 64, dtype=np.float64
+    )
+    row = [Segment.text(first), media, Segment.text(60)]
+    stop = first + media.length + 64
+    high = position_ids(row, rule, start=first - 1, stop=stop, dtype=np.float64)
+    tolerance = {"circle_rope": 2, "v2pe": 1, "hope": 1}.get(rule.name, 0)  # fractions are rounded as float32 has them
+    np.testing.assert_allclose(high.ids - low.ids, first - 1024, rtol=0, atol=tolerance)
+    text = high.ids[0, 0, -64:]
+    assert (np.diff(text) == 1).all()
+    assert high.next[0] == text[-5] + 1
+    tensors = high.torch()
+    assert tensors["position_ids"][0, 0, -64:].tolist() == text.tolist()
+    assert tensors["next_position"].tolist() == high.next.tolist()
+    assert decode_position_ids(high.next, rule, step=1, count=3)[0, 0].tolist() == text[-3:].tolist()
+    np.testing.assert_array_equal(
+        rope_deltas(high, length="padded")[0], high.ids[..., : 1 + media.length + 60].max() + 1 - (stop - 4)
+    )
+    with pytest.raises(ValueError, match=r"position id 16,777,\d\d\d does not fit float32; ask for float64"):
+        position_ids(row, rule, start=first - 1)
+    with pytest.raises(ValueError, match="does not fit float32; ask for float64"):
+        decode_position_ids(high.next.astype(np.float32), rule, count=2)
+    assert fingerprint(high) != fingerprint(high.ids + 1)
+
+
+def test_decode_steps_in_float32_are_exact_or_refused():
+    narrow = np.array([2**24 - 2], np.float32)
+    assert decode_position_ids(narrow, "qwen3_omni_moe", count=3)[0, 0].tolist() == [2**24 - 2, 2**24 - 1, 2**24]
+    for following, more in (
+        (narrow, {"count": 4}),
+        (np.float32([5]), {"step": 2**24}),
+        (np.float32([5.5]), {"step": 2**23, "count": 2}),
+    ):
+        with pytest.raises(ValueError, match=r"position id [\d,]+ does not fit float32; ask for float64"):
+            decode_position_ids(following, "qwen3_omni_moe", **more)
+        wide = decode_position_ids(following.astype(np.float64), "qwen3_omni_moe", **more)[0, 0]
+        assert (np.diff(wide) == 1).all()
+    with pytest.raises(ValueError, match="following must be finite ids"):
+        decode_position_ids(np.float32([np.nan]), "qwen3_omni_moe")
+
+
+def test_text_positions_that_float32_cannot_hold_are_refused():
+    """Of V2PE ids may be small where text positions are large."""
+    ids = np.zeros((1, 1, 3), np.float32)
+    with pytest.raises(ValueError, match=r"text positions up to 16,777,217 do not fit float32"):
+        convert_ids(ids, "axes_first", "text_row_first", axes=1, text_ids=[[0, 1, 2**24 + 1]])
+    held = convert_ids(ids.astype(float), "axes_first", "text_row_first", axes=1, text_ids=[[0, 1, 2**24 + 1]])
+    assert held[0].tolist() == [[0, 1, 2**24 + 1]]
+
+
+def test_a_function_that_computes_in_float32_past_2_24_is_refused():
+    def place(segment, start, family):
+        return (np.full((3, segment.length), start)).astype(np.float32), start + 1
+
+    rule = family("circle_rope").replace(name="mine", place={"image": place})
+    with pytest.raises(ValueError, match="compute in the dtype of the id that the segment begins at"):
+        position_ids([Segment.text(2**24 + 1), Segment.image(h=1, w=1)], rule, start=2**24, dtype=np.float64)

@@ -171,7 +171,8 @@ def test_facts_that_a_family_has_no_use_for_are_refused(name, facts):
         ({"place": {"vido": len}}, r"place has functions for \['vido'\], which are not among its media \('image', 'video'\)"),
         ({"axes": "abc"}, r"no field says where \['image', 'video'\] go on the axes abc: name functions in place"),
         ({"media": ("image", "audio_in_video")}, r"no field says where \['audio_in_video'\] go on the axes thw"),
-        ({"stride": "0.5"}, r"stride must be a positive number, got '0.5'"),
+        ({"stride": "0.5"}, r"stride must be a finite number, got '0.5'"),
+        ({"stride": -1}, r"stride must be a positive number, got -1"),
         ({"spatial_merge": "2"}, r"spatial_merge must be a whole number, got '2'"),
     ],
 )
@@ -199,7 +200,7 @@ def test_released_ernie_configs_have_a_name_of_their_own():
 
 def test_token_ids_are_whole_numbers():
     """A string would find no token, and media would be text."""
-    with pytest.raises(ValueError, match=r"token_ids.image must be the id of a token, a whole number, got '151655'"):
+    with pytest.raises(ValueError, match=r"token_ids.image must be a whole number, the id of a token, got '151655'"):
         family_from_config({**RELEASED_QWEN2_5_VL, "image_token_id": "151655"})
 
 

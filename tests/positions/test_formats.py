@@ -98,7 +98,7 @@ IDS, FOUR = np.zeros((3, 2, 5), dtype=np.int64), np.zeros((4, 2, 5), dtype=np.in
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((IDS, "abs", "packed"), "source must be 'axes_first', 'batch_first', 'text_row_first', 'batch_text_row', 'packed', got 'abs'"),
+        ((IDS, "abs", "packed"), r"source must be one of \('axes_first', 'batch_first', 'text_row_first', 'batch_text_row', 'packed'\), got 'abs'"),
         ((IDS, "axes_first", "4"), "target must be"),
         ((FOUR, "axes_first", "batch_first"), r"'axes_first' ids of 3 axes are \[A, B, S\] with 3 at dimension 0, got \[4, 2, 5\]"),
         ((IDS, "batch_first", "axes_first"), r"'batch_first' ids of 3 axes are \[B, A, S\] with 3 at dimension 1, got \[3, 2, 5\]"),

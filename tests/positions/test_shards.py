@@ -80,10 +80,10 @@ def test_shards_are_those_of_megatron_and_transformer_engine(case):
         ({"cu_seqlens": 9, "scheme": "ulysses"}, "'ulysses' cuts the tokens into 2 equal parts, but 9 tokens are no multiple of 2"),
         ({"cu_seqlens": 6, "scheme": "zigzag"}, "'zigzag' cuts the tokens into 4 equal parts"),
         ({"rank": 2}, "rank must be from 0 to size - 1, got rank 2 of size 2"),
-        ({"scheme": "ring"}, "scheme must be 'contiguous', 'zigzag', 'zigzag_per_sequence', 'ulysses', got 'ring'"),
+        ({"scheme": "ring"}, "scheme must be one of .*'ulysses'.*, got 'ring'"),
         ({"cu_seqlens": [4, 8]}, r"cu_seqlens must begin with 0 and never fall, got \[4, 8\]"),
         ({"cu_seqlens": [0, 8, 4]}, r"never fall, got \[0, 8, 4\]"),
-        ({"cu_seqlens": [0.0, 8.0]}, r"cu_seqlens must be a number of tokens, or running totals \[B \+ 1\], got float64 \[2\]"),
+        ({"cu_seqlens": [0.0, 8.0]}, r"cu_seqlens must be whole numbers \[B \+ 1\], .*, got float64 \[2\]"),
         ({"cu_seqlens": -4, "scheme": "zigzag"}, r"never fall, got \[0, -4\]"),
     ],
 )  # fmt: skip

@@ -91,7 +91,7 @@ def test_from_what_video_processors_return():
         ({"frame_indices": (0, 1), "timestamps": (1, 0)}, r"timestamps must be finite seconds, from 0 up and never decreasing, got \(1, 0\)"),
         ({"frame_indices": (0, 1), "timestamps": (0, math.inf)}, r"timestamps must be finite seconds"),
         ({"frame_indices": (0, 1), "timestamps": (-3, -1)}, r"timestamps must be finite seconds, from 0 up"),
-        ({"frame_indices": (0.0, 1.0), "sampled_fps": 1}, r"frame_indices must be whole numbers, got \(0.0, 1.0\)"),
+        ({"frame_indices": (0.0, 1.0), "sampled_fps": 1}, r"frame_indices: each must be a whole number, got 0.0"),
         ({"frame_indices": (0, 1), "sampled_fps": "2"}, r"sampled_fps must be a positive number of frames a second, got '2'"),
         # the rate that was asked for, not the one that was sampled
         ({"frame_indices": range(0, 240, 30), "original_fps": 30.0, "sampled_fps": 7.0}, r"frames \(0, 30, .*\) lie 30 apart, which is 1 s at original_fps=30, but 0.142857 s at sampled_fps=7: state the rate at which"),
@@ -99,10 +99,10 @@ def test_from_what_video_processors_return():
         ({"frame_indices": (0, 1, 2, 300), "sampled_fps": 1.0}, r"frames \(0, 1, 2, 300\) are not evenly spaced, so sampled_fps does not say when they are shown"),
         ({"frame_indices": range(9), "timestamps": (2,) * 8 + (1,)}, r"got \(2, 2, 2, 2, 2, 2, ...\)"),
         ({"frame_indices": (0, 2**40 + 1), "original_fps": 1.0}, r"frame_indices must be at most 1,099,511,627,776, got 1,099,511,627,777"),
-        ({"frame_indices": (10**400, 0), "original_fps": 1.0}, r"never decreasing, got \(10+, 0\)"),
-        ({"frame_indices": (0, 1), "timestamps": (0, None)}, r"timestamps must be seconds, one for each of the 2 sampled frames, got \(0, None\)"),
-        ({"frame_indices": (0, 1), "timestamps": 5}, r"timestamps must be seconds, one for each of the 2 sampled frames, got 5"),
-        ({"frame_indices": (0, 1), "timestamps": (0, 10**400)}, r"timestamps must be seconds"),
+        ({"frame_indices": (10**400, 0), "original_fps": 1.0}, r"frame_indices: each must be below 2\^62, got a number of 1329 bits"),
+        ({"frame_indices": (0, 1), "timestamps": (0, None)}, r"timestamps must be finite seconds, from 0 up and never decreasing, got \(0, None\)"),
+        ({"frame_indices": (0, 1), "timestamps": 5}, r"timestamps must be a list, got 5"),
+        ({"frame_indices": (0, 1), "timestamps": (0, 10**400)}, r"timestamps must be finite seconds, from 0 up and never decreasing, got \(0, 1000"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_right_is_refused(facts, message):
@@ -113,8 +113,8 @@ def test_what_cannot_be_right_is_refused(facts, message):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"frames_indices": [0.5]}, r"frame_indices must be whole numbers, got \[0.5\]"),
-        ({"frames_indices": 5, "fps": 2.0}, r"frame_indices must be whole numbers, got 5"),
+        ({"frames_indices": [0.5]}, r"frame_indices: each must be a whole number, got 0.5"),
+        ({"frames_indices": 5, "fps": 2.0}, r"frame_indices must be a list, got 5"),
         ({"frames_indices": [], "fps": 2.0, "total_num_frames": 4}, r"frame_indices must be at least one index"),
         ({"frames_indices": [0], "fps": "2", "total_num_frames": 4}, r"original_fps must be a positive number of frames a second, got '2'"),
         ({"frames_indices": [0], "fps": 2.0, "total_num_frames": "4"}, r"total_num_frames must be a number of frames, at most 1,099,511,627,776, got '4'"),
