@@ -118,6 +118,14 @@ def test_a_narrow_dtype_stays():
     assert (ids.dtype, deltas.dtype) == (torch.int32, torch.int64)
 
 
+def test_a_model_that_cuts_its_inputs_is_refused():
+    model = torch.nn.Linear(1, 1)
+    model.config = {"model_type": "qwen2_vl", "vision_config": {"spatial_merge_size": 2}}
+    assert RopeIndex(model).family.name == "qwen2_vl"
+    with pytest.raises(ValueError, match=r"the model is wrapped in DataParallel, which cuts .*Start a process for each GPU"):
+        RopeIndex(torch.nn.DataParallel(model))
+
+
 def test_refusals():
     rule = with_tokens("qwen2_5_omni")
     row = [Segment.text(2), AudioInVideo.make(t=2, h=1, w=2, seconds_per_grid=1.0, audio=30), Segment.text(2)]
