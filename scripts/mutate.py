@@ -10,8 +10,8 @@ another, a number is one more, a condition is turned round, a `raise` is left ou
 Which tests run a line is measured once, on a few cases of each test and on all that are quick, and kept in out/mutate:
 remove it to measure anew. A line that runs while a module is imported is reached by the tests of its folder, too, and by all
 that run what its module has. For each mutation, tests that are newer than the measurement run first, then those that reach
-its line, a case of each, the fastest first, in one process, until one fails. What survives a minute of tests is tried at the
-end with the others, and with the cases that were not measured.
+its line, a case of each, the fastest first, in one process, until one fails. What survives a minute of tests and is not
+explained is tried at the end with the others, and with the cases that were not measured.
 
 A mutation is caught by a test that fails with it, fails again by itself, and passes without it; or that takes more than ten
 times as long as it was measured, and passes in a quarter of that without it. Those that change nothing are listed with the
@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
 import gc
 import hashlib
 import importlib
@@ -94,7 +95,11 @@ def main() -> None:
         if options.again and not row["caught"]:
             row["caught"] = None
     for whole in (False, True):
-        todo = [n for n, row in enumerate(rows) if row["caught"] is None or (not row["caught"] and row["whole"] < whole)]
+        todo = [
+            n
+            for n, row in enumerate(rows)
+            if row["caught"] is None or (whole and _outcome(row) == "survived" and not row["whole"])
+        ]
         for n, caught in _tried(rows, todo, whole):
             rows[n] |= {"caught": caught, "whole": whole}
             print(n, *rows[n].values(), flush=True)
@@ -306,8 +311,7 @@ class _Measure:
     def pytest_unconfigure(self) -> None:
         self.coverage.stop()
         self.coverage.save()
-        code = {str(path.relative_to(ROOT)): _digest(path) for path in (ROOT / "mmrope").rglob("*.py")}
-        self.path.with_suffix(".part").write_text(json.dumps({"seconds": self.seconds, "code": code}))
+        self.path.with_suffix(".part").write_text(json.dumps({"seconds": self.seconds, "code": _digests()}))
 
 
 def _function(test: str) -> str:
@@ -323,8 +327,10 @@ def _means(seconds: dict[str, float | None]) -> dict[str, float]:
     return {test: mean(took) for test, took in known.items()}
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digests() -> dict[str, str]:
+    """Of the files of code and tests."""
+    files = (path for folder in ("mmrope", "tests") for path in (ROOT / folder).rglob("*.py"))
+    return {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 class Reach:
@@ -335,7 +341,12 @@ class Reach:
             (path.with_suffix(".coverage"), json.loads(path.read_text())) for path in sorted(OUT.glob("tests-*.json"))
         ]
         measured = {test: seconds for _, part in self.parts for test, seconds in part["seconds"].items()}
-        means = _means(measured)
+        means, self.now = _means(measured), _digests()
+        folders = {test.partition("::")[0].rpartition("/")[0] for test in measured}
+        known = {file: digest for _, part in self.parts for file, digest in part["code"].items()}
+        changed = (file for file, digest in self.now.items() if known.get(file) != digest)
+        self.changed = [file for file in changed if file.rpartition("/")[0] in folders and "/test_" in file]
+        """Files with tests that were not measured, or were others."""
         self.measured = {test for test, seconds in measured.items() if seconds is not None}
         self.seconds = {test: means.get(_function(test), 1.0) if took is None else took for test, took in measured.items()}
         """Of every test; of a case that was not measured those of the others."""
@@ -351,7 +362,7 @@ class Reach:
             data.read()
             contexts = data.contexts_by_lineno(file)
             in_file.update(*contexts.values())
-            if part["code"].get(file) == _digest(ROOT / file):  # else the lines are others'
+            if part["code"].get(file) == self.now[file]:  # else the lines are others'
                 in_lines.update(*(contexts.get(line, ()) for line in lines))
         others = set[str]()
         if "" in in_lines or not in_lines:
@@ -421,11 +432,10 @@ class _Lane:
             return GONE
         after = mutated(before, place.number)
         tests = self.reach.tests(row["file"], place.lines, whole=whole)
-        folder, stem = Path(row["file"]).parent.name, Path(row["file"]).stem
-        own = [name for name in (f"tests/{folder}/test_{stem}.py",) if (ROOT / name).is_file()]
+        changed = [] if whole else self.reach.changed
         while True:
             self._write(row["file"], after)
-            test, never_ends = self._first_failure([*own, *tests], fresh=not whole)
+            test, never_ends = self._first_failure([*changed, *tests], fresh=not whole)
             again = test and (never_ends or self._first_failure([test])[0])
             self._write(row["file"], before)
             if not test:
@@ -515,17 +525,10 @@ def _report(count: int, seed: int, folders: list[str]) -> dict[str, Any]:
 
 
 def _write(report: dict[str, Any]) -> None:
-    why = {_key(row): row["why"] for row in json.loads(EQUIVALENT.read_text())}
-
-    def outcome(row: dict[str, Any]) -> str:
-        if row["caught"]:
-            return "gone" if row["caught"] == GONE else "caught"
-        return "not tried" if row["caught"] is None else "equivalent" if _key(row) in why else "survived"
-
     rows = report["mutations"]
     kinds = ("caught", "equivalent", "gone", "survived", "not tried")
     by_folder = {
-        folder: Counter(outcome(row) for row in rows if row["file"].split("/")[1] == folder) for folder in report["folders"]
+        folder: Counter(_outcome(row) for row in rows if row["file"].split("/")[1] == folder) for folder in report["folders"]
     }
     figures = {kind: sum(counts[kind] for counts in by_folder.values()) for kind in kinds}
     report |= {
@@ -548,12 +551,30 @@ def _write(report: dict[str, Any]) -> None:
     ]
     for kind, last in (("survived", ""), ("equivalent", "why it changes nothing"), ("gone", ""), ("caught", "by")):
         chosen = [
-            [row["file"], row["line"], row["mutation"], f"`{row['text'][:90]}`", row["caught"] or why.get(_key(row), "")]
+            [
+                row["file"],
+                row["line"],
+                row["mutation"],
+                f"`{row['text'][:90]}`",
+                row["caught"] or _explained().get(_key(row), ""),
+            ]
             for row in rows
-            if outcome(row) == kind
+            if _outcome(row) == kind
         ]
         lines += _table(kind, ["file", "line", "mutation", "in", last], chosen) if chosen else []
     (RESULTS / "mutations.md").write_text("\n".join(lines) + "\n")
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    if row["caught"]:
+        return "gone" if row["caught"] == GONE else "caught"
+    return "not tried" if row["caught"] is None else "equivalent" if _key(row) in _explained() else "survived"
+
+
+@functools.cache
+def _explained() -> dict[tuple[str, str, str], str]:
+    """Why mutations change nothing."""
+    return {_key(row): row["why"] for row in json.loads(EQUIVALENT.read_text())}
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, str]:

@@ -601,6 +601,15 @@ def test_frames_of_even_times_are_those_of_the_grid():
     assert video.frames_on_grid(range(12)).tolist() == list(range(12))
 
 
+def test_a_frame_of_vp9_says_whether_it_is_shown():
+    """VP9 bitstream specification, 6.2: the mark, the profile, a bit more of profile 3, "shows another", its type, "is shown"."""
+    for profile in (0b1000 << 4, 0b1001 << 4, 0b1010 << 4):
+        shown = [bits for bits in range(16) if probe._vp9_shows(profile | bits)]
+        assert shown == [bits for bits in range(16) if bits & 0b1000 or bits & 0b0010]
+    shown = [bits for bits in range(8) if probe._vp9_shows(0b1011 << 4 | bits)]
+    assert shown == [bits for bits in range(8) if bits & 0b100 or bits & 0b001]
+
+
 def test_of_two_times_that_is_believed_which_went_back_less_often():
     """As libavcodec's guess_correct_pts has it; the presentation time, if both did as often."""
     times = probe._Times(step=40, back=10**6, ahead=None)
