@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -46,6 +47,22 @@ def test_overlaps_are_found_as_by_listing_all_elements(one, other):
     assert overlaps(a) == (len(set(places(a))) < len(places(a)))
     assert share(a, b) == bool(set(places(a)) & set(places(b)))
     assert not share(a, b.clone())
+
+
+def test_views_that_have_their_outer_steps_in_common():
+    """As those of one fused tensor, or nearly: what is widest may pass over all inside it, or not, or be of one alone."""
+    store, random, found = torch.zeros(200), np.random.default_rng(0), set()
+    for _ in range(2000):
+        outer = [(int(random.choice([12, 24, 36])), int(random.integers(1, 4)))] * random.integers(0, 2)
+        views = []
+        for _ in range(2):
+            inner = [(int(random.choice([1, 2, 3, 4, 12])), int(random.integers(1, 4))) for _ in range(random.integers(0, 3))]
+            strides, shape = zip(*outer, *inner, strict=True) if outer or inner else ((), ())
+            views.append(store.as_strided(shape, strides, int(random.integers(0, 30))))
+        shared = bool(set(places(views[0])) & set(places(views[1])))
+        assert share(*views) == shared, [(x.shape, x.stride(), x.storage_offset()) for x in views]
+        found.add(shared)
+    assert found == {True, False}
 
 
 def overlapping(tokens, dtype):
