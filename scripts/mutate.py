@@ -8,10 +8,10 @@ A mutation is drawn at random: a folder after the other, in it a place in the co
 another, a number is one more, a condition is turned round, a `raise` is left out.
 
 Which tests run a line is measured once, on a few cases of each test and on all that are quick, and kept in out/mutate:
-remove it to measure anew. A line that runs while a module is imported is reached by the tests of its folder, too, and by all
-that run what its module has. For each mutation, tests that are newer than the measurement run first, then those that reach
-its line, a case of each, the fastest first, in one process, until one fails. What survives a minute of tests and is not
-explained is tried at the end with the others, and with the cases that were not measured.
+remove it to measure anew. A line that runs while a module is imported is reached by the tests of its module's file and
+folder, too, and by all that run what its module has. For each mutation, tests that are newer than the measurement run first,
+then those that reach its line, a case of each, the fastest first, in one process, until one fails. What survives a minute of
+tests and is not explained is tried at the end with the others, and with the cases that were not measured.
 
 A mutation is caught by a test that fails with it, fails again by itself, and passes without it; or that takes more than ten
 times as long as it was measured, and passes in a quarter of that without it. Those that change nothing are listed with the
@@ -35,7 +35,6 @@ import json
 import os
 import platform
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -223,6 +222,8 @@ def _pytest(place: Path, arguments: list[str], plugin: object) -> int:
             sys.path[0] = os.environ["PYTHONPATH"] = str(place)
             for standard in (1, 2):
                 os.dup2(os.open(OUT / f"{place.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), standard)
+            import resource  # not on every system, and the tests read this file
+
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             _end_after(5.0)
             off = [f"-pno:{name}" for name in ("randomly", "xdist", "cacheprovider")]
@@ -357,6 +358,7 @@ class Reach:
         from coverage import CoverageData
 
         in_file, in_lines = set[str](), set[str]()
+        own = f"tests/{Path(file).parent.name}/test_{Path(file).stem}.py"
         for path, part in self.parts:
             data = CoverageData(str(path))
             data.read()
@@ -366,12 +368,12 @@ class Reach:
                 in_lines.update(*(contexts.get(line, ()) for line in lines))
         others = set[str]()
         if "" in in_lines or not in_lines:
-            folder = f"tests/{file.split('/')[1]}/"
-            others = in_file | {test for test in self.measured if test.startswith(folder)}
+            others = in_file | {test for test in self.measured if test.startswith(own.rpartition("/")[0] + "/")}
         reached, turn = [], Counter[str]()
         for test in sorted((in_lines | others) & set(self.seconds), key=self.seconds.__getitem__):
             turn[_function(test)] += 1
-            reached.append((test not in in_lines, turn[_function(test)], self.seconds[test], test))
+            place = 0 if test in in_lines else 1 if test.startswith(own) else 2
+            reached.append((place, turn[_function(test)], self.seconds[test], test))
         reached = [test for *_, test in sorted(reached)]
         soon = sum(total <= SOON for total in itertools.accumulate(self.seconds[test] for test in reached))
         if not whole:
@@ -441,7 +443,7 @@ class _Lane:
             if not test:
                 return ""
             if again and not self._first_failure([test], share=0.25 if never_ends else 1.0)[0]:
-                return f"never ends: {test}" if never_ends else test
+                return "never ends: " * never_ends + "not collected: " * ("::" not in test) + test
             if "::" not in test or test in self.flaky:
                 raise RuntimeError(f"{test} cannot be run: {OUT / self.place.name}.log says why")
             self.flaky.add(test)

@@ -255,6 +255,12 @@ def test_hunyuans_images_stand_with_and_without_their_markers():
     assert segments_from_inputs(inputs, rule)[0] == [Segment.text(1), Segment.image(h=2, w=4), Segment.text(1)]
 
 
+def test_a_decode_step_is_of_one_token():
+    for following in ([5, 9], position_ids([[Segment.text(5)], [Segment.text(5)]], "qwen2_vl").next):
+        ids = decode_position_ids(following, "qwen2_vl")
+        assert ids.tolist() == [[[5], [following[1]]]] * 3
+
+
 def test_the_marker_after_media_stands_by_itself_where_ids_are_fractions():
     """As upstream adds it up: Qwen3-Omni."""
     rule = with_tokens("qwen3_omni_moe")
