@@ -539,9 +539,10 @@ def _write(report: dict[str, Any]) -> None:
         "date": str(date.today()),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("pytest", "coverage", "numpy", "torch")},
+            **{name: version(name) for name in ("mmrope", "pytest", "coverage", "numpy", "torch")},
         },
     }
+    report["mutations"] = report.pop("mutations")  # the figures stand before them
     (RESULTS / "mutations.json").write_text(json.dumps(report, indent=1) + "\n")
     versions = "".join(f"{name} {number}; " for name, number in report["versions"].items())
     lines = [
