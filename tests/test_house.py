@@ -6,6 +6,7 @@ import ast
 import contextlib
 import graphlib
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 import mmrope
 from mmrope.extras import BROUGHT_BY
+from scripts import mutate
 from tests.conftest import pytest_runtest_teardown
 from tests.support import ROOT, public
 
@@ -263,6 +265,27 @@ def test_every_module_of_others_is_brought_by_an_extra():
     allowed = {"mmrope", "numpy", *used_where_the_user_has_them, *sys.stdlib_module_names}
     for path in FILES:
         assert {module.split(".")[0] for module in imports(path, top_level_only=False)} <= allowed | set(BROUGHT_BY), path
+
+
+def test_mutations_that_are_explained_are_of_code_that_stands():
+    for row in json.loads(mutate.EQUIVALENT.read_text()):
+        there = {(place.text, place.what) for place in mutate.places((ROOT / row["file"]).read_text())}
+        assert (row["text"], row["mutation"]) in there, row
+
+
+def test_a_mutation_changes_one_place():
+    code = "def f(a, b):\n    if a < b and a != 1:\n        raise ValueError(a + 3)\n    return a\n"
+    made = {place.what: mutate.mutated(code, place.number) for place in mutate.places(code)}
+    assert {what: "".join(new.split("\n")) for what, new in made.items()} == {
+        "condition turned round": "def f(a, b):    if not (a < b and a != 1):        raise ValueError(a + 3)    return a",
+        "And -> Or": "def f(a, b):    if a < b or a != 1:        raise ValueError(a + 3)    return a",
+        "Lt -> LtE": "def f(a, b):    if a <= b and a != 1:        raise ValueError(a + 3)    return a",
+        "NotEq -> Eq": "def f(a, b):    if a < b and a == 1:        raise ValueError(a + 3)    return a",
+        "1 -> 2": "def f(a, b):    if a < b and a != 2:        raise ValueError(a + 3)    return a",
+        "raise left out": "def f(a, b):    if a < b and a != 1:        pass    return a",
+        "Add -> Sub": "def f(a, b):    if a < b and a != 1:        raise ValueError(a - 3)    return a",
+        "3 -> 4": "def f(a, b):    if a < b and a != 1:        raise ValueError(a + 4)    return a",
+    }
 
 
 def test_versions_agree():

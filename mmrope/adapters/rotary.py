@@ -94,9 +94,7 @@ class RotaryInPlace(nn.Module):
         self.in_float32 = theirs.dtype == torch.float32
         # [B, S, P], or each pair's number at both of its channels: as two halves, or as neighbours
         self.once = theirs.shape[-1] == pairs
-        self.halves = known.pairing == "half" or self.axes_lead
-        if not self.once and not self.axes_lead and theirs.shape[-1] == 2 * pairs:
-            self.halves = bool(torch.equal(theirs[..., :pairs], theirs[..., pairs:]))
+        self.halves = self.once or self.axes_lead or torch.equal(theirs[..., :pairs], theirs[..., pairs:])
         if spec is None:
             _check_unchanged(own, fresh)
             for layer in self.layers:

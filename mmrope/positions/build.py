@@ -284,7 +284,7 @@ def _extent(grid: tuple[int, int, int], n: int, last: Any, family: Family) -> An
         return max(h, w) - 1
     if family.advance == "time":
         return last
-    return (n if family.stride == 1 else math.ceil(n * (family.stride or 0))) - 1
+    return math.ceil(n * (family.stride or 0)) - 1
 
 
 def _clock(rows: Sequence[Row], b: int, item: Any, family: Family) -> tuple[float | None, tuple[float, ...] | None]:

@@ -194,6 +194,11 @@ def _behind_blocks(content: bytes, at: int) -> int:
     return at + 1
 
 
+def _count(image: Any) -> int:
+    """How many frames the header of an animated PNG, WebP or AVIF announces."""
+    return image.n_frames
+
+
 def _of_png(content: bytes, image: Image.Image, name: str) -> tuple[list[int], bool]:
     """From the frame controls, as many as frames are announced; and whether there are fewer."""
     durations, at, kind = [], 8, b""
@@ -203,7 +208,7 @@ def _of_png(content: bytes, image: Image.Image, name: str) -> tuple[list[int], b
             shown, of = struct.unpack_from(">HH", content, at + 28)
             durations.append(shown * _SECOND // (of or 100))
         at += 12 + size
-    announced = getattr(image, "n_frames", 1) - _before(image)
+    announced = _count(image) - _before(image)
     whole = durations[: len(durations) - (at > len(content))][:announced]
     return whole, len(whole) < announced
 
@@ -214,7 +219,7 @@ def _of_webp(content: bytes, image: Image.Image, name: str) -> tuple[list[int], 
     for kind, begin, end in _chunks(content, 12, min(len(content), 8 + int.from_bytes(content[4:8], "little"))):
         if kind == b"ANMF" and end - begin >= 16:
             durations.append(int.from_bytes(content[begin + 12 : begin + 15], "little") * _MILLISECOND)
-    if len(durations) != (count := getattr(image, "n_frames", 1)):
+    if len(durations) != (count := _count(image)):
         raise MediaError(f"{name} is damaged: it has {count} frames, and durations of {len(durations)}")
     return durations, False
 
@@ -229,7 +234,7 @@ def _chunks(content: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int
 
 def _of_avif(content: bytes, image: Image.Image, name: str) -> tuple[list[int], bool]:
     """From the times of samples in the track of pictures (ISO/IEC 14496-12)."""
-    count, (begin, end) = getattr(image, "n_frames", 1), _picture_track(content, name)
+    count, (begin, end) = _count(image), _picture_track(content, name)
     header, _ = next(_boxes(content, begin, end, b"mdia", b"mdhd"))
     (ticks,) = struct.unpack_from(">I", content, header + (20 if content[header] else 12))
     if not ticks:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mmrope
-from mmrope.adapters import doctor, sglang, upstreams
+from mmrope.adapters import diagnosis, doctor, sglang, upstreams
 from mmrope.adapters.diagnosis import _as_they_have_it, _conversations, _example, _mend, report
 from mmrope.adapters.transformers import RopeIndex, with_positions
 from mmrope.adapters.upstreams import KNOWN, codes, digest_of, families_of_code, installed, revision
@@ -218,6 +218,12 @@ def test_each_mend_mends_its_example(key):
             np.testing.assert_array_equal(get_mrope_input_positions(tokens, features, reference)[0], right[:, 0])
 
 
+def test_examples_are_looked_for_from_the_smallest_on():
+    media = [rows[0][1] for rows in _conversations(mmrope.family("qwen2_vl")) if len(rows) == 1]
+    assert media[:2] == [Segment.image(h=1, w=1), Segment.video(t=1, h=1, w=1)]
+    assert [segment.length for segment in media] == sorted(segment.length for segment in media)
+
+
 def test_of_a_checkpoint_its_family_alone(tmp_path):
     config = {"model_type": "qwen2_vl", "vision_config": {"spatial_merge_size": 2}}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -237,6 +243,17 @@ def test_code_that_moved_away_is_not_known(another):
         revision()
     [finding] = doctor({"model_type": "qwen2_vl", "vision_config": {"spatial_merge_size": 2}})
     assert str(finding) == "transformers 9.99.0, qwen2_vl: has no position code where it was known to be"
+
+
+def test_of_code_that_is_gone_a_checkpoint_is_told_its_own_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnosis, "codes", lambda *_: ())
+    monkeypatch.setattr(diagnosis, "installed", {"transformers": ("5.23.0", tmp_path)}.get)
+    assert doctor() == []  # of a version that is known it is known what it has
+    monkeypatch.setattr(diagnosis, "installed", {"transformers": ("9.99.0", tmp_path)}.get)
+    gone = {finding.family for finding in doctor()}
+    assert {"qwen2_vl", "glm4v"} < gone
+    config = {"model_type": "qwen2_vl", "vision_config": {"spatial_merge_size": 2}}
+    assert [finding.family for finding in doctor(config)] == ["qwen2_vl"]
 
 
 def test_a_digest_is_of_what_other_files_of_the_folder_compute_too(tmp_path):

@@ -216,6 +216,7 @@ def test_generate_refuses_what_it_would_get_wrong(monkeypatch):
     with torch.no_grad():
         cache = model(**tiny_models.inputs("qwen2_vl", [[Segment.text(5)]]), use_cache=True).past_key_values
     refused([[TEXT, IMAGE, TEXT]], r"row 0: the cache ends at token 5, inside the image at 3..8", past_key_values=cache)
+    refused([[TEXT, TEXT]], "cache and past_key_values are two names of one thing", past_key_values=cache, cache=cache)
     monkeypatch.setattr(door, "installed_version", lambda name: "4.57.1")
     refused([[TEXT]], "transformers 4.57.1: its generate does not go on from position_ids")
     monkeypatch.undo()

@@ -129,6 +129,48 @@ def test_models_beside_kernels():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_what_rotates_otherwise_is_found():
+    """Before it is replaced, on numbers: neighbours for halves, one of the two left as it is, tables of half the channels."""
+
+    def neighbours(q, k, cos, sin, unsqueeze_dim):
+        cos, sin = (
+            table[..., : table.shape[-1] // 2].repeat_interleave(2, -1).unsqueeze(unsqueeze_dim) for table in (cos, sin)
+        )
+        return [x * cos + torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2) * sin for x in (q, k)]
+
+    def keys_alone(q, k, *tables, unsqueeze_dim):
+        return q, definition(q, k, *tables, unsqueeze_dim)[1]
+
+    def of_half(q, k, cos, sin, unsqueeze_dim):
+        return definition(q, k, *(torch.cat((table, table), -1) for table in (cos, sin)), unsqueeze_dim)
+
+    replace._check_function("its", definition)
+    for other in (neighbours, keys_alone):
+        with pytest.raises(ValueError, match=r"its computes something else than a rotation of channels p and p \+ D / 2"):
+            replace._check_function("its", other)
+    with pytest.raises(ValueError, match=r"its takes other tables than \[B, S, D\]"):
+        replace._check_function("its", of_half)
+
+
+def test_tables_that_rotate_two_channels_of_a_pair_otherwise_are_found():
+    class Tables(torch.nn.Module):
+        shift = 0
+
+        def forward(self, x, ids):
+            angle = ids[..., None] * torch.tensor([1.0, 0.5])  # [B, S, 2], of text alone
+            angle = torch.cat((angle, angle + self.shift * (ids[..., None] > 6)), dim=-1)
+            return angle.cos(), angle.sin()
+
+    model = torch.nn.Module()
+    with pytest.raises(ValueError, match="Module has no module rotary_emb whose cos and sin could be checked"):
+        replace._check_tables(model)
+    model.rotary_emb = Tables()
+    replace._check_tables(model)
+    Tables.shift = 1
+    with pytest.raises(ValueError, match=r"rotary_emb rotates channels p and p \+ D / 2 by different angles"):
+        replace._check_tables(model)
+
+
 def test_a_module_that_is_no_model_of_transformers_is_refused():
     with pytest.raises(ValueError, match="Linear has no function that rotates"), rotary_kernel(torch.nn.Linear(2, 2)):
         pass

@@ -79,6 +79,31 @@ def test_scalings_are_read_of_the_modules_config(scaling):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-3)
 
 
+def test_tables_of_every_axis_as_in_transformers_4_57():
+    """[A, B, S, R], of which the model's own code takes each channel of its axis: all three of ours are right there."""
+    installed = own_module("qwen2_vl")
+    spec = spec_of(installed)
+
+    class Qwen2VLRotaryEmbedding(type(installed)):
+        rate = 1.0
+
+        def forward(self, x, position_ids):
+            angle = position_ids[..., None] * self.inv_freq * torch.tensor([1.0, self.rate, 1.0])[:, None, None, None]
+            return tuple(torch.cat((table, table), dim=-1).to(x.dtype) for table in (angle.cos(), angle.sin()))
+
+    own = Qwen2VLRotaryEmbedding(installed.config)
+    ids = torch.randint(0, 100, (3, 2, 9))
+    tables = RotaryInPlace(own, angles="hf")(torch.zeros(1), ids)
+    of_channel = torch.tensor([*spec.axis, *spec.axis])
+    for mine, theirs in zip(tables, own(torch.zeros(1), ids), strict=True):
+        assert mine.shape == theirs.shape == (3, 2, 9, 2 * len(spec.axis))
+        assert all(torch.equal(mine[0], each) for each in mine)
+        torch.testing.assert_close(mine[0], theirs.gather(0, of_channel.expand(1, *mine.shape[1:]))[0])
+    Qwen2VLRotaryEmbedding.rate = 2.0  # of h
+    with pytest.raises(ValueError, match="Qwen2VLRotaryEmbedding computes other angles than RotarySpec"):
+        RotaryInPlace(Qwen2VLRotaryEmbedding(installed.config))
+
+
 def test_two_dimensional_ids_are_text():
     ours = RotaryInPlace(own_module("qwen3_vl"))
     ids = torch.arange(5)[None]

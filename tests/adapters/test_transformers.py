@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import mmrope
 from mmrope import Segment
-from mmrope.adapters.transformers import RopeIndex
+from mmrope.adapters.transformers import RopeIndex, _media_after
 from mmrope.positions import AudioInVideo
 from tests.positions.test_inputs import upstream_case
 from tests.support import cases
@@ -116,6 +116,26 @@ def test_a_narrow_dtype_stays():
     inputs["input_ids"] = inputs["input_ids"].int()
     ids, deltas = RopeIndex(rule)(**inputs)
     assert (ids.dtype, deltas.dtype) == (torch.int32, torch.int64)
+
+
+def test_after_a_cache_media_keep_what_is_new_of_each_kind():
+    image, video = Segment.image(h=1, w=2), Segment.video(t=1, h=1, w=2, seconds_per_grid=1.0)
+    row = [Segment.text(1), image, video, Segment.text(1), image, Segment.text(1), video]
+    grids = torch.tensor([[1, 2, 4]] * 2)
+    inputs = {"image_grid_thw": grids, "video_grid_thw": grids, "second_per_grid_ts": torch.tensor([1.0, 2.0])}
+    assert _media_after(0, [row], inputs) == {}
+    left = _media_after(9, [row], inputs)  # both images are in the cache, and the first video
+    assert left["image_grid_thw"] is None
+    assert (left["video_grid_thw"].tolist(), left["second_per_grid_ts"].tolist()) == ([[1, 2, 4]], [2.0])
+    assert _media_after(1, [[Segment.text(1), video, image]], {**inputs, "image_grid_thw": grids[:1]}) == {}
+
+
+def test_a_model_that_cuts_its_inputs_is_refused():
+    model = torch.nn.Linear(1, 1)
+    model.config = {"model_type": "qwen2_vl", "vision_config": {"spatial_merge_size": 2}}
+    assert RopeIndex(model).family.name == "qwen2_vl"
+    with pytest.raises(ValueError, match=r"the model is wrapped in DataParallel, which cuts .*Start a process for each GPU"):
+        RopeIndex(torch.nn.DataParallel(model))
 
 
 def test_refusals():

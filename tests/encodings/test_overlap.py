@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -89,6 +90,22 @@ def test_memory_side_by_side_in_one_buffer_is_rotated():
     k.normal_()
     wanted = ROPE.rotate(q.clone(), k.clone(), ids(70))
     torch.testing.assert_close(ROPE.rotate(q, k, ids(70), inplace=True), wanted, atol=1e-6, rtol=8e-3)
+
+
+def test_views_that_have_their_outer_steps_in_common():
+    """As those of one fused tensor, or nearly: what is widest may pass over all inside it, or not, or be of one alone."""
+    store, random, found = torch.zeros(200), np.random.default_rng(0), set()
+    for _ in range(2000):
+        outer = [(int(random.choice([12, 24, 36])), int(random.integers(1, 4)))] * random.integers(0, 2)
+        views = []
+        for _ in range(2):
+            inner = [(int(random.choice([1, 2, 3, 4, 12])), int(random.integers(1, 4))) for _ in range(random.integers(0, 3))]
+            strides, shape = zip(*outer, *inner, strict=True) if outer or inner else ((), ())
+            views.append(store.as_strided(shape, strides, int(random.integers(0, 30))))
+        shared = bool(set(places(views[0])) & set(places(views[1])))
+        assert share(*views) == shared, [(x.shape, x.stride(), x.storage_offset()) for x in views]
+        found.add(shared)
+    assert found == {True, False}
 
 
 def overlapping(tokens, dtype):

@@ -159,6 +159,10 @@ def test_yarn_values():
     wanted = {21: 0.963942, 25: 0.819712, 30: 0.639423, 40: 0.278846, 45: 0.098558, 46: 0.0625}
     np.testing.assert_allclose(ratio(scaling)[list(wanted)], list(wanted.values()), rtol=2e-5)
     assert ROPE.scaled(scaling).inv_freq[63] == pytest.approx(7.217387e-6, rel=1e-5)
+    short = ratio(
+        YaRN(16.0, 1000), RotarySpec.rope(8, theta=10.0)
+    )  # the ramp would end at pair 9: it ends at dim - 1, as in HF
+    np.testing.assert_allclose(short, [1, 1, 1, 0.8125], rtol=1e-6)
     paper = ratio(YaRN(16.0, 4096, ramp="rotations"))
     np.testing.assert_allclose(paper[[21, 25, 30, 40]], [0.9923, 0.5721, 0.2952, 0.0946], atol=1e-4)
     apart = np.abs(paper / ratio(scaling) - 1)

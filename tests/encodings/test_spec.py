@@ -81,6 +81,8 @@ def test_axial_is_one_block_an_axis():
     np.testing.assert_allclose(wide.inv_freq[[21, 63]], [1.5199e-4, 1.5506e-4], rtol=1e-4)
     partial = RotarySpec.axial(80, axes="thw", dims=(26, 26, 26))  # the rest passes through
     assert partial.rotary_dim == 78
+    bare = RotarySpec.axial(8, axes="thw", dims=(0, 4, 4))  # an axis may have no channels
+    assert bare.axis_letters == "hhww"
 
 
 def test_a_shared_spectrum_is_dealt_to_the_axes_in_turn():

@@ -126,6 +126,12 @@ def test_packs_are_checked_by_their_boundaries():
         check(packed.ids, joined, "qwen2_vl", cu_seqlens=[0, 9])
 
 
+def test_a_row_whose_text_positions_count_through_is_no_pack():
+    ids = hf_position_ids(position_ids(ROWS[:1], RULE))
+    ids[1:, 0, -1] += 5
+    assert "it is a pack" not in wrong(ids, ROWS[:1])
+
+
 def test_fractional_ids_may_be_rounded_once_more():
     """Decoding adds to an id that was rounded; a processor sees one text."""
     video = Segment.video(t=5, h=4, w=4, seconds_per_grid=2 / 29.97)

@@ -57,6 +57,15 @@ def test_facts_belong_to_checkpoints_and_rules_do_not_change_by_them():
     assert family("qwen2_vl", spatial_merge=np.int64(3)).spatial_merge == 3
 
 
+def test_the_largest_token_grids():
+    """2^31 - 1 tokens, which is a prime number."""
+    row = family("qwen2_vl")
+    assert row.token_grid((1, 2, 2 * (2**31 - 1))) == (1, 1, 2**31 - 1)
+    for t, h, w in ((1, 1, 2**31), (1, 2**16, 2**15), (2**16, 1, 2**15), (2, 2**15, 2**15)):
+        with pytest.raises(ValueError, match=rf"{t} x {h} x {w} tokens, more than 2,147,483,647"):
+            row.token_grid((t, 2 * h, 2 * w), video=True)
+
+
 def test_patch_grids_become_token_grids():
     row = family("qwen2_5_vl")
     assert row.image((1, 8, 12)) == Segment.image(h=4, w=6)

@@ -257,6 +257,29 @@ def test_hunyuans_images_stand_with_and_without_their_markers():
     assert segments_from_inputs(inputs, rule)[0] == [Segment.text(1), Segment.image(h=2, w=4), Segment.text(1)]
 
 
+def test_a_decode_step_is_of_one_token():
+    for following in ([5, 9], position_ids([[Segment.text(5)], [Segment.text(5)]], "qwen2_vl").next):
+        ids = decode_position_ids(following, "qwen2_vl")
+        assert ids.tolist() == [[[5], [following[1]]]] * 3
+
+
+def test_the_marker_after_media_stands_by_itself_where_ids_are_fractions():
+    """As upstream adds it up: Qwen3-Omni."""
+    rule = with_tokens("qwen3_omni_moe")
+    [row] = segments_from_inputs(as_inputs([[Segment.text(6), Segment.image(h=2, w=2), Segment.text(5)]], rule), rule)
+    assert [(s.kind, s.length) for s in row] == [("text", 6), ("image", 4), ("text", 1), ("text", 4)]
+
+
+@pytest.mark.parametrize(("media", "pad"), [([], 1), ([Segment.image(h=1, w=2), Segment.text(2)], 0)])
+def test_padding_of_qwen3_omni_depends_on_whether_there_is_vision(media, pad):
+    rule = with_tokens(f"qwen3_omni_moe@{TRANSFORMERS}")
+    batch = [[Segment.text(3), *media], [Segment.text(2), Segment.pad(1 + sum(part.length for part in media))]]
+    inputs = as_inputs(batch, rule)
+    ids = position_ids(segments_from_inputs(inputs, rule), rule).ids
+    np.testing.assert_array_equal(ids, transformers_ids(rule, inputs)[0])
+    assert (ids[:, 1, 2:] == pad).all()
+
+
 def test_hunyuans_runs_differ_as_they_may_in_transformers():
     """Some of its runs with markers, some without; and images that touch, all the one way or all the other."""
     types = np.array([[0, *[1] * 8, 0, *[1] * 6, 0]])

@@ -10,7 +10,7 @@ from PIL import Image
 from skimage import data
 
 from mmrope import MediaError, Processor
-from mmrope.preprocess import load_image, open_video
+from mmrope.preprocess import hdr, load_image, open_video
 from tests.support.profiles import GRAY_PROFILE, P3_PROFILE, SRGB_PROFILE, cmyk_profile, p3_as_srgb
 
 PHOTOGRAPH = data.chelsea()[:96, :128]
@@ -138,6 +138,12 @@ def test_profiles_that_cannot_be_used(profile, message):
     assert load_image(content).shape == (4, 4, 3)
     with pytest.raises(MediaError, match=message):
         load_image(content, color="srgb")
+
+
+def test_light_by_pq_is_that_of_its_standard():
+    """The signals of 0, 100, 1000 and 10,000 candela per square metre (SMPTE ST 2084); 1 is the reference white, 203 of them."""
+    light = hdr._pq(np.array([0, 0.508078, 0.751827, 1]))
+    np.testing.assert_allclose(203 * light, [0, 100, 1000, 10_000], rtol=1e-5)
 
 
 def test_other_choices_are_refused():

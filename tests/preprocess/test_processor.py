@@ -582,6 +582,7 @@ def test_files_of_released_checkpoints(tmp_path):
         }
     )
     assert (glm.family.name, image_size(2000, 3000, glm._patches)) == ("glm4v", image_size(2000, 3000, FAMILY_PATCHES["glm4v"]))
+    assert glm._patches.whole_video_pixels == FAMILY_PATCHES["glm4v"].whole_video_pixels  # which its files leave out
     unnamed = {key: value for key, value in QWEN2_VL.items() if key != "processor_class"}
     assert read(unnamed, family="qwen2_5_vl").family.name == "qwen2_5_vl"
     for broken, message in [

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmrope import MediaError, Processor
-from mmrope.preprocess import Limits, load_image, readers
+from mmrope.preprocess import Limits, load_image, probe, readers
 from mmrope.preprocess.video import open_video
 from tests.support.films import film, grey_of, numbers, sound, trimmed, with_matrix
 
@@ -593,6 +593,32 @@ def test_options_are_checked(samples):
     for indices in ([-1], [64], [3, 2], [[0]], [0.9, 1.7]):
         with pytest.raises(ValueError, match=r"indices must be of the 64 frames of .* and not decrease, got"):
             video.decode(indices)
+
+
+def test_frames_of_even_times_are_those_of_the_grid():
+    """However long the last of them is shown, which counts in the average rate."""
+    frames, buffer = [Image.new("L", (28, 28), 20 * n) for n in range(12)], io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=[40] * 11 + [2000])
+    video = open_video(buffer.getvalue())
+    assert video.average_fps < 5
+    assert video.frames_on_grid(range(12)).tolist() == list(range(12))
+
+
+def test_a_frame_of_vp9_says_whether_it_is_shown():
+    """VP9 bitstream specification, 6.2: the mark, the profile, a bit more of profile 3, "shows another", its type, "is shown"."""
+    for profile in (0b1000 << 4, 0b1001 << 4, 0b1010 << 4):
+        shown = [bits for bits in range(16) if probe._vp9_shows(profile | bits)]
+        assert shown == [bits for bits in range(16) if bits & 0b1000 or bits & 0b0010]
+    shown = [bits for bits in range(8) if probe._vp9_shows(0b1011 << 4 | bits)]
+    assert shown == [bits for bits in range(8) if bits & 0b100 or bits & 0b001]
+
+
+def test_of_two_times_that_is_believed_which_went_back_less_often():
+    """As libavcodec's guess_correct_pts has it; the presentation time, if both did as often."""
+    times = probe._Times(step=40, back=10**6, ahead=None)
+    for pts, dts in ((0, 0), (80, 40), (40, 80), (200, 120), (240, 110), (280, 100)):
+        times.add(pts, dts, 40)
+    assert times.shown.tolist() == [0, 80, 81, 120, 240, 280]
 
 
 def test_a_film_that_breaks_off_says_where(tmp_path):
