@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from mmrope.positions import rules
-from tests.support import PROOF, ROOT, cases, lowest
+from tests.support import PROOF, ROOT, cases, lowest, of_usual_priority
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are first imported: they run on the CPU then
@@ -54,10 +54,7 @@ def pytest_runtest_call() -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
-    """SVT-AV1, by which tests make AV1 videos, gives a process of root real-time priority. A worker would keep it for all the
-    tests that follow, and starve the processes that they start."""
-    if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    of_usual_priority()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

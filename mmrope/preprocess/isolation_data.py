@@ -16,6 +16,7 @@ import numpy as np
 _LENGTH = struct.Struct(">Q")
 _ALIGNED = 64
 _DTYPE = re.compile(r"[<>|](?:[biufcSU]\d{1,9}|[mM]8(?:\[\d*\w+\])?)")
+_LONG, _MOST_OUTLINE = 1024, 2**26  # characters that a text has in the outline, bytes of it: Python takes 20 for each
 _MEANT = "return None, numbers, texts, bytes, arrays, tensors, and lists, tuples, sets and dicts of them"
 
 
@@ -33,6 +34,10 @@ def to_data(value: Any) -> bytearray:
     """
     arrays: list[np.ndarray] = []
     outline = json.dumps(_outline(value, arrays)).encode()
+    if len(outline) > _MOST_OUTLINE:
+        raise ValueError(
+            f"a value of so many parts cannot be sent, {len(outline):,} bytes without arrays and texts: use arrays"
+        )
     packed = bytearray(_LENGTH.pack(len(outline))) + outline
     for array in arrays:
         packed += bytes(-len(packed) % _ALIGNED)
@@ -49,6 +54,8 @@ def from_data(packed: bytearray) -> Any:
     try:
         (length,) = _LENGTH.unpack_from(packed)
         start = _LENGTH.size
+        if length > _MOST_OUTLINE:
+            raise ValueError(f"an outline of {length:,} bytes")
         return _Reader(packed, start + length).value(json.loads(packed[start : start + length]))
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError, struct.error) as error:
         raise ValueError(f"these are no such data: {type(error).__name__}: {error}") from None
@@ -56,13 +63,15 @@ def from_data(packed: bytearray) -> Any:
 
 def _outline(value: Any, arrays: list[np.ndarray]) -> Any:
     """JSON of a value: what JSON has is itself, and what it has not is [kind, ...]; arrays go to the list."""
+    if type(value) is str and len(value) > _LONG:
+        return _array(np.frombuffer(value.encode("utf-8", "surrogatepass"), np.uint8), "text", arrays)
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, dict):
-        return ["dict", *([_outline(key, arrays), _outline(item, arrays)] for key, item in value.items())]
+        return ["dict", *([_outline(_key(key), arrays), _outline(item, arrays)] for key, item in value.items())]
     for kind, collection in _COLLECTIONS.items():
         if type(value) is collection:
-            return [kind, *(_outline(item, arrays) for item in value)]
+            return [kind, *(_outline(_key(item) if collection in (set, frozenset) else item, arrays) for item in value)]
     if isinstance(value, np.generic):
         return _array(np.asarray(value), "number", arrays)
     if isinstance(value, complex):
@@ -80,6 +89,14 @@ def _outline(value: Any, arrays: list[np.ndarray]) -> Any:
 
 
 _COLLECTIONS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+def _key(value: Any) -> Any:
+    """A key of a dict, or what is in a set: nothing whose hashes its sender can choose, as those of many tuples, to be one."""
+    plain = isinstance(value, (bool, float, str, bytes, np.integer, np.floating, np.bool_))
+    if value is None or plain or (type(value) is int and abs(value) < 2**64):
+        return value
+    raise ValueError(f"a {type(value).__name__} cannot be sent as a key: return dicts and sets of numbers, texts and bytes")
 
 
 def _array(array: np.ndarray, kind: str, arrays: list[np.ndarray]) -> list[Any]:
@@ -101,7 +118,9 @@ class _Reader:
             return outline
         kind, *rest = outline
         if kind == "dict":
-            return {self.value(key): self.value(item) for key, item in rest}
+            return {_key(self.value(key)): self.value(item) for key, item in rest}
+        if kind in ("set", "frozenset"):
+            return _COLLECTIONS[kind](_key(self.value(item)) for item in rest)
         if kind in _COLLECTIONS:
             return _COLLECTIONS[kind](self.value(item) for item in rest)
         if kind == "complex":
@@ -109,8 +128,8 @@ class _Reader:
         if kind == "tensor":
             return self.tensor(*rest)
         array = self.array(*rest)
-        if kind == "bytes":
-            return array.tobytes()
+        if kind in ("bytes", "text"):
+            return array.tobytes() if kind == "bytes" else array.tobytes().decode("utf-8", "surrogatepass")
         if kind not in ("array", "number"):
             raise ValueError(f"no kind of values is called {kind!r}")
         return array[()] if kind == "number" else array

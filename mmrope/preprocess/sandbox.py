@@ -26,7 +26,7 @@ _FREE = """
 read readv pread64 preadv preadv2 lseek close close_range dup dup2 dup3 pipe pipe2 write writev
 stat lstat fstat newfstatat statx access faccessat faccessat2 readlink readlinkat getdents getdents64 getcwd statfs fstatfs
 fadvise64 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait eventfd eventfd2
-mmap munmap mremap mprotect brk madvise mincore membarrier get_mempolicy
+mmap munmap mremap mprotect brk mincore membarrier get_mempolicy
 futex futex_waitv set_robust_list get_robust_list set_tid_address rseq sched_yield sched_getaffinity sched_getparam
 sched_getscheduler sched_get_priority_max sched_get_priority_min arch_prctl prctl exit exit_group restart_syscall
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack pause alarm
@@ -40,7 +40,7 @@ _UNKNOWN = "clone3 openat2 io_uring_setup"
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CLONE_THREAD = 0x00010000
 _COMMANDS = {
-    "fcntl": (0, 1, 2, 3, 4, 1030),  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: none sends signals
+    "fcntl": (0, 1, 2, 3, 1030),  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: none sends signals, or blocks others
     "ioctl": (0x5401, 0x5413, 0x541B, 0x5450, 0x5451),  # TCGETS, TIOCGWINSZ, FIONREAD, FIONCLEX, FIOCLEX: none types
 }
 
@@ -82,6 +82,7 @@ def enter() -> None:
     allowed.add_rule(ALLOW, "openat", Arg(2, MASKED_EQ, _WRITING, 0))
     allowed.add_rule(ALLOW, "clone", Arg(0, MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD))  # a thread, not a process
     allowed.add_rule(ALLOW, "prlimit64", Arg(0, EQ, 0), Arg(2, EQ, 0))  # to read one's own limits
+    allowed.add_rule(ALLOW, "madvise", Arg(2, MASKED_EQ, ~0x1F & 0xFFFFFFFF, 0))  # not what root may do to pages, from 100 on
     for call in ("kill", "tgkill"):  # oneself, as abort does
         allowed.add_rule(ALLOW, call, Arg(0, EQ, os.getpid()))
     for call, commands in _COMMANDS.items():

@@ -331,14 +331,11 @@ def test_a_value_that_is_no_data_is_refused():
 # --- what comes back --------------------------------------------------------------------------------------------------
 
 NUMBERS = st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text() | st.binary()
-HASHABLE = st.booleans() | st.integers() | st.text() | st.binary()
+KEYS = st.none() | st.booleans() | st.integers(1 - 2**64, 2**64 - 1) | st.floats() | st.text() | st.binary()
 DATA = st.recursive(
     NUMBERS,
     lambda inner: (
-        st.lists(inner)
-        | st.lists(inner).map(tuple)
-        | st.dictionaries(HASHABLE | st.tuples(HASHABLE), inner)
-        | st.sets(HASHABLE)
+        st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(KEYS, inner) | st.sets(KEYS) | st.frozensets(KEYS)
     ),
     max_leaves=20,
 )
@@ -403,6 +400,11 @@ def test_what_was_not_packed_is_refused(data):
         ["array", "<f8,<f8", [1]],
         ["tensor", "load", [1], ["array", "|u1", [1]]],
         ["set", ["list"]],
+        ["set", ["tuple", 1]],
+        ["set", 1 << 64],
+        ["dict", [["complex", 1.0, 2.0], 1]],
+        ["dict", [["frozenset", 1], 1]],
+        ["text", "|u1", [1]],
         ["call", "os.system", "true"],
         [],
         [[]],
@@ -416,6 +418,23 @@ def test_outlines_that_nobody_packs_are_refused(outline):
         return
     with pytest.raises(ValueError, match="these are no such data"):
         from_data(bytearray(struct.pack(">Q", len(text)) + text))
+
+
+def test_what_takes_long_to_read_is_not_sent():
+    """Keys whose hashes a sender can make one, and outlines of more objects than bytes."""
+    for key in ((1, 2), 2**64, 1j, frozenset([1]), np.complex64(1)):
+        with pytest.raises(
+            ValueError, match=rf"a {type(key).__name__} cannot be sent as a key: return dicts and sets of numbers"
+        ):
+            to_data({key: 1})
+    for text in ("é" * 5000, "\udcff" * 2000, "x" * 1024, "x" * 1025, "\0" * 3000):
+        assert from_data(to_data([text, {text: text}])) == [text, {text: text}]
+    with pytest.raises(
+        ValueError, match=r"a value of so many parts cannot be sent, 80,0\d\d,\d+ bytes without arrays and texts"
+    ):
+        to_data(["x" * 1000] * 79_700)
+    with pytest.raises(ValueError, match=r"these are no such data: ValueError: an outline of 67,108,865 bytes"):
+        from_data(bytearray(struct.pack(">Q", 2**26 + 1)))
 
 
 def test_a_worker_cannot_run_code_here(tmp_path):

@@ -25,6 +25,7 @@ from PIL import Image
 from skimage import data
 
 from mmrope.preprocess.probe import PYAV_17_1
+from tests.support import of_usual_priority
 from tests.support.films import MILLISECONDS, grey_of, rotated, sound, trimmed
 
 Colour = tuple[int, ...]  # RGB
@@ -140,6 +141,7 @@ def reel(
         container.mux(stream.encode())
         if sound is not None:
             container.mux([*sound.encode(silence()), *sound.encode()])
+    of_usual_priority()
     return path if rotation is None else rotated(path, rotation)
 
 
