@@ -153,7 +153,10 @@ def _run(
     try:
         while item is not end or given < read:
             # a worker that died after its last item goes, too: the next item would be blamed for it
-            pool = [w for w in pool if not w.ended and (w.job is not None or w.process.poll() is None)]
+            for worker in pool:
+                if worker.job is None and worker.process.poll() is not None:
+                    worker.end()
+            pool = [worker for worker in pool if not worker.ended]
             while read - given < AHEAD * workers and sum(w.job is not None for w in pool) < workers:
                 if item is end or (item := next(items, end)) is end:
                     break
@@ -208,7 +211,8 @@ _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mmrope.p
 
 
 class _Worker:
-    """A process, and its job, which is sent when the process says that it is ready. What it says is `heard` by a thread.
+    """A process, and its job, which is sent when the process says that it is ready. A thread talks with it: it sends a message,
+    and puts the answer to what was `heard`; a process that does not listen, or says more than it was asked, waits alone.
 
     It is no multiprocessing.Process, since those of a DataLoader may not start any, and since what they say is pickled.
     """
@@ -221,25 +225,24 @@ class _Worker:
         python = multiprocessing.spawn.get_executable()
         command = [python, "-c", _START, json.dumps(list(map(str, sys.path)))]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
-        self._send(pickle.dumps(task))
+        self.messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        threading.Thread(target=self._talk, args=(heard,), daemon=True).start()
+        self.messages.put(pickle.dumps(task))
 
-    def _listen(self, heard: _Heard) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as answers, contextlib.suppress(EOFError, OSError):
-            while True:  # what a worker says is no larger than the memory that it may take
-                heard.put((self, receive(answers, self.task.memory or float("inf"))))
-        heard.put((self, None))
-
-    def _send(self, message: bytes) -> None:
+    def _talk(self, heard: _Heard) -> None:
         assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # a worker that died is heard to be dead
-            send(self.process.stdin, message)
+        assert self.process.stdout is not None
+        with contextlib.suppress(EOFError, OSError), self.process.stdout as answers, self.process.stdin as messages:
+            while (message := self.messages.get()) is not None:
+                with contextlib.suppress(OSError):  # it died, perhaps with an answer
+                    send(messages, message)
+                heard.put((self, receive(answers, self.task.memory or float("inf"))))  # no larger than what it may take
+        heard.put((self, None))
 
     def take(self, job: Outcome, payload: bytes) -> None:
         self.job, self.payload = job, payload
         if self.ready:
-            self._send(payload)
+            self.messages.put(payload)
             self.payload, self.deadline = b"", time.monotonic() + self.task.seconds
 
     def hear(self, message: bytearray | None) -> Outcome | None:
@@ -247,11 +250,11 @@ class _Worker:
         if self.ended:
             return None
         job = self.job
+        assert job is not None
         if message is None:
-            outcome = None if job is None else self._gone(job)
+            outcome = self._gone(job)
             self.end()
             return outcome
-        assert job is not None
         if not self.ready:
             if message:
                 raise RuntimeError(f"a worker cannot be made ready: {message.decode()}")
@@ -303,6 +306,4 @@ class _Worker:
         self.process.kill()  # native code may hold the GIL; anything milder would wait for it
         with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a dead disk may stay
             self.process.wait(EXIT_SECONDS)
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # what was not sent yet
-            self.process.stdin.close()
+        self.messages.put(None)

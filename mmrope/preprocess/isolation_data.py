@@ -63,7 +63,9 @@ def from_data(packed: bytearray) -> Any:
 
 def _outline(value: Any, arrays: list[np.ndarray]) -> Any:
     """JSON of a value: what JSON has is itself, and what it has not is [kind, ...]; arrays go to the list."""
-    if type(value) is str and len(value) > _LONG:
+    if isinstance(value, np.generic):
+        return _array(np.asarray(value), "number", arrays)
+    if isinstance(value, str) and len(value) > _LONG:
         return _array(np.frombuffer(value.encode("utf-8", "surrogatepass"), np.uint8), "text", arrays)
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -72,15 +74,13 @@ def _outline(value: Any, arrays: list[np.ndarray]) -> Any:
     for kind, collection in _COLLECTIONS.items():
         if type(value) is collection:
             return [kind, *(_outline(_key(item) if collection in (set, frozenset) else item, arrays) for item in value)]
-    if isinstance(value, np.generic):
-        return _array(np.asarray(value), "number", arrays)
     if isinstance(value, complex):
         return ["complex", value.real, value.imag]
     if isinstance(value, (bytes, bytearray)):
         return _array(np.frombuffer(value, np.uint8), "bytes", arrays)
     if isinstance(value, np.ndarray):
         return _array(value, "array", arrays)
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()  # of other dtypes than numpy's the bytes
         return ["tensor", str(value.dtype).removeprefix("torch."), list(value.shape),

@@ -8,9 +8,11 @@ import io
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 
 from mmrope.preprocess.errors import MediaError
@@ -91,12 +93,19 @@ def share(size):
     time.sleep(20)
 
 
-def answer(message):
-    """Writes an answer of its own: as a decoder would that a file has taken over."""
+def answer(message, times=1, then=20):
+    """Writes answers of its own: as a decoder would that a file has taken over."""
     for file in gc.get_objects():
         if isinstance(file, io.BufferedWriter) and not file.closed and file.fileno() > 2:
-            send(file, message)
-    time.sleep(20)
+            for _ in range(times):
+                send(file, message)
+    time.sleep(then)
+
+
+def answer_and_stop(message):
+    """Answers, and is stopped: nobody reads what is sent to it."""
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+    answer(message)
 
 
 class Mute(Exception):
