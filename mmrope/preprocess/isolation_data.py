@@ -80,12 +80,17 @@ def _outline(value: Any, arrays: list[np.ndarray]) -> Any:
         return _array(np.frombuffer(value, np.uint8), "bytes", arrays)
     if isinstance(value, np.ndarray):
         return _array(value, "array", arrays)
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()  # of other dtypes than numpy's the bytes
-        return ["tensor", str(value.dtype).removeprefix("torch."), list(value.shape),
-                _array(plain.reshape(-1).view(torch.uint8).numpy(), "array", arrays)]  # fmt: skip
+    if (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
+        return _tensor(value, arrays)
     raise ValueError(f"a {type(value).__module__}.{type(value).__qualname__} cannot be sent: {_MEANT}")
+
+
+def _tensor(tensor: Any, arrays: list[np.ndarray]) -> list[Any]:
+    import torch
+
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    content = _array(plain.view(torch.uint8).numpy(), "array", arrays)  # the bytes: numpy has not all of the dtypes
+    return ["tensor", str(tensor.dtype).removeprefix("torch."), list(tensor.shape), content]
 
 
 _COLLECTIONS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
