@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 from mmrope.extras import needed_for
 from mmrope.preprocess import isolation_worker, sandbox
 from mmrope.preprocess.isolation_data import from_data
-from mmrope.preprocess.isolation_worker import STATUS, TOO_MUCH_SHARED, Assignment, receive, said, send
+from mmrope.preprocess.isolation_worker import LONGEST, STATUS, TOO_MUCH_SHARED, Assignment, receive, said, send
 
 AHEAD = 4  # items read per worker before the first of them is given back: a slow one does not stop the others
 MOST_SECONDS = 1e6
@@ -74,7 +74,7 @@ def isolated(
     Args:
         function: at the top level of a module, which workers import: a script needs `if __name__ == "__main__":`. What it
             returns must be plain data, since no code of a worker runs here: None, numbers, texts, bytes, numpy's arrays,
-            torch's tensors, and lists, tuples, sets and dicts of them. What it prints goes to stderr.
+            torch's tensors, and lists, tuples, sets and dicts of them. What it prints goes to stderr, in a sandbox nowhere.
         items: picklable; an endless iterator will do. At most 4 per worker are read ahead of the outcomes taken.
         seconds: of wall-clock time for an item, from when a worker has it: starting and importing do not count.
         memory: bytes that a worker may take beyond what it had when it was ready (Linux only). Shared memory that it maps
@@ -112,6 +112,8 @@ def isolated(
         raise ValueError(f"sandboxed=True cannot be kept to: {why}")
     if quarantine is not None and (not Path(quarantine).absolute().parent.is_dir() or Path(quarantine).is_dir()):
         raise ValueError(f"quarantine must be a file in a folder that exists, got {str(quarantine)!r}")
+    if getattr(sys, "frozen", False):
+        raise ValueError("isolated starts workers by Python, and a frozen program has none that could: run it by Python")
     if isolation_worker.importing:
         raise RuntimeError('workers import the script that calls isolated: guard what it does by if __name__ == "__main__":')
     try:
@@ -207,7 +209,8 @@ def _described(item: Any) -> str:
         return f"a {type(item).__name__}, whose text raises {type(error).__name__}"
 
 
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mmrope.preprocess.isolation_worker import work; work()"
+_START = "import sys; sys.path[:] = sys.argv[1:]; from mmrope.preprocess.isolation_worker import work; work()"
+"""Nothing is imported before the path is the parent's: the current folder, first of that of -c, may hold strangers' files."""
 
 
 class _Worker:
@@ -223,7 +226,8 @@ class _Worker:
         self.payload = b""
         self.deadline = time.monotonic() + START_SECONDS
         python = multiprocessing.spawn.get_executable()
-        command = [python, "-c", _START, json.dumps(list(map(str, sys.path)))]
+        flags: list[str] = subprocess._args_from_interpreter_flags()  # pyright: ignore[reportAttributeAccessIssue]
+        command = [python, *flags, "-c", _START, *map(str, task.parent["sys_path"])]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._talk, args=(heard,), daemon=True).start()
@@ -263,12 +267,14 @@ class _Worker:
         self.job = None
         try:
             value, kind, error = from_data(message)
-        except (TypeError, ValueError) as problem:
+            if kind not in ("", "refused", "memory") or not isinstance(error, str):
+                raise ValueError("these are no outcome")
+        except (TypeError, ValueError, MemoryError) as problem:
             self.end()  # it is no longer what was started
-            return replace(job, kind="crash", error=f"the process answered with what is no value: {problem}")
+            return replace(job, kind="crash", error=f"the process answered with what is no value: {said(problem)}")
         if kind == "memory":
             self.end()  # what it still holds may leave too little for others
-        return replace(job, value=value, kind=kind if kind in ("", "memory") else "refused", error=str(error))
+        return replace(job, value=value, kind=kind, error=error[:LONGEST])
 
     def _gone(self, job: Outcome) -> Outcome:
         with contextlib.suppress(subprocess.TimeoutExpired):

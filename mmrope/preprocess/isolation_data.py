@@ -16,6 +16,7 @@ import numpy as np
 _LENGTH = struct.Struct(">Q")
 _ALIGNED = 64
 _DTYPE = re.compile(r"[<>|](?:[biufcSU]\d{1,9}|[mM]8(?:\[\d*\w+\])?)")
+_TENSOR = re.compile(r"bool|u?int\d+|b?float\d+(?:_e\w+)?|complex\d+")
 _LONG, _MOST_OUTLINE = 1024, 2**26  # characters that a text has in the outline, bytes of it: Python takes 20 for each
 _MEANT = "return None, numbers, texts, bytes, arrays, tensors, and lists, tuples, sets and dicts of them"
 
@@ -57,7 +58,16 @@ def from_data(packed: bytearray) -> Any:
         if length > _MOST_OUTLINE:
             raise ValueError(f"an outline of {length:,} bytes")
         return _Reader(packed, start + length).value(json.loads(packed[start : start + length]))
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError, struct.error) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
+        ImportError,
+        struct.error,
+    ) as error:
         raise ValueError(f"these are no such data: {type(error).__name__}: {error}") from None
 
 
@@ -96,10 +106,13 @@ def _tensor(tensor: Any, arrays: list[np.ndarray]) -> list[Any]:
 _COLLECTIONS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
+_KEYS: tuple[Any, ...] = (float, str, bytes, np.bool_, np.float32, np.float16)
+
+
 def _key(value: Any) -> Any:
     """A key of a dict, or what is in a set: nothing whose hashes its sender can choose, as those of many tuples, to be one."""
-    plain = isinstance(value, (bool, float, str, bytes, np.integer, np.floating, np.bool_))
-    if value is None or plain or (type(value) is int and abs(value) < 2**64):
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, np.timedelta64) and abs(int(value)) < 2**64
+    if value is None or whole or isinstance(value, _KEYS):
         return value
     raise ValueError(f"a {type(value).__name__} cannot be sent as a key: return dicts and sets of numbers, texts and bytes")
 
@@ -155,8 +168,7 @@ class _Reader:
     def tensor(self, dtype: str, shape: list[int], content: list[Any]) -> Any:
         import torch
 
-        known = getattr(torch, dtype)
-        if not isinstance(known, torch.dtype):
+        if not _TENSOR.fullmatch(dtype) or not isinstance(known := getattr(torch, dtype), torch.dtype):
             raise ValueError(f"torch.{dtype} is no dtype")
         bits = torch.from_numpy(self.array(*content[1:]))
         return bits.view(known).reshape(shape) if len(bits) else torch.zeros(shape, dtype=known)

@@ -35,6 +35,7 @@ TOO_MUCH_SHARED = 101
 """The exit code of a worker whose shared memory, which the system does not limit, is too large with the rest."""
 _LENGTH = struct.Struct(">Q")
 _AT_ONCE = 1 << 24  # bytes: memory for a message is taken as it comes, not as its length says
+LONGEST = 10_000  # characters of what an error says
 importing = False  # the modules of the function; what they start would start them again
 
 
@@ -98,6 +99,8 @@ def _prepared(task: Assignment) -> Callable[[Any], Any]:
     if STATUS.is_file():
         _limit(task.memory)
     if task.sandboxed:
+        for printed in (1, 2):  # the parent's terminal, or its log
+            os.dup2(os.open(os.devnull, os.O_WRONLY), printed)
         try:
             sandbox.enter()
         except OSError as error:
@@ -146,23 +149,28 @@ def _limit(memory: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would be as large as the process
     if memory is not None:
         # of data, not of address space: libraries that are mapped, such as torch's 3 GB, are no memory that anyone eats
-        limit = _taken("VmData") + memory
+        status = STATUS.open(encoding="utf-8")  # kept open: who has no descriptors left is watched, too
+        limit = _taken(status, "VmData") + memory
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        threading.Thread(target=_watch, args=(limit + _taken("RssShmem"),), daemon=True).start()
+        most = limit + _taken(status, "RssShmem")
+        threading.Thread(target=_watch, args=(status, most), daemon=True).start()
 
 
-def _watch(limit: int) -> None:
-    """Shared memory is no data to the system."""
-    while _taken("VmData", "RssShmem") <= limit:
-        time.sleep(0.05)
-    os._exit(TOO_MUCH_SHARED)
+def _watch(status: IO[str], limit: int) -> None:
+    """Shared memory is no data to the system. Who cannot be watched any more is ended, too."""
+    try:
+        while _taken(status, "VmData", "RssShmem") <= limit:
+            time.sleep(0.05)
+    finally:
+        os._exit(TOO_MUCH_SHARED)
 
 
-def _taken(*kinds: str) -> int:
+def _taken(status: IO[str], *kinds: str) -> int:
     """Bytes of memory of these kinds that this process has."""
-    lines = (line.split() for line in STATUS.read_text().splitlines())
+    status.seek(0)
+    lines = (line.split() for line in status.read().splitlines())
     return sum(int(words[1]) << 10 for words in lines if words and words[0].removesuffix(":") in kinds)
 
 
@@ -191,9 +199,9 @@ def _wants_memory(error: BaseException | None) -> bool:
 
 
 def said(error: BaseException) -> str:
-    """What an error says, at most 10,000 characters; it may be anyone's, and its own text may fail."""
+    """What an error says; it may be anyone's, and its own text may fail."""
     try:
-        text = str(error)[:10_000]
+        text = str(error)[:LONGEST]
     except Exception as problem:
         text = f"(its text raises {type(problem).__name__})"
     return f"{type(error).__name__}: {text}"

@@ -74,6 +74,7 @@ def enter() -> None:
 
     allowed = SyscallFilter(ERRNO(errno.EPERM))
     allowed.set_attr(Attr.CTL_TSYNC, 1)
+    allowed.set_attr(Attr.ACT_BADARCH, seccomp.KILL_PROCESS)  # calls of another architecture: not one thread alone
     known = {name: seccomp.resolve_syscall(Arch.NATIVE, name) for name in f"{_FREE} {_UNKNOWN}".split()}
     for name, number in known.items():
         if number != -1:  # libseccomp may be older than the call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import io
@@ -91,6 +92,18 @@ def share(size):
     for at in range(0, size, 4096):
         shared[at] = 1
     time.sleep(20)
+
+
+def share_without_descriptors(size):
+    """The same, after all descriptors were taken, and some of them given back."""
+    files = []
+    with contextlib.suppress(OSError):
+        while True:
+            files.append(os.open(os.devnull, os.O_RDONLY))
+    time.sleep(0.3)
+    for file in files:
+        os.close(file)
+    share(size)
 
 
 def answer(message, times=1, then=20):
