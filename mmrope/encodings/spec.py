@@ -382,7 +382,8 @@ class RotarySpec:
         """
         if not self.needs_length:
             return self.inv_freq
-        length = None if length is None else whole(length, "length", least=0)
+        if length is not None:  # which the scaling refuses
+            length = whole(length, "length", least=0)
         assert self.spectra is not None
         return self.spectra.frequencies(self.scaling, length=length)
 

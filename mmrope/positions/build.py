@@ -172,7 +172,9 @@ def decode_position_ids(following: Any, family: Family | str, *, step: Any = 0, 
         [[7], [3]]
     """
     family = family if isinstance(family, Family) else find_family(family)
-    first = numbers(following, "following", "iuf" if family.fractional else "iu", f" [B], {family.dtype}")
+    first = numbers(
+        following, "following", "iuf" if family.fractional else "iu", asked=f"the next id of each row [B], {family.dtype}"
+    )
     done, count = numbers(step, "step", "iu"), whole(count, "count", least=0)
     if first.ndim != 1 or done.shape not in ((), first.shape):
         raise ValueError(

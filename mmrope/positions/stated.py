@@ -38,14 +38,14 @@ def whole_numbers(
     return found
 
 
-def several(values: Any, what: str) -> list[Any]:
+def several(values: Any, what: str, asked: str = "a list") -> list[Any]:
     """A list of whatever it is."""
     if (
         not isinstance(values, Iterable)
         or isinstance(values, (str, bytes))
         or (isinstance(values, np.ndarray) and not values.ndim)
     ):
-        raise ValueError(f"{what} must be a list, got {shown(values)}")
+        raise ValueError(f"{what} must be {asked}, got {shown(values)}")
     return list(values)
 
 
@@ -54,15 +54,16 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
-def numbers(value: Any, what: str, kinds: str = "iuf", shape: str = "") -> np.ndarray:
-    """An array of numbers: of whole ones by the `kinds` "iu", of those with fractions by "iuf", and of bools with "b"."""
+def numbers(value: Any, what: str, kinds: str = "iuf", shape: str = "", *, asked: str = "") -> np.ndarray:
+    """An array of numbers: of whole ones by the `kinds` "iu", of those with fractions by "iuf", and of bools with "b". What was
+    `asked` for is said by its shape, or in other words."""
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError, RuntimeError):  # ragged, no numbers, on another device
         array = None
     if array is None or array.dtype.kind not in kinds:
         given = shown(value) if array is None else f"{array.dtype} {list(array.shape)}"
-        asked = f"numbers{shape}" if "f" in kinds else f"whole numbers{shape}"
+        asked = asked or f"{'' if 'f' in kinds else 'whole '}numbers{shape}"
         raise ValueError(f"{what} must be {asked}, an array or lists of equal lengths on the host, got {given}")
     if array.size and array.dtype.kind in "iu" and not (array.max() < MOST and array.min() > -MOST):
         raise ValueError(f"{what} must be below 2^62, got {shown(max(abs(int(array.max())), abs(int(array.min()))))}")

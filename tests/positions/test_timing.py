@@ -91,7 +91,7 @@ def test_from_what_video_processors_return():
         ({"frame_indices": (0, 1), "timestamps": (1, 0)}, r"timestamps must be finite seconds, from 0 up and never decreasing, got \(1, 0\)"),
         ({"frame_indices": (0, 1), "timestamps": (0, math.inf)}, r"timestamps must be finite seconds"),
         ({"frame_indices": (0, 1), "timestamps": (-3, -1)}, r"timestamps must be finite seconds, from 0 up"),
-        ({"frame_indices": (0.0, 1.0), "sampled_fps": 1}, r"frame_indices must be whole numbers, got \(0.0, 1.0\)"),
+        ({"frame_indices": (0.0, 1.0), "sampled_fps": 1}, r"frame_indices: each must be a whole number, got 0.0"),
         ({"frame_indices": (0, 1), "sampled_fps": "2"}, r"sampled_fps must be a positive number of frames a second, got '2'"),
         # the rate that was asked for, not the one that was sampled
         ({"frame_indices": range(0, 240, 30), "original_fps": 30.0, "sampled_fps": 7.0}, r"frames \(0, 30, .*\) lie 30 apart, which is 1 s at original_fps=30, but 0.142857 s at sampled_fps=7: state the rate at which"),
