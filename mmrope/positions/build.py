@@ -181,19 +181,24 @@ def decode_position_ids(following: Any, family: Family | str, *, step: Any = 0, 
             f"following must be the next id of each row [B], {family.dtype}, and step a whole number or [B] of them, got "
             f"{first.dtype} {list(first.shape)} and {done.dtype} {list(done.shape)}"
         )
-    if done.size and done.min() < 0:
-        raise ValueError(f"step must be tokens that were generated, at least 0, got {done.min()}")
-    dtype = first.dtype if first.dtype == np.float64 else None
-    ids = output(None, dtype, (len(family.axes), len(first), count), family)
-    if family.fractional:
-        begin = first + done.astype(np.float64)  # [B], float64, which has no narrow sums
-        if not (np.abs(begin) < MOST).all():  # nor NaN
-            raise ValueError(f"following must be finite ids, below 2^62, got {shown(first)}")
-        for bound in (*begin.tolist(), *(begin + max(count - 1, 0)).tolist()) if count else ():
+    least = done.item() if done.ndim == 0 else done.min(initial=0)
+    if least < 0:
+        raise ValueError(f"step must be tokens that were generated, at least 0, got {least}")
+    tokens = done[..., None] + np.arange(count)  # [B or 1, count]
+    shape = (len(family.axes), len(first), count)
+    if not family.fractional:
+        ids = np.empty(shape, dtype=np.int64)
+        ids[:] = first[:, None] + tokens  # [A, B, count]
+        return ids
+    exact = first[:, None] + tokens.astype(np.float64)  # [B, count], float64, which has no narrow sums
+    ids = np.empty(shape, dtype=first.dtype if first.dtype == np.float64 else np.float32)
+    largest = np.abs(exact).max(initial=0)
+    if not largest < MOST:  # nor NaN
+        raise ValueError(f"following must be finite ids, below 2^62, got {shown(first)}")
+    if largest > _HALVES:
+        for bound in sorted(exact[:, [0, -1]].flat, key=abs, reverse=True):
             check_holds(bound, ids.dtype)
-        ids[:] = begin[:, None] + np.arange(count)
-    else:
-        ids[:] = first[:, None] + (done[..., None] + np.arange(count))  # [A, B, count]
+    ids[:] = exact  # [A, B, count]
     return ids
 
 
@@ -391,7 +396,8 @@ def _refuse(rows: Sequence[Row], b: int, item: Any, family: Family, why: str) ->
 # --- which dtype holds them -------------------------------------------------------------------------------------------
 
 # int32 wraps past this; float32 rounds halves past this, and gives whole ids past twice as much the number of a neighbour
-_NARROW = {np.dtype(np.int32): (2**31 - 1, "int64"), np.dtype(np.float32): (2**23, "float64")}
+_HALVES = 2**23
+_NARROW = {np.dtype(np.int32): (2**31 - 1, "int64"), np.dtype(np.float32): (_HALVES, "float64")}
 
 
 def check_holds(value: Any, dtype: np.dtype) -> None:
@@ -409,16 +415,15 @@ def check_fits(plans: Sequence[RowPlan], family: Family, dtype: np.dtype, start:
     dtype, too."""
     if dtype not in _NARROW:
         return
+    largest, _ = _NARROW[dtype]
     for placed, following, length in plans:
         bounds = [_bounds(place, family) for place in placed if place[3] < stop and place[3] + place[2] > start]
         if family.fractional:
             bounds.append((following, following))
         if stop > length:
             bounds.append((following + max(start - length, 0), following + stop - length - 1))
-        # the largest first, which the message then says
-        for bound in sorted(
-            itertools.chain.from_iterable(bounds), key=abs, reverse=True
-        ):  # of many, the message says the largest
+        past = [bound for bound in itertools.chain.from_iterable(bounds) if abs(bound) > largest]
+        for bound in sorted(past, key=abs, reverse=True):  # the message says the largest
             check_holds(bound, dtype)
 
 

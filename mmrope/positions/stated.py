@@ -65,7 +65,12 @@ def numbers(value: Any, what: str, kinds: str = "iuf", shape: str = "", *, asked
         given = shown(value) if array is None else f"{array.dtype} {list(array.shape)}"
         asked = asked or f"{'' if 'f' in kinds else 'whole '}numbers{shape}"
         raise ValueError(f"{what} must be {asked}, an array or lists of equal lengths on the host, got {given}")
-    if array.size and array.dtype.kind in "iu" and not (array.max() < MOST and array.min() > -MOST):
+    if (
+        array.dtype.itemsize == 8
+        and array.dtype.kind in "iu"
+        and array.size
+        and not (array.max() < MOST and array.min() > -MOST)
+    ):
         raise ValueError(f"{what} must be below 2^62, got {shown(max(abs(int(array.max())), abs(int(array.min()))))}")
     return array
 
