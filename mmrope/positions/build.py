@@ -19,7 +19,7 @@ from mmrope.extras import needed_for
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
 from mmrope.positions.segments import Custom, Row, Segment, as_segment, frame_by_frame, whole_grids
-from mmrope.positions.stated import MOST, choice, is_number, numbers, shown, whole
+from mmrope.positions.stated import MOST, MOST_AT_ONCE, choice, is_number, numbers, shown, whole
 from mmrope.positions.timing import EXACT, rounded
 
 Rows = Row | Sequence[Segment] | Sequence[Row] | Sequence[Sequence[Segment]]
@@ -176,6 +176,8 @@ def decode_position_ids(following: Any, family: Family | str, *, step: Any = 0, 
         following, "following", "iuf" if family.fractional else "iu", asked=f"the next id of each row [B], {family.dtype}"
     )
     done, count = numbers(step, "step", "iu"), whole(count, "count", least=0)
+    if count * len(np.atleast_1d(first)) > MOST_AT_ONCE:
+        raise ValueError(f"count is {count:,} tokens of {first.size} rows, more than {MOST_AT_ONCE:,}: ask for fewer")
     if first.ndim != 1 or done.shape not in ((), first.shape):
         raise ValueError(
             f"following must be the next id of each row [B], {family.dtype}, and step a whole number or [B] of them, got "
@@ -669,7 +671,6 @@ def _slice(start: int, stop: int | None, length: int) -> tuple[int, int]:
     return start, stop
 
 
-_MOST_IDS = 2**40  # 8 TiB
 _WHOLE = {np.dtype(np.int64), np.dtype(np.int32)}
 _FRACTIONS = {np.dtype(np.float32), np.dtype(np.float64)}
 
@@ -681,8 +682,8 @@ def output(out: np.ndarray | None, dtype: Any, shape: tuple[int, ...], family: F
     except (TypeError, ValueError):
         allowed = "float32 or float64" if family.fractional else "int64 or int32"
         raise ValueError(f"dtype must be numpy's {allowed}, got {shown(dtype)}") from None
-    if math.prod(shape) > _MOST_IDS:
-        raise ValueError(f"{' x '.join(map(str, shape))} ids are more than {_MOST_IDS:,}: ask for a slice, start=, stop=")
+    if math.prod(shape) > MOST_AT_ONCE:
+        raise ValueError(f"{' x '.join(map(str, shape))} ids are more than {MOST_AT_ONCE:,}: ask for a slice, start=, stop=")
     if out is None:
         wanted = np.dtype(family.dtype) if wanted is None else wanted
     elif not isinstance(out, np.ndarray) or out.shape != shape or (out.size and 0 in out.strides):
@@ -745,8 +746,8 @@ def patch_position_ids(
         choice(normalize, "normalize", ("separate", "max", "min"))
         if offset or axes != "hw":
             raise ValueError(f"normalize goes with axes 'hw' without an offset, got axes={axes!r}, offset={offset}")
-    if (most := sum(map(math.prod, grids.tolist()))) > _MOST_IDS:
-        raise ValueError(f"grid_thw has {most:,} patches, more than {_MOST_IDS:,}: are these grids (t, h, w) in patches?")
+    if (most := sum(map(math.prod, grids.tolist()))) > MOST_AT_ONCE:
+        raise ValueError(f"grid_thw has {most:,} patches, more than {MOST_AT_ONCE:,}: are these grids (t, h, w) in patches?")
     m = merge if order == "blocks" else 1
     parts = [np.empty((len(axes), 0), dtype=np.float32 if normalize else np.int64)]
     for n, (t, h, w) in enumerate(grids.tolist()):

@@ -13,6 +13,8 @@ import numpy as np
 
 MOST = 2**62
 """Numbers stay below, so that sums of two are still of 64 bits."""
+MOST_AT_ONCE = 2**40
+"""Ids, of 8 TiB: more fit in no memory."""
 
 
 def whole(value: Any, what: str, *, least: int | None = None, of: str = " of tokens") -> int:

@@ -106,6 +106,12 @@ def stream(
         )
     if next_position.shape != (batch,):
         raise ValueError(f"next_position must be [{batch}], one id a row, got {list(next_position.shape)}")
+    # the last token of an answer is never read back
+    if next_position.dtype == torch.float32 and (largest := next_position.max().item()) + max_new_tokens - 2 > 2**24:
+        raise ValueError(
+            f"the answer's ids would pass 2^24 ({largest:,.0f} + {max_new_tokens:,} tokens), where float32 gives "
+            "neighbours one number: give next_position in float64, as position_ids(..., dtype=float64) has it"
+        )
     padded = not bool(attention_mask.all())
     if cache is not None and (batch > 1 or padded):
         raise ValueError(f"a cache holds one conversation without padding, got {batch}{' with padding' if padded else ''}")

@@ -129,7 +129,7 @@ def released_config(values: Mapping[str, Any], generation: Mapping[str, Any] = M
         (7, 15, 23, 31)
     """
     kind = values.get("model_type")
-    if kind not in RELEASED:
+    if not isinstance(kind, str) or kind not in RELEASED:
         raise ValueError(f"models of model_type {kind!r} are not known here; known are {', '.join(RELEASED)}")
     if values.get("quantization_config"):
         raise ValueError("the weights are quantized (quantization_config): take the unquantized ones")
