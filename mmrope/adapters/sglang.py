@@ -193,7 +193,7 @@ def decode_positions(mrope_position_deltas: Tensor, seq_lens: Tensor) -> Tensor:
     """[3, B] ids of the last token of each sequence, delta - 1 + seq_len: what a decoding step computes of its requests.
 
     Source: sglang 0.5.23, srt/model_executor/forward_batch_info.py, `_compute_mrope_positions_decode`. There a fractional delta
-    (Qwen3-Omni's) is cut to int64 first; here it is not.
+    (Qwen3-Omni's) is cut to int64 first; here it is not, and the ids are float64.
 
     Args:
         mrope_position_deltas: [B] or [B, 1], 0 of text alone.
@@ -214,8 +214,8 @@ def decode_positions(mrope_position_deltas: Tensor, seq_lens: Tensor) -> Tensor:
         raise ValueError(
             f"mrope_position_deltas must be [B] or [B, 1] and seq_lens [B], got {list(deltas.shape)} and {list(lengths.shape)}"
         )
-    deltas = deltas.reshape(-1)
-    return (deltas - 1 + lengths).to(torch.promote_types(deltas.dtype, torch.int64)).repeat(3, 1)  # [3, B]
+    exact = torch.float64 if deltas.is_floating_point() else torch.int64  # float32 has no whole ids past 2^24
+    return (deltas.reshape(-1).to(exact) - 1 + lengths).repeat(3, 1)  # [3, B]
 
 
 def _is_found_by_these(row: Family) -> bool:

@@ -19,7 +19,7 @@ from mmrope.extras import needed_for
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
 from mmrope.positions.segments import Custom, Row, Segment, as_segment, frame_by_frame, whole_grids
-from mmrope.positions.stated import LARGEST, choice, numbers, whole
+from mmrope.positions.stated import LARGEST, MOST_AT_ONCE, choice, numbers, whole
 from mmrope.positions.timing import EXACT, rounded
 from mmrope.records import is_number, shown
 
@@ -173,26 +173,35 @@ def decode_position_ids(following: Any, family: Family | str, *, step: Any = 0, 
         [[7], [3]]
     """
     family = family if isinstance(family, Family) else find_family(family)
-    first = numbers(following, "following", "iuf" if family.fractional else "iu", f" [B], {family.dtype}")
+    first = numbers(
+        following, "following", "iuf" if family.fractional else "iu", asked=f"the next id of each row [B], {family.dtype}"
+    )
     done, count = numbers(step, "step", "iu"), whole(count, "count", least=0)
+    if count * len(np.atleast_1d(first)) > MOST_AT_ONCE:
+        raise ValueError(f"count is {count:,} tokens of {first.size} rows, more than {MOST_AT_ONCE:,}: ask for fewer")
     if first.ndim != 1 or done.shape not in ((), first.shape):
         raise ValueError(
             f"following must be the next id of each row [B], {family.dtype}, and step a whole number or [B] of them, got "
             f"{first.dtype} {list(first.shape)} and {done.dtype} {list(done.shape)}"
         )
-    if done.size and done.min() < 0:
-        raise ValueError(f"step must be tokens that were generated, at least 0, got {done.min()}")
-    dtype = first.dtype if first.dtype == np.float64 else None
-    ids = output(None, dtype, (len(family.axes), len(first), count), family)
-    if family.fractional:
-        begin = first + done.astype(np.float64)  # [B], float64, which has no narrow sums
-        if not (np.abs(begin) < LARGEST).all():  # nor NaN
-            raise ValueError(f"following must be finite ids, below 2^62, got {shown(first)}")
-        for bound in (*begin.tolist(), *(begin + max(count - 1, 0)).tolist()) if count else ():
+    least = done.item() if done.ndim == 0 else done.min(initial=0)
+    if least < 0:
+        raise ValueError(f"step must be tokens that were generated, at least 0, got {least}")
+    tokens = done[..., None] + np.arange(count)  # [B or 1, count]
+    shape = (len(family.axes), len(first), count)
+    if not family.fractional:
+        ids = np.empty(shape, dtype=np.int64)
+        ids[:] = first[:, None] + tokens  # [A, B, count]
+        return ids
+    exact = first[:, None] + tokens.astype(np.float64)  # [B, count], float64, which has no narrow sums
+    ids = np.empty(shape, dtype=first.dtype if first.dtype == np.float64 else np.float32)
+    largest = np.abs(exact).max(initial=0)
+    if not largest < LARGEST:  # nor NaN
+        raise ValueError(f"following must be finite ids, below 2^62, got {shown(first)}")
+    if largest > _HALVES:
+        for bound in sorted(exact[:, [0, -1]].flat, key=abs, reverse=True):
             check_holds(bound, ids.dtype)
-        ids[:] = begin[:, None] + np.arange(count)
-    else:
-        ids[:] = first[:, None] + (done[..., None] + np.arange(count))  # [A, B, count]
+    ids[:] = exact  # [A, B, count]
     return ids
 
 
@@ -390,7 +399,8 @@ def _refuse(rows: Sequence[Row], b: int, item: Any, family: Family, why: str) ->
 # --- which dtype holds them -------------------------------------------------------------------------------------------
 
 # int32 wraps past this; float32 rounds halves past this, and gives whole ids past twice as much the number of a neighbour
-_NARROW = {np.dtype(np.int32): (2**31 - 1, "int64"), np.dtype(np.float32): (2**23, "float64")}
+_HALVES = 2**23
+_NARROW = {np.dtype(np.int32): (2**31 - 1, "int64"), np.dtype(np.float32): (_HALVES, "float64")}
 
 
 def check_holds(value: Any, dtype: np.dtype) -> None:
@@ -408,16 +418,15 @@ def check_fits(plans: Sequence[RowPlan], family: Family, dtype: np.dtype, start:
     dtype, too."""
     if dtype not in _NARROW:
         return
+    largest, _ = _NARROW[dtype]
     for placed, following, length in plans:
         bounds = [_bounds(place, family) for place in placed if place[3] < stop and place[3] + place[2] > start]
         if family.fractional:
             bounds.append((following, following))
         if stop > length:
             bounds.append((following + max(start - length, 0), following + stop - length - 1))
-        # the largest first, which the message then says
-        for bound in sorted(
-            itertools.chain.from_iterable(bounds), key=abs, reverse=True
-        ):  # of many, the message says the largest
+        past = [bound for bound in itertools.chain.from_iterable(bounds) if abs(bound) > largest]
+        for bound in sorted(past, key=abs, reverse=True):  # the message says the largest
             check_holds(bound, dtype)
 
 
@@ -663,7 +672,6 @@ def _slice(start: int, stop: int | None, length: int) -> tuple[int, int]:
     return start, stop
 
 
-_MOST_IDS = 2**40  # 8 TiB
 _WHOLE = {np.dtype(np.int64), np.dtype(np.int32)}
 _FRACTIONS = {np.dtype(np.float32), np.dtype(np.float64)}
 
@@ -675,8 +683,8 @@ def output(out: np.ndarray | None, dtype: Any, shape: tuple[int, ...], family: F
     except (TypeError, ValueError):
         allowed = "float32 or float64" if family.fractional else "int64 or int32"
         raise ValueError(f"dtype must be numpy's {allowed}, got {shown(dtype)}") from None
-    if math.prod(shape) > _MOST_IDS:
-        raise ValueError(f"{' x '.join(map(str, shape))} ids are more than {_MOST_IDS:,}: ask for a slice, start=, stop=")
+    if math.prod(shape) > MOST_AT_ONCE:
+        raise ValueError(f"{' x '.join(map(str, shape))} ids are more than {MOST_AT_ONCE:,}: ask for a slice, start=, stop=")
     if out is None:
         wanted = np.dtype(family.dtype) if wanted is None else wanted
     elif not isinstance(out, np.ndarray) or out.shape != shape or (out.size and 0 in out.strides):
@@ -739,8 +747,8 @@ def patch_position_ids(
         choice(normalize, "normalize", ("separate", "max", "min"))
         if offset or axes != "hw":
             raise ValueError(f"normalize goes with axes 'hw' without an offset, got axes={axes!r}, offset={offset}")
-    if (most := sum(map(math.prod, grids.tolist()))) > _MOST_IDS:
-        raise ValueError(f"grid_thw has {most:,} patches, more than {_MOST_IDS:,}: are these grids (t, h, w) in patches?")
+    if (most := sum(map(math.prod, grids.tolist()))) > MOST_AT_ONCE:
+        raise ValueError(f"grid_thw has {most:,} patches, more than {MOST_AT_ONCE:,}: are these grids (t, h, w) in patches?")
     m = merge if order == "blocks" else 1
     parts = [np.empty((len(axes), 0), dtype=np.float32 if normalize else np.int64)]
     for n, (t, h, w) in enumerate(grids.tolist()):

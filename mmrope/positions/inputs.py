@@ -246,7 +246,15 @@ def _check_agreement(types: np.ndarray, by_ids: np.ndarray, ids: np.ndarray, mas
 
 def _prompts(prompt_lengths: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
     """[B, S] whether a token is of its row's prompt."""
-    (batch, tokens), lengths = shape, numbers(prompt_lengths, "prompt_lengths", "iu")
+    (batch, tokens), lengths = (
+        shape,
+        numbers(
+            prompt_lengths,
+            "prompt_lengths",
+            "iu",
+            asked=f"{shape[0]} whole numbers from 0 to {shape[1]}, the columns of each row's prompt",
+        ),
+    )
     if lengths.shape != (batch,) or ((lengths < 0) | (lengths > tokens)).any():
         raise ValueError(
             f"prompt_lengths must be {batch} whole numbers from 0 to {tokens}, the columns of each row's prompt, got {lengths}"
@@ -672,7 +680,7 @@ def _span_runs(span: Span, n: int, family: Family, token_count: int) -> list[Run
     kind = _TYPE_OF[span.kind]
     if span.embed is None:
         return [(kind, offset, offset + length)]
-    embed = numbers(span.embed, f"{_called(span, n)}: embed", "biu", " or booleans")
+    embed = numbers(span.embed, f"{_called(span, n)}: embed", "biu", asked=f"{length} booleans, one a token")
     if embed.shape != (length,) or ((embed != 0) & (embed != 1)).any():
         raise ValueError(
             f"{_called(span, n)}: embed must be {length} booleans, one a token, got {embed.dtype} {list(embed.shape)}"

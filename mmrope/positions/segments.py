@@ -296,7 +296,7 @@ def whole_grid(value: Any, what: str) -> tuple[int, int, int]:
 
 def whole_grids(value: Any, what: str) -> np.ndarray:
     """Grids (t, h, w) as [n, 3] int64; n may be 0."""
-    grids = numbers(value, what, "iuf", " [n, 3] (t, h, w)")
+    grids = numbers(value, what, asked="whole numbers [n, 3] (t, h, w)")
     if not grids.size:
         return np.zeros((0, 3), dtype=np.int64)
     if grids.ndim != 2 or grids.shape[1] != 3 or grids.dtype.kind not in "iu":
@@ -343,7 +343,7 @@ class Row(Sequence[Segment]):
         if isinstance(segments, Row):
             return segments
         items: list[Item] = []
-        for i, segment in enumerate(several(segments, "a row, which is made of Segments,")):
+        for i, segment in enumerate(several(segments, "a row", "a list of Segments")):
             if not isinstance(segment, Segment):
                 raise ValueError(
                     f"a row is a list of Segments, but item {i} is {segment!r}; "

@@ -26,7 +26,7 @@ from mmrope.positions.build import (
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
 from mmrope.positions.segments import MEDIA, Item, Row, Segment, pad, text, token_mask
-from mmrope.positions.stated import choice, numbers, whole, whole_numbers
+from mmrope.positions.stated import MOST_AT_ONCE, choice, numbers, whole, whole_numbers
 
 Policy = Literal["error", "drop_media", "before_media"]
 Markers = tuple[int, int] | Mapping[str, tuple[int, int]]
@@ -630,6 +630,8 @@ def shard_index(cu_seqlens: int | Sequence[int] | np.ndarray, *, size: int, rank
     if not 0 <= rank < size:
         raise ValueError(f"rank must be from 0 to size - 1, got rank {rank} of size {size}")
     totals = running_totals(cu_seqlens)
+    if totals[-1] > MOST_AT_ONCE:
+        raise ValueError(f"cu_seqlens end at {totals[-1]:,} tokens, more than {MOST_AT_ONCE:,}")
     if scheme in ("contiguous", "ulysses"):
         part = _part(int(totals[-1]), size, "the tokens", scheme)
         return np.arange(rank * part, (rank + 1) * part)

@@ -13,6 +13,8 @@ from mmrope.records import shown
 
 LARGEST = 2**62
 """Numbers stay below, so that sums of two are still of 64 bits."""
+MOST_AT_ONCE = 2**40
+"""Ids, of 8 TiB: more fit in no memory."""
 
 
 def whole(value: Any, what: str, *, least: int | None = None, of: str = " of tokens") -> int:
@@ -38,28 +40,34 @@ def whole_numbers(
     return found
 
 
-def several(values: Any, what: str) -> list[Any]:
+def several(values: Any, what: str, asked: str = "a list") -> list[Any]:
     """A list of whatever it is."""
     if (
         not isinstance(values, Iterable)
         or isinstance(values, (str, bytes))
         or (isinstance(values, np.ndarray) and not values.ndim)
     ):
-        raise ValueError(f"{what} must be a list, got {shown(values)}")
+        raise ValueError(f"{what} must be {asked}, got {shown(values)}")
     return list(values)
 
 
-def numbers(value: Any, what: str, kinds: str = "iuf", shape: str = "") -> np.ndarray:
-    """An array of numbers: of whole ones by the `kinds` "iu", of those with fractions by "iuf", and of bools with "b"."""
+def numbers(value: Any, what: str, kinds: str = "iuf", shape: str = "", *, asked: str = "") -> np.ndarray:
+    """An array of numbers: of whole ones by the `kinds` "iu", of those with fractions by "iuf", and of bools with "b". What was
+    `asked` for is said by its shape, or in other words."""
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError, RuntimeError):  # ragged, no numbers, on another device
         array = None
     if array is None or array.dtype.kind not in kinds:
         given = shown(value) if array is None else f"{array.dtype} {list(array.shape)}"
-        asked = f"numbers{shape}" if "f" in kinds else f"whole numbers{shape}"
+        asked = asked or f"{'' if 'f' in kinds else 'whole '}numbers{shape}"
         raise ValueError(f"{what} must be {asked}, an array or lists of equal lengths on the host, got {given}")
-    if array.size and array.dtype.kind in "iu" and not (array.max() < LARGEST and array.min() > -LARGEST):
+    if (
+        array.dtype.itemsize == 8
+        and array.dtype.kind in "iu"
+        and array.size
+        and not (array.max() < LARGEST and array.min() > -LARGEST)
+    ):
         raise ValueError(f"{what} must be below 2^62, got {shown(max(abs(int(array.max())), abs(int(array.min()))))}")
     return array
 

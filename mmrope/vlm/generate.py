@@ -124,6 +124,12 @@ def stream(
         raise ValueError(
             "a row ends in padding, so its next token cannot be read off: pad on the left (Processor(padding_side='left'))"
         )
+    # the last token of an answer is never read back
+    if next_position.dtype == torch.float32 and (largest := next_position.max().item()) + max_new_tokens - 2 > 2**24:
+        raise ValueError(
+            f"the answer's ids would pass 2^24 ({largest:,.0f} + {max_new_tokens:,} tokens), where float32 gives "
+            "neighbours one number: give next_position in float64, as position_ids(..., dtype=float64) has it"
+        )
     padded = not bool(attention_mask.all())
     if cache is not None and (batch > 1 or padded):
         raise ValueError(f"a cache holds one conversation without padding, got {batch}{' with padding' if padded else ''}")

@@ -519,13 +519,18 @@ def test_sglang_takes_a_second_a_grid_where_none_is_said():
         by_sglangs_door(case, second_per_grid_ts=None)
 
 
+def test_decoding_by_fractional_deltas_is_exact_past_2_24():
+    ids = sglang.decode_positions(torch.tensor([-1.0, -1.5]), torch.tensor([2**24 + 3, 2**24 + 4]))
+    assert ids[0].tolist() == [2**24 + 1, 2**24 + 1.5]
+
+
 @pytest.mark.parametrize("case", SGLANG["decode"], ids=lambda case: str(case["deltas"]))
 def test_decoding_has_the_ids_that_sglang_computes(case):
     """But for fractional deltas, which SGLang cuts towards 0 first: its ids of Qwen3-Omni are off by that fraction."""
     ids = sglang.decode_positions(torch.tensor(case["deltas"]), torch.tensor(case["lengths"]))
     whole = [int(delta) for delta in case["deltas"]]
     np.testing.assert_array_equal(ids - (torch.tensor(case["deltas"]) - torch.tensor(whole)), case["ids"])
-    assert ids.dtype == (torch.int64 if whole == case["deltas"] else torch.float32)
+    assert ids.dtype == (torch.int64 if whole == case["deltas"] else torch.float64)
 
 
 # --- both -------------------------------------------------------------------------------------------------------------

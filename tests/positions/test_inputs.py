@@ -186,9 +186,7 @@ def test_generated_tokens_are_text_whatever_their_ids():
     ):
         segments_from_inputs(inputs, rule)
     assert segments_from_inputs(inputs, rule, prompt_lengths=[8]) == batch
-    with pytest.raises(ValueError, match=r"prompt_lengths must be whole numbers, .*, got float64 \[1\]"):
-        segments_from_inputs(inputs, rule, prompt_lengths=[1.5])
-    for wrong in ([8, 8], 8, [-3], [13]):
+    for wrong in ([8, 8], [1.5], 8, [-3], [13]):
         with pytest.raises(ValueError, match=r"prompt_lengths must be 1 whole numbers from 0 to 12, the columns of each row's"):
             segments_from_inputs(inputs, rule, prompt_lengths=wrong)
 
@@ -592,7 +590,7 @@ def test_a_mask_is_one_everywhere(mask):
             [[1, 2**40, 2**40]],
             r"image_grid_thw row 0 has 1 x \d+ x \d+ tokens, more than 2,147,483,647, the most of one segment",
         ),
-        ([["1", "4", "4"]], r"image_grid_thw rows must be numbers \[n, 3\] .*, got <U1 \[1, 3\]"),
+        ([["1", "4", "4"]], r"image_grid_thw rows must be whole numbers \[n, 3\] .*, got <U1 \[1, 3\]"),
         ([[1, 0, 4]], r"image_grid_thw row 0 is 1 x 0 x 4"),
     ],
 )
@@ -660,25 +658,16 @@ def test_a_pack_of_the_next_tokens_ids_is_checked_as_one():
         (lambda: segments_from_inputs({"input_ids": [["1", "9"]]}, "qwen2_vl"), "input_ids must be whole numbers, got <U1"),
         (lambda: segments_from_inputs({"input_ids": [[1.5, 9.0]]}, "qwen2_vl"), "input_ids must be whole numbers, got float64"),
         (lambda: segments_from_inputs({"input_ids": [[1]]}, "qwen2_vl", video_timings=5), "video_timings must be a list"),
-        (
-            lambda: append([Segment.text(2)], Segment.text(3)),
-            r"a row, which is made of Segments, must be a list, got Segment.text\(3\)",
-        ),
+        (lambda: append([Segment.text(2)], Segment.text(3)), r"a row must be a list of Segments, got Segment.text\(3\)"),
         (lambda: Segment.custom([[0]], advance="x"), "advance must be a finite number, .* got 'x'"),
         (lambda: Span(0, 4, (1, 4, 4), "video", timing=3), "a span's timing must be a VideoTiming, got 3"),
         (lambda: segments_from_spans(10, [(2,)], "qwen2_vl"), "span 0 must be a Span or a tuple"),
-        (
-            lambda: segments_from_spans(9, [Span(0, 4, (1, 4, 4), embed=["no"] * 4)], "qwen2_vl"),
-            "embed must be whole numbers or booleans",
-        ),
-        (
-            lambda: segments_from_spans(9, [Span(0, 4, (1, 4, 4), embed=[0.5] * 4)], "qwen2_vl"),
-            "embed must be whole numbers or booleans",
-        ),
-        (lambda: decode_position_ids([5, 6], "qwen2_vl", step=[2.9, 1.0]), "step must be whole numbers, .* got float64"),
+        (lambda: segments_from_spans(9, [Span(0, 4, (1, 4, 4), embed=["no"] * 4)], "qwen2_vl"), "embed must be 4 booleans"),
+        (lambda: segments_from_spans(9, [Span(0, 4, (1, 4, 4), embed=[0.5] * 4)], "qwen2_vl"), "embed must be 4 booleans"),
+        (lambda: decode_position_ids([5, 6], "qwen2_vl", step=[2.9, 1.0]), "step must be whole numbers, .*, got float64"),
         (lambda: decode_position_ids([5, 6], "qwen2_vl", step=[1]), "following must be the next id .*"),
-        (lambda: decode_position_ids([5.5], "qwen2_vl"), "following must be whole numbers .* got float64"),
-        (lambda: decode_position_ids(["5"], "qwen2_vl"), "following must be whole numbers .* got <U1"),
+        (lambda: decode_position_ids([5.5], "qwen2_vl"), "following must be the next id .* float64"),
+        (lambda: decode_position_ids(["5"], "qwen2_vl"), "following must be the next id .*"),
     ],
 )
 def test_what_is_no_number_is_refused_in_our_words(make, message):

@@ -16,10 +16,11 @@ from mmrope import positions as P
 
 HERE = Path(mmrope.__file__).parent
 HUGE = 2**70
+MUCH = 2**50
 ODD = {
     **{
         str(value): value
-        for value in (None, True, -1, 0, 1, 2.5, -0.5, float("nan"), float("inf"), HUGE, -HUGE, 1e300, "", "text")
+        for value in (None, True, -1, 0, 1, 2.5, -0.5, float("nan"), float("inf"), HUGE, -HUGE, MUCH, 1e300, "", "text")
     },
     "bytes": b"ab",
     "an object": object(),

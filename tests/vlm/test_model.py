@@ -494,6 +494,10 @@ def test_generation_needs_each_rows_next_position(model, processor, conversation
     inputs = processor(conversations)
     with pytest.raises(ValueError, match=r"next_position must be \[4\] for input_ids of 4 rows of \d+ tokens, got \[1\]"):
         model.generate(**{**inputs, "next_position": inputs["next_position"][:1]})
+    near = torch.full((4,), 2.0**24 - 8)
+    with pytest.raises(ValueError, match=r"ids would pass 2\^24 .* give next_position in float64"):
+        model.generate(**{**inputs, "next_position": near}, max_new_tokens=11)
+    model.generate(**{**inputs, "next_position": near}, max_new_tokens=10)
 
 
 @pytest.mark.parametrize(
