@@ -131,9 +131,8 @@ def page() -> Iterator[str]:
             mutants(),
         ),
     ):
-        yield from (f"## {title}", "", row(*head), row(*["---"] * len(head)))
-        yield from (row(*cells) for cells in rows)
-        yield ""
+        if lines := [row(*cells) for cells in rows]:
+            yield from (f"## {title}", "", row(*head), row(*["---"] * len(head)), *lines, "")
 
 
 def load() -> Iterator[tuple[str, ...]]:
