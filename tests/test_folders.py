@@ -132,7 +132,7 @@ def own(tmp_path):
             r"rotary: spectra.of\[0\].dim must",
         ),
         ({"family__facts": {"spatial_merge": None}}, "family: facts.spatial_merge must be a whole number, got None"),
-        ({"eos_token_id": 10**30}, "eos_token_id must be .*, got 1"),
+        ({"eos_token_id": 10**30}, "eos_token_id must be .*, got a number of 100 bits"),
         ({"generation__top_p": 2}, "generation.top_p must be a number above 0 and at most 1, for all tokens, got 2"),
     ],
 )

@@ -15,7 +15,10 @@ from mmrope.positions.families import family as find_family
 from mmrope.preprocess.patches import PatchConfig
 from mmrope.preprocess.text import IM_END, PAD, VOCAB_SIZE
 from mmrope.records import Count, Keys, Layers, Must, Natural, Positive, check_fields, made, record
+from mmrope.vlm.layers import ACTIVATIONS
 from mmrope.vlm.sampling import GenerationConfig
+
+_Activation = Annotated[str, Must(f"one of {', '.join(ACTIVATIONS)}", lambda name: name in ACTIVATIONS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class VisionConfig:
     theta: Positive | None = 1e4
     """Of the 2D RoPE; None for patches without places."""
     norm: Literal["rms", "layer"] = "rms"
-    hidden_act: str = "gelu"
+    hidden_act: _Activation = "gelu"
     """A name of `mmrope.vlm.layers.ACTIVATIONS`."""
     gated_mlp: bool = False
     patch_bias: bool = True

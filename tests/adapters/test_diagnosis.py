@@ -96,7 +96,9 @@ def another(tmp_path, monkeypatch):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(code.path, target)
     here = {name: known for name, known in KNOWN["transformers"].items() if name in IN_TRANSFORMERS}
-    monkeypatch.setitem(upstreams.KNOWN, "transformers", here)  # an older one does not have all that is known
+    monkeypatch.setattr(
+        upstreams, "KNOWN", {**upstreams.KNOWN, "transformers": here}
+    )  # an older one does not have all that is known
     monkeypatch.setattr(upstreams.metadata, "version", lambda package: "9.99.0")
 
     def found(name):
