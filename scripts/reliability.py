@@ -69,7 +69,7 @@ def tested(*arguments: str, proof: bool) -> dict[str, Any]:
     began = time.monotonic()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", f"--junitxml={path}", *arguments]
+        command = [sys.executable, "-m", "pytest", f"--junitxml={path}", "--override-ini=junit_family=xunit1", *arguments]
         code = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=False).returncode
         suite = ElementTree.parse(path).getroot().find("testsuite")
     assert suite is not None

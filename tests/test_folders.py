@@ -376,7 +376,7 @@ def test_a_save_that_fails_at_any_moment_leaves_the_old_or_is_refused(kind, faul
 
 
 @pytest.mark.parametrize("what", ["model", "processor"])
-def test_a_save_on_a_full_disk_leaves_the_old_files(what, tmp_path):
+def test_a_save_on_a_full_disk_leaves_the_old_files(what, tmp_path, record_property):
     """Files of a process that may be no longer than some sizes, as on a disk without room: every write past them fails."""
     make, load, equal = MODEL if what == "model" else PROCESSOR
     old: Any = make(0)
@@ -396,6 +396,7 @@ def test_a_save_on_a_full_disk_leaves_the_old_files(what, tmp_path):
         "        print(size, type(error).__name__, error)\n"
     )
     sizes = [0, 1, 100, largest // 4, largest // 2, largest - 200]
+    record_property("tried", f"{what}: a full disk at {len(sizes)} sizes, and a failure at every fsync and rename")
     command = [sys.executable, "-c", code, what, str(tmp_path), *map(str, sizes)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=True)
     assert len(done.stdout.splitlines()) == len(sizes), done.stdout + done.stderr  # each failed

@@ -172,7 +172,7 @@ def newer(folder, step):
     return last is not None and int(last.name[5:]) > step
 
 
-def test_a_process_that_is_killed_again_and_again_repeats_and_loses_nothing(tmp_path):
+def test_a_process_that_is_killed_again_and_again_repeats_and_loses_nothing(tmp_path, record_property):
     """SIGKILL at random moments, most of them while a checkpoint is written; every time the training is started again. The
     weights at the end, the optimizers' state and the log are those of a training that nothing happened to."""
     kills, draw = 50 if PROOF else 3, random.Random(0)
@@ -210,7 +210,7 @@ def test_a_process_that_is_killed_again_and_again_repeats_and_loses_nothing(tmp_
         assert entry.pop("tokens_per_second") > 0
     assert logs[0] == logs[1]  # each step once, with its loss
     assert [entry["step"] for entry in logs[1]] == [*range(1, KILLED.steps + 1)]
-    print(f"{kills} kills, {saving} of them while a checkpoint was written")
+    record_property("tried", f"{kills} kills, {saving} of them while a checkpoint was written")
     assert saving
 
 
