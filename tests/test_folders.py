@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import re
@@ -373,6 +374,15 @@ def test_a_save_that_fails_at_any_moment_leaves_the_old_or_is_refused(kind, faul
             assert outcomes == {"new", "refused"} | ({"old"} if before != "none" else set())
             return
     raise AssertionError("the save never came to its end")
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan, 1e308, -0.5, 1.5, True, "half"])
+@pytest.mark.parametrize("kind", ["qwen3_5", "glm4"])
+def test_a_share_of_a_head_is_one(kind, odd):
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": odd}
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    with pytest.raises(ValueError, match="partial_rotary_factor"):
+        rotary_from_config({"model_type": kind, **sizes, "rope_parameters": rope})
 
 
 @pytest.mark.parametrize("what", ["model", "processor"])

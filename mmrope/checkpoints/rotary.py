@@ -17,6 +17,7 @@ from mmrope.encodings.scaling import Proportional, Temperature
 from mmrope.encodings.spec import RotarySpec
 from mmrope.positions.families import FAMILIES
 from mmrope.positions.rules import Family
+from mmrope.records import is_number, shown
 
 
 def rotary_from_config(
@@ -108,13 +109,21 @@ def _language_model(config: dict[str, Any], revision: str | None) -> tuple[State
 # --- families ---------------------------------------------------------------------------------------------------------
 
 
+def _fraction(text: Stated, rope: Mapping[str, Any]) -> float | None:
+    """How much of a head is rotated, where it is stated."""
+    stated = rope.get("partial_rotary_factor")
+    if stated is not None and not (is_number(stated) and 0 <= stated <= 1):
+        raise text.wrong(f"the config has partial_rotary_factor {shown(stated)}, which is no share of a head's channels")
+    return stated
+
+
 def _of_family(text: Stated, family: Family, layer_type: str | None) -> RotarySpec | None:
     facts, rope = family.rotary, rope_parameters(text, layer_type)
     if rope is None:
         return None
     # of latent attention, what is rotated is apart
     head_dim = text.size("qk_rope_head_dim") if text.get("qk_rope_head_dim") is not None else _head_dim(text, layer_type)
-    fraction = rope.get("partial_rotary_factor")
+    fraction = _fraction(text, rope)
     if facts.rotary_fraction != 1 and fraction is None:
         raise text.wrong(
             "the config has no partial_rotary_factor, and class defaults differ between models; released checkpoints "
@@ -167,7 +176,7 @@ def _of_model(text: Stated, layer_type: str | None) -> RotarySpec | None:
     if model.width == "apart" or (scaling is None and not model.partial):
         fraction = None  # whole heads, whatever the config says; or a part that is apart already
     else:
-        fraction = rope.get("partial_rotary_factor")
+        fraction = _fraction(text, rope)
         of_class = class_default(text, layer_type).get("partial_rotary_factor", 1)
         if fraction is None and model.partial and of_class != 1:
             fraction = text.default("partial_rotary_factor", of_class)
