@@ -7,9 +7,11 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
 from mmrope.positions import rules
 from tests.support import PROOF, ROOT, cases, lowest, of_usual_priority
@@ -85,6 +87,25 @@ def _skips(reporter: pytest.TerminalReporter) -> dict[str, int]:
 def samples() -> Path:
     """The folder of sample files."""
     return ROOT / "samples"
+
+
+def _shared_by_all() -> dict[str, Any]:
+    return {
+        "PIL.Image.MAX_IMAGE_PIXELS": Image.MAX_IMAGE_PIXELS,
+        "the current folder": os.getcwd(),
+        "NumPy's errors": np.geterr(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's threads": torch.get_num_threads(),
+        "torch's gradients": torch.is_grad_enabled(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _what_all_tests_share_is_as_before() -> Iterator[None]:
+    """A test that leaves a limit of Pillow behind fails others, in some orders."""
+    before = _shared_by_all()
+    yield
+    assert _shared_by_all() == before
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
@@ -108,8 +109,7 @@ def videos(data: bytes) -> None:
 
 
 def _media(name: str, data: bytes) -> None:
-    Image.MAX_IMAGE_PIXELS = LIMITS.max_image_pixels
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, patch.object(Image, "MAX_IMAGE_PIXELS", LIMITS.max_image_pixels):
         what, how = verdict(name, data, os.path.join(folder, "file"))
     assert what != "bug", how
 
