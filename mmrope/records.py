@@ -176,7 +176,7 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 def path(at: str, key: Any) -> str:
     """The path of a key in what is at a path."""
-    return f"{at}.{key if isinstance(key, str) and len(key) < 200 else shown(key)}".removeprefix(".")
+    return f"{at}.{key if isinstance(key, str) and 0 < len(key) < 200 else shown(key)}".removeprefix(".")
 
 
 def _object(value: Any, at: str) -> Mapping[str, Any]:

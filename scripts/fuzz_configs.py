@@ -1,5 +1,5 @@
 """Looks for folders that break what reads them: each mutant of a JSON file of a sound folder is to be read, or refused with a
-ValueError that names the file.
+ValueError that names the file; and the key that was changed, or what it contradicts (those that name another key are counted).
 
     python scripts/fuzz_configs.py [--mutants 100000] [--seed 0] [--keep FOLDER]
 
@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+
+from reports import write_result  # noqa: E402
 
 from tests.support.json_mutants import MEGABYTES, SECONDS, Findings, megabytes, readers, tried  # noqa: E402
 
@@ -54,8 +56,7 @@ def main() -> None:
         "all": dict(sorted(total.items())),
         "readers": rows,
     }
-    path = ROOT / "scripts" / "results" / "fuzz_configs.json"
-    path.write_text(json.dumps(made, indent=1) + "\n")
+    write_result(ROOT / "scripts" / "results" / "fuzz_configs.json", made)
     print(json.dumps(made, indent=1))
     for n, (name, at, content, how) in enumerate(found.broken):
         print(f"a mutant of {name} at {at} broke the law: {how}", file=sys.stderr)

@@ -165,8 +165,11 @@ def inputs() -> Iterator[tuple[str, ...]]:
             yield name, how, f"{target['executions']:,}", str(len(of_it) - mended), str(mended), found["date"]
     if (path := RESULTS / "fuzz_configs.json").is_file():
         found = read_result(path, "mutants", "readers", "all", "date")
-        wrong = sum(count for kind, count in found["all"].items() if kind not in ("read", "refused"))
-        how = f"mutated files of settings, by {len(found['readers'])} readers; the slowest {found['slowest_seconds']} s"
+        wrong = sum(count for kind, count in found["all"].items() if kind not in ("read", "refused", "unnamed"))
+        other = f"{100 * found['all'].get('unnamed', 0) / found['mutants']:.1f}% refused by another key that they contradict"
+        how = (
+            f"mutated files of settings, by {len(found['readers'])} readers; {other}; the slowest {found['slowest_seconds']} s"
+        )
         yield "folders", how, f"{found['mutants']:,}", str(wrong), "-", found["date"]
     if (path := RESULTS / "fuzz_media.md").is_file():
         day, *tables = re.findall(

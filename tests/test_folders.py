@@ -182,7 +182,9 @@ def test_configs_of_others_are_refused_by_file_and_key(tmp_path):
     rope = {"rope_type": "mrope", "mrope_section": [10**9, 24, 24], "rope_theta": 1e6}
     text = {"model_type": "qwen2_vl", "hidden_size": 3584, "num_attention_heads": 28}
     path.write_text(json.dumps(text | {"rope_parameters": rope}))
-    with pytest.raises(ValueError, match=f"{path}: sections must be a number of pairs for each of the axes"):
+    with pytest.raises(
+        ValueError, match=rf"{path}: qwen2_vl: .* and mrope_section \[1000000000, .*: sections must be a number of pairs"
+    ):
         rotary_from_config(path)
     path.write_text("[")
     with pytest.raises(ValueError, match=f"{path} is not JSON"):
@@ -227,7 +229,7 @@ def test_statistics_that_make_no_pixels_are_refused(tmp_path):
     path = tmp_path / "preprocessor_config.json"
     for key, value in (("image_std", [0, 0, 0]), ("image_mean", [float("nan")] * 3), ("patch_size", 0), ("min_pixels", -1)):
         path.write_text(json.dumps({"image_processor_type": "Qwen2VLImageProcessor", key: value}))
-        with pytest.raises(ValueError, match=rf"{tmp_path}'s image processor.{key}(\[0\])? must be a .*number"):
+        with pytest.raises(ValueError, match=rf"{path}: {key}(\[0\])? must be a .*number"):
             Processor.from_pretrained(tmp_path, family="qwen2_vl")
 
 

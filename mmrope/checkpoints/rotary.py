@@ -150,15 +150,15 @@ def _of_family(text: Stated, family: Family, layer_type: str | None) -> RotarySp
             + ("no mrope_section" if sections is None else f"mrope_section {sections}, not one number each for {order}")
             + f"; released checkpoints have {released}"
         )
-    spec = RotarySpec.mrope(
-        head_dim,
-        theta=rope["rope_theta"],
-        sections=[sections[order.index(axis)] for axis in family.axes],
-        layout=facts.layout,
-        axes=family.axes,
-        rotary_dim=width,
-        pairing=facts.pairing,
-    )
+    by_axis = [sections[order.index(axis)] for axis in family.axes]
+    how = {"layout": facts.layout, "axes": family.axes, "rotary_dim": width, "pairing": facts.pairing}
+    try:
+        spec = RotarySpec.mrope(head_dim, theta=rope["rope_theta"], sections=by_axis, **how)
+    except ValueError as error:
+        of = "" if len(order) == 1 else f" and mrope_section {shown(sections)}"
+        raise text.wrong(
+            f"with rope_theta {shown(rope['rope_theta'])}, a head of {shown(width)} channels{of}: {error}"
+        ) from error
     scaling = scaling_of(text, rope)
     return spec if scaling is None else replace(spec.scaled(scaling), score_factor=1.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -76,13 +76,18 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
         with naming(folder / CONFIG_NAME):
             image, video = Keys(own)("image_processor", dict), Keys(own)("video_processor", dict, None)
         image = {"processor_class": own.get("processor_class"), **image}
+        of_image, of_video = [(folder / CONFIG_NAME, part) for part in ("image_processor", "video_processor")]
     else:
         image, video = _read(folder / IMAGE_NAME), _read(folder / VIDEO_NAME)
+        of_image, of_video = (folder / IMAGE_NAME, ""), (folder / VIDEO_NAME, "")
     if image is None:
         raise ValueError(f"no {CONFIG_NAME} and no {IMAGE_NAME} in {folder}: a processor is saved with save_pretrained")
-    patches = _image_patches(image, f"{folder}'s image processor")
-    # as transformers does, the image processor's settings are those of videos if there are no others
-    sampling = _video_patches(video if video is not None else image, f"{folder}'s video processor", patches)
+    if video is None:  # as transformers does, the image processor's settings are those of videos if there are no others
+        video, of_video = image, of_image
+    with naming(of_image[0]):
+        patches = _image_patches(Keys(image, of_image[1]))
+    with naming(of_video[0]):
+        sampling = _video_patches(Keys(video, of_video[1]), patches)
     config = {} if not (folder / "config.json").is_file() else {"family": family_from_config(folder / "config.json")}
     # "Qwen2_5_VLProcessor" is of qwen2_5_vl
     named = str(image.get("processor_class")).removesuffix("Processor").replace("_", "").lower()
@@ -119,12 +124,12 @@ def _chat(folder: Path) -> dict[str, Any]:
         stated = {str(named.get("name")): named.get("template") for named in stated}
     if isinstance(stated, dict):
         if "default" not in stated:
-            raise ValueError(f"{folder} has the chat templates {', '.join(map(str, stated))}, and none is called 'default'")
+            raise ValueError(f"{folder}: chat_template has {shown(list(stated))}, and none is called 'default'")
         stated = stated["default"]
     if stated is None:
         return side
     if not isinstance(stated, str):
-        raise ValueError(f"{folder} has a chat_template of type {type(stated).__name__}: it must be a text, or several by name")
+        raise ValueError(f"{folder}: chat_template must be a text, or several by name, got {shown(stated)}")
     return side | {"chat_template": stated}
 
 
@@ -163,7 +168,7 @@ def _own_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     if kind == "words":
         return {**found, "tokenizer": WordTokenizer(keys("words", tuple[str, ...]))}
     if kind not in ("bytes", "file"):
-        raise ValueError(f"the tokenizer is {shown(kind)}; known are 'bytes', 'words' and 'file'")
+        raise ValueError(f"tokenizer is {shown(kind)}; known are 'bytes', 'words' and 'file'")
     if kind == "bytes":
         return {**found, "tokenizer": ByteTokenizer()}
     tokenizer, digest = FileTokenizer.from_folder(folder), keys("tokenizer_sha256", str, None)
@@ -178,78 +183,81 @@ def _own_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 # --- Hugging Face's keys ----------------------------------------------------------------------------------------------
 
 
-def _image_patches(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "Qwen2VLImageProcessor")
-    kind = kind.removesuffix("Fast").removesuffix("Pil")
+def _image_patches(keys: Keys) -> dict[str, Any]:
+    which = next((key for key in ("image_processor_type", "feature_extractor_type") if keys.values.get(key)), None)
+    kind = str(keys.values[which]).removesuffix("Fast").removesuffix("Pil") if which else "Qwen2VLImageProcessor"
     if kind not in _IMAGE_FRAMES:
-        raise ValueError(f"{name} is a {kind}, which is not known here (known: {', '.join(_IMAGE_FRAMES)})")
-    _check(values, name, _CUT | _SAMPLING)  # an image processor's file may state a video's sampling, too
-    cut = _shared(values, name)
-    bounds = _bounds(values, name, PatchConfig().image_pixels)
-    return {**cut, "image_pixels": bounds, "image_frames": _IMAGE_FRAMES[kind]}
+        raise ValueError(_unknown(keys, which or "", _IMAGE_FRAMES))
+    _check(keys, _CUT | _SAMPLING)  # an image processor's file may state a video's sampling, too
+    bounds = _bounds(keys, PatchConfig().image_pixels)
+    return {**_shared(keys), "image_pixels": bounds, "image_frames": _IMAGE_FRAMES[kind]}
 
 
-def _video_patches(values: Mapping[str, Any], name: str, patches: dict[str, Any]) -> dict[str, Any]:
+def _video_patches(keys: Keys, patches: dict[str, Any]) -> dict[str, Any]:
     """Adds the bounds of videos to `patches`; returns how frames are sampled."""
-    _check(values, name, _CUT | _SAMPLING)
-    of_images, keys = PatchConfig(**patches), Keys(values, name)
-    for own, stated in _shared(values, name).items():
+    _check(keys, _CUT | _SAMPLING)
+    of_images, values = PatchConfig(**patches), keys.values
+    for own, stated in _shared(keys).items():
         if stated != getattr(of_images, own):
             key = next(key for key, mine in _OF_BOTH.items() if mine == own)
-            raise ValueError(f"{name} has {key} {stated}, images have {getattr(of_images, own)}: they must agree here")
+            raise ValueError(f"{keys.path(key)} is {stated}, images have {getattr(of_images, own)}: they must agree here")
     kind = str(values.get("video_processor_type") or _VIDEOS_OF[patches["image_frames"]])
     capped, area = keys("cap_pixels_per_frame", bool, None), of_images.factor**2
     tokens = keys("max_video_tokens", Count, None)
-    only_size = {"size": values.get("size")}  # of all frames together; transformers then looks at nothing else
+    only_size = Keys({"size": values.get("size")}, keys.at)  # of all frames together; transformers then looks at nothing else
     if kind == "Qwen3VLVideoProcessor":
-        patches["whole_video_pixels"] = _bounds(only_size, name, (128 * area, 768 * area))
+        patches["whole_video_pixels"] = _bounds(only_size, (128 * area, 768 * area))
         patches["video_pixels"] = None if capped is False else (0, (tokens or 768) * area)
     elif kind in _GLM:
-        patches["whole_video_pixels"] = _bounds(only_size, name, (112 * 112, 2 * 30_000 * 28 * 28))
+        patches["whole_video_pixels"] = _bounds(only_size, (112 * 112, 2 * 30_000 * 28 * 28))
         patches["video_pixels"] = None
     elif kind == "Qwen2VLVideoProcessor":
-        patches["video_pixels"] = _bounds(values, name, PatchConfig().video_pixels or (0, 0))
+        patches["video_pixels"] = _bounds(keys, PatchConfig().video_pixels or (0, 0))
         budget = 2 * int(0.9 * (tokens or 128_000)) * area
         patches["whole_video_pixels"] = None if capped is False else (0, budget)
     else:
-        raise ValueError(f"{name} is a {kind}, which is not known here (known: {', '.join(_VIDEOS)})")
+        raise ValueError(_unknown(keys, "video_processor_type", _VIDEOS))
     read = ("fps",) if kind in _GLM else ("fps", "num_frames", "min_frames", "max_frames")
     return {"sampling": kind} | {key: keys(key, SAVED[key]) for key in read if values.get(key) is not None}
 
 
-def _shared(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _unknown(keys: Keys, key: str, known: Iterable[str]) -> str:
+    return f"{keys.path(key)} is {shown(keys.values.get(key))}, which is not known here (known: {', '.join(known)})"
+
+
+def _shared(keys: Keys) -> dict[str, Any]:
     """What images and videos share, as fields of a PatchConfig."""
-    keys, hints = Keys(values, name), hints_of(PatchConfig)
-    return {own: keys(key, hints[own]) for key, own in _OF_BOTH.items() if values.get(key) is not None}
+    hints = hints_of(PatchConfig)
+    return {own: keys(key, hints[own]) for key, own in _OF_BOTH.items() if keys.values.get(key) is not None}
 
 
-def _bounds(values: Mapping[str, Any], name: str, defaults: tuple[int, int]) -> tuple[int, int]:
+def _bounds(keys: Keys, defaults: tuple[int, int]) -> tuple[int, int]:
     """Fewest and most pixels, from `size`, or min_pixels and max_pixels, which take precedence as in transformers."""
-    size = values.get("size") or {}
+    size = keys.values.get("size") or {}
     if not isinstance(size, Mapping) or not set(size) <= {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}:
-        raise ValueError(f"{name} has size {shown(size)}, which must have shortest_edge and longest_edge, numbers of pixels")
-    top, inner, found = Keys(values, name), Keys(size, f"{name}.size"), []
+        raise ValueError(f"{keys.path('size')} must have shortest_edge and longest_edge, numbers of pixels, got {shown(size)}")
+    inner, found = keys.part("size"), []
     for key, edge, hint, default in (
         ("min_pixels", "shortest_edge", Fewest, defaults[0]),
         ("max_pixels", "longest_edge", Most, defaults[1]),
     ):
-        found.append(top(key, hint, None) or inner(edge, hint, None) or inner(key, hint, None) or default)
+        found.append(keys(key, hint, None) or inner(edge, hint, None) or inner(key, hint, None) or default)
     if found[0] > found[1]:
         raise ValueError(
-            f"{name} has bounds of pixels {found} (min_pixels, max_pixels, size): the fewest are more than the most"
+            f"{keys.path('size')}, min_pixels and max_pixels say {found} pixels: the fewest are more than the most"
         )
     return found[0], found[1]
 
 
-def _check(values: Mapping[str, Any], name: str, known: set[str]) -> None:
-    for key, value in values.items():
+def _check(keys: Keys, known: set[str]) -> None:
+    for key, value in keys.values.items():
         if key in _FIXED:
             expected = _FIXED[key]
             close = isinstance(value, float) and any(isinstance(v, float) and abs(v - value) < 1e-9 for v in expected)
             if value not in expected and not close:
-                raise ValueError(f"{name} has {key}={shown(value)}, but mmrope knows {key}={expected[0]!r} only")
+                raise ValueError(f"{keys.path(key)} is {shown(value)}, but mmrope knows {expected[0]!r} only")
         elif key not in known | _WITHOUT_EFFECT and value is not None:
             raise ValueError(
-                f"{name} has {key}={shown(value)}, which mmrope does not know: the model may have been trained "
-                "with other pixels"
+                f"{keys.path(key)} is {shown(value)}, and mmrope does not know it: the model may have been trained with "
+                "other pixels"
             )

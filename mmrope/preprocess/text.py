@@ -226,7 +226,7 @@ class FileTokenizer:
             twice = [name for name, token in special.items() if list(special.values()).count(token) > 1]
             raise ValueError(f"a {TOKENIZER_NAME} gives one id to several added tokens: {', '.join(twice)}")
         if self.pad_token is not None and tokenizer.token_to_id(self.pad_token) is None:
-            raise ValueError(f"a {TOKENIZER_NAME} has no token {self.pad_token!r}, which is the one to pad with")
+            raise ValueError(f"a {TOKENIZER_NAME} has no token {self.pad_token!r}, which is the pad_token")
         for name, value in (
             ("special", special),
             ("_tokenizer", tokenizer),
@@ -259,16 +259,17 @@ class FileTokenizer:
                 extra = Keys(stated)("extra_special_tokens", dict, {})
                 variables |= {role: _content(token, f"extra_special_tokens.{role}") for role, token in extra.items()}
             decoder = Keys(config)("added_tokens_decoder", dict, {})
-            listed = {_content(token, f"added_tokens_decoder.{n}") for n, token in decoder.items()} | {*variables.values()}
-            also = "additional_special_tokens"
-            listed |= {_content(token, f"{also}[{n}]") for n, token in enumerate(Keys(stated)(also, tuple[Any, ...], ()))}
+            also = Keys(stated)("additional_special_tokens", tuple[Any, ...], ())
+            by_key = {f"added_tokens_decoder.{n}": token for n, token in decoder.items()}
+            by_key |= {f"additional_special_tokens[{n}]": token for n, token in enumerate(also)}
+            listed = {key: _content(token, key) for key, token in by_key.items()} | variables
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"the tokenizer of {folder} ({TOKENIZER_CONFIG_NAME}, {SPECIAL_NAME}) cannot be read: {error}"
             ) from error
         with naming(path):
             tokenizer = cls(content, variables.get("pad_token"), variables)
-        if missing := sorted(listed - set(tokenizer.special)):
+        if missing := sorted(f"{key} {shown(token)}" for key, token in listed.items() if token not in tokenizer.special):
             raise ValueError(
                 f"{config_path} names tokens that are not among the added tokens of {TOKENIZER_NAME}: {', '.join(missing)}; "
                 "save the folder again with the tokenizer of transformers"
@@ -356,7 +357,7 @@ class FileTokenizer:
 def _content(token: Any, at: str) -> str:
     """A token of tokenizer_config.json, which is a string or an object with one."""
     content = token.get("content") if isinstance(token, Mapping) else token
-    if not isinstance(content, str):
+    if not isinstance(content, str) or re.search("[\ud800-\udfff]", content):
         raise ValueError(f"{at} names a token {shown(token)}, which is no text")
     return content
 

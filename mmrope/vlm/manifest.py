@@ -49,7 +49,9 @@ def verify(folder: str | Path, names: Sequence[str]) -> bool:
             raise ValueError(f"no {name} in {folder}: a model is saved with save_pretrained")
         expected = files.get(name) if isinstance(files, dict) else None
         if not isinstance(expected, dict) or set(expected) != {"sha256", "bytes"}:
-            raise ValueError(f"{folder / name} is not in the manifest ({MANIFEST_NAME}), with its sha256 and bytes; {_AGAIN}")
+            raise ValueError(
+                f"{folder / name} is not among the files of the manifest ({MANIFEST_NAME}), with its sha256 and bytes; {_AGAIN}"
+            )
         for key, value in _entry(folder / name).items():
             if expected[key] != value:
                 raise ValueError(

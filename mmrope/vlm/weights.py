@@ -149,7 +149,8 @@ def weight_files(folder: Path) -> list[str]:
             "convert it"
         )
     if missing or not names:
-        raise ValueError(f"no {', '.join(missing) or 'weights'} in {folder}: was the folder copied whole?")
+        by = f", which {INDEX_NAME} lists in its weight_map" if missing and names != [WEIGHTS_NAME] else ""
+        raise ValueError(f"no {', '.join(missing) or 'weights'} in {folder}{by}: was the folder copied whole?")
     return names
 
 

@@ -106,10 +106,10 @@ def test_a_template_that_cannot_be_chosen_is_refused(tmp_path):
     path = folder(
         tmp_path, "qwen3_vl", form="none", chat_template=[{"name": "a", "template": ""}, {"name": "b", "template": ""}]
     )
-    with pytest.raises(ValueError, match="has the chat templates a, b, and none is called 'default'"):
+    with pytest.raises(ValueError, match=r": chat_template has \['a', 'b'\], and none is called 'default'"):
         Processor.from_pretrained(path)
     folder(tmp_path, "qwen3_vl", form="none", chat_template=3)
-    with pytest.raises(ValueError, match="has a chat_template of type int: it must be a text, or several by name"):
+    with pytest.raises(ValueError, match=": chat_template must be a text, or several by name, got 3"):
         Processor.from_pretrained(path)
 
 
@@ -440,7 +440,9 @@ def test_what_tokenizer_config_says(tmp_path):
     assert again.tokenizer.variables == ours.tokenizer.variables
     assert (tmp_path / "own" / "chat_template.jinja").read_text() == template
     for more in ({"additional_special_tokens": ["<|new|>"]}, {"added_tokens_decoder": {"9": {"content": "<|new|>"}}}):
-        with pytest.raises(ValueError, match=r"names tokens that are not among the added tokens of tokenizer.json: <\|new\|>"):
+        with pytest.raises(
+            ValueError, match=r"names tokens that are not among the added tokens of tokenizer.json: add\S+ '<\|new\|>'"
+        ):
             Processor.from_pretrained(folder(tmp_path, "qwen3_vl", **more))
     (path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"tokenizer of .* cannot be read"):

@@ -587,15 +587,20 @@ def test_files_of_released_checkpoints(tmp_path):
     assert read(unnamed, family="qwen2_5_vl").family.name == "qwen2_5_vl"
     for broken, message in [
         (unnamed, r"does not say which family it is of; say it"),
-        ({**QWEN2_VL, "crop_pct": 0.9}, r"image processor has crop_pct=0.9, which mmrope does not know"),
-        ({**QWEN2_VL, "do_resize": False}, r"has do_resize=False, but mmrope knows do_resize=True only"),
-        ({**QWEN2_VL, "resample": 2}, r"has resample=2, but mmrope knows resample=3 only"),
-        ({**QWEN2_VL, "image_processor_type": "CLIPImageProcessor"}, r"is a CLIPImageProcessor, which is not known here"),
-        ({**QWEN2_VL, "size": {"height": 224}}, r"has size .*must have shortest_edge and longest_edge"),
+        ({**QWEN2_VL, "crop_pct": 0.9}, r"/preprocessor_config.json: crop_pct is 0.9, and mmrope does not know it"),
+        ({**QWEN2_VL, "do_resize": False}, r"do_resize is False, but mmrope knows True only"),
+        ({**QWEN2_VL, "resample": 2}, r"resample is 2, but mmrope knows 3 only"),
+        (
+            {**QWEN2_VL, "image_processor_type": "CLIPImageProcessor"},
+            r"image_processor_type is 'CLIPImageProcessor', which is not known here",
+        ),
+        ({**QWEN2_VL, "size": {"height": 224}}, r"size must have shortest_edge and longest_edge"),
     ]:
         with pytest.raises(ValueError, match=message):
             read(broken)
-    with pytest.raises(ValueError, match=r"video processor has patch_size 14, images have 16: they must agree here"):
+    with pytest.raises(
+        ValueError, match=r"/video_preprocessor_config.json: patch_size is 14, images have 16: they must agree here"
+    ):
         read(QWEN3_VL, {**video, "patch_size": 14})
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"preprocessor_config.json is not JSON"):

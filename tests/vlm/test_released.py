@@ -461,7 +461,10 @@ def test_shards_are_of_the_folder(tmp_path):
     shards = sorted(set(index["weight_map"].values()))
     assert len(shards) > 2
     (tmp_path / shards[1]).rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=rf"no {shards[1]} in .*: was the folder copied whole\?"):
+    with pytest.raises(
+        ValueError,
+        match=rf"no {shards[1]} in .*, which model.safetensors.index.json lists in its weight_map: was the folder copied whole\?",
+    ):
         VLM.from_pretrained(tmp_path)
     for weight_map in ({"a": "../model.safetensors"}, [], {"a": 3}):
         (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))

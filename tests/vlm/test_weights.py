@@ -167,9 +167,9 @@ def test_without_a_manifest_files_are_taken_as_they_are(folder):
         ("", r"manifest.json is not JSON: Expecting value.*copy the folder again, or save the model again"),
         ("[" * 100_000, r"manifest.json is not JSON"),
         ("[]", r"manifest.json must hold an object, got list; copy"),
-        ("{}", r"config.json is not in the manifest \(manifest.json\), with its sha256 and bytes; copy"),
-        ('{"files": {"config.json": 3}}', r"config.json is not in the manifest"),
-        ('{"files": {"config.json": {"sha256": "00"}}}', r"config.json is not in the manifest"),
+        ("{}", r"config.json is not among the files of the manifest \(manifest.json\), with its sha256 and bytes; copy"),
+        ('{"files": {"config.json": 3}}', r"config.json is not among the files of the manifest"),
+        ('{"files": {"config.json": {"sha256": "00"}}}', r"config.json is not among the files of the manifest"),
         (
             '{"files": {"config.json": {"sha256": "00", "bytes": 1}}}',
             r"config.json differs from its manifest: its size in bytes is \d+, not 1. It was changed or damaged after",
