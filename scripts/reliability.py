@@ -2,7 +2,8 @@
 
     python scripts/reliability.py                          write the page
     python scripts/reliability.py faults                   run the tests that break things, whole, and count what they did
-    python scripts/reliability.py shuffled [--runs 10]     run all tests in other orders, beside two busy processes
+    python scripts/reliability.py shuffled [--runs 10]     run all tests in other orders, beside two busy processes, or with
+                                                           --busy 0 beside what is busy already
 
 Results are in scripts/results, and are written as they come; what is there of this commit is not run again. Everything else
 on the page is of scripts/fuzz.py, fuzz_configs.py, fuzz_media.py, fuzz_positions.py and mutate.py.
@@ -78,6 +79,7 @@ def tested(*arguments: str, proof: bool) -> dict[str, Any]:
         "commit": commit(),
         "date": str(date.today()),
         "seconds": round(time.monotonic() - began),
+        "load": round(os.getloadavg()[2], 1),
         "exit code": code,
         "tests": int(suite.attrib["tests"]) - int(suite.attrib["skipped"]),
         "skipped": int(suite.attrib["skipped"]),
@@ -102,7 +104,7 @@ def shuffled(runs: int, busy: int) -> int:
     """Runs all tests, each time in the order of another seed, beside processes that do nothing but compute."""
     found = read_result(SHUFFLED_PATH, "commit", "runs") if SHUFFLED_PATH.is_file() else {}
     if found.get("commit") != commit():
-        found = {"commit": commit(), "busy": busy, "cores": os.cpu_count(), "runs": {}}
+        found = {"commit": commit(), "cores": os.cpu_count(), "runs": {}}
     for seed in range(1, runs + 1):
         if str(seed) in found["runs"]:
             continue
@@ -138,11 +140,11 @@ def page() -> Iterator[str]:
 def load() -> Iterator[tuple[str, ...]]:
     """The tests in any order, on a busy machine."""
     if SHUFFLED_PATH.is_file():
-        found = read_result(SHUFFLED_PATH, "runs", "busy", "cores")
+        found = read_result(SHUFFLED_PATH, "runs", "cores")
         runs = list(found["runs"].values())
         failed = sum(run["exit code"] != 0 for run in runs)
-        seconds = [run["seconds"] for run in runs]
-        under = f"another order each time, beside {found['busy']} busy processes on {found['cores']} cores"
+        seconds, busy = [run["seconds"] for run in runs], [run["load"] for run in runs]
+        under = f"another order each time, {found['cores']} cores with a load of {min(busy)} to {max(busy)}"
         came = f"{failed} runs failed; {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes each"
         yield f"all {runs[-1]['tests']:,} tests", under, f"{len(runs)} runs", came, runs[-1]["date"]
 

@@ -177,15 +177,14 @@ def decode_position_ids(following: Any, family: Family | str, *, step: Any = 0, 
         following, "following", "iuf" if family.fractional else "iu", asked=f"the next id of each row [B], {family.dtype}"
     )
     done, count = numbers(step, "step", "iu"), whole(count, "count", least=0)
-    if count * len(np.atleast_1d(first)) > MOST_AT_ONCE:
+    if count * first.size > MOST_AT_ONCE:
         raise ValueError(f"count is {count:,} tokens of {first.size} rows, more than {MOST_AT_ONCE:,}: ask for fewer")
     if first.ndim != 1 or done.shape not in ((), first.shape):
         raise ValueError(
             f"following must be the next id of each row [B], {family.dtype}, and step a whole number or [B] of them, got "
             f"{first.dtype} {list(first.shape)} and {done.dtype} {list(done.shape)}"
         )
-    least = done.item() if done.ndim == 0 else done.min(initial=0)
-    if least < 0:
+    if (least := done.item() if done.ndim == 0 else np.minimum.reduce(done, initial=0)) < 0:
         raise ValueError(f"step must be tokens that were generated, at least 0, got {least}")
     tokens = done[..., None] + np.arange(count)  # [B or 1, count]
     shape = (len(family.axes), len(first), count)
