@@ -32,7 +32,8 @@ from mmrope.vlm import DecoderConfig, GenerationConfig, VisionConfig, VLMConfig
 from tests.support import ROOT
 from tests.support.mutants import megabytes as megabytes
 
-SECONDS, MEGABYTES = 2.0, 300
+SECONDS, MEGABYTES = 2.0, 1_000
+"""What an image takes that a folder's fewest pixels enlarge to the most that they may be, 2^24: 820 MB."""
 NAN, HUGE = float("nan"), 10**30
 VALUES: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 1, 7, 0.5, -0.0, 1e-320, 1e308, NAN, float("inf"), HUGE, -HUGE, 10**400, 2**31, 600_000),
