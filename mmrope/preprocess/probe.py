@@ -140,7 +140,10 @@ def open_container(source: Any, pixels: int) -> Any:
     container = av.open(file, **more)
     for stream in container.streams.video:
         if stream.codec_context is not None:
-            stream.codec_context.options = limit
+            # FFmpeg's decoder of HEVC alone neither says that a frame came out in part nor makes up what is missing: how much
+            # that is depends on its threads
+            whole = {"err_detect": "explode"} if stream.codec_context.codec.canonical_name == "hevc" else {}
+            stream.codec_context.options = limit | whole
     return container
 
 
@@ -188,7 +191,9 @@ def frames_in_order(container: Any, stream: Any, lost: list[str] | None = None) 
     """
     decoder, came, early = decoder_of(stream), False, None
     packets, flushed, ended = packets_of(container, stream), False, False
+    failed = set[int]()  # the times of packets that cannot be decoded: what comes out of them is no frame
     while not ended:
+        packet = None
         try:
             packet = next(packets, None)
             ended = packet is None
@@ -202,8 +207,12 @@ def frames_in_order(container: Any, stream: Any, lost: list[str] | None = None) 
             if came and lost is not None:
                 lost.append(str(error))
             early = error
+            if packet is not None and packet.pts is not None:
+                failed.add(packet.pts)
             continue
         for frame in frames:
+            if frame.pts in failed or (early is not None and not came and not frame.key_frame):
+                continue  # the latter may have been made from the former
             came = True
             if frame.is_corrupt and lost is not None:
                 lost.append("a frame is damaged in part")

@@ -309,3 +309,33 @@ def test_an_animation_that_is_cut_between_its_frames(form):
     assert (len(video.pts), video.damage) == (4, "the file ends before its end mark")
     shown = [frame[0, 0].tolist() for frame in video.decode(range(4)).frames]
     assert np.abs(np.array(shown) - [[25 * n, 90, 30] for n in range(4)]).max() < 8
+
+
+def test_a_damaged_film_of_hevc_is_read_the_same_each_time(tmp_path):
+    """FFmpeg's decoder says nothing of a frame that came out in part, and how much of it did depends on its threads."""
+    path = film(
+        tmp_path / "film.mp4",
+        [0],
+        codec="libx265",
+        moving=True,
+        size=(512, 512),
+        options={"x265-params": "log-level=none:wpp=1"},
+    )
+    content, rng, refused = path.read_bytes(), random.Random(0), 0
+    begin = content.index(b"mdat") + 200
+    for _ in range(cases(12)):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[rng.randrange(begin, begin + 2000)] = rng.randrange(256)
+        read = [_pixels(bytes(damaged)) for _ in range(3)]
+        assert read == [read[0]] * 3
+        refused += read[0] is None
+    assert 0 < refused < cases(12)
+
+
+def _pixels(content):
+    try:
+        [frame] = open_video(content).decode([0]).frames
+    except MediaError:
+        return None
+    return frame.tobytes()
