@@ -26,7 +26,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, canonicalize_version
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 from reports import replace_marked, row
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +35,20 @@ PAGE = ROOT / "docs" / "licences.md"
 FOUND, UNCHECKED = 3, 4
 FRESH = timedelta(days=30)
 """Advisories that end earlier know too little of today's versions to say that there is nothing."""
+WELL_KNOWN = (
+    "aiohttp",
+    "certifi",
+    "django",
+    "flask",
+    "jinja2",
+    "numpy",
+    "pillow",
+    "requests",
+    "tensorflow",
+    "urllib3",
+    "werkzeug",
+)
+"""Packages, from all over the alphabet, that have advisories in every whole copy."""
 
 Pin = tuple[str, str]
 """A package and its version."""
@@ -145,31 +159,46 @@ def ask_index(pins: list[Pin]) -> Findings:
 
 
 def read_advisories(pins: list[Pin], folder: Path) -> Findings:
-    """From advisories in OSV's format, `vulns/<package>/<id>.yaml`. Older ones than FRESH say of nothing that it is safe."""
+    """From advisories in OSV's format, `vulns/<package>/<id>.yaml`. What they name is known; a copy that is older than
+    FRESH, or not whole, says of nothing that it is safe."""
     import yaml
 
-    dates = [
-        match[1] for file in folder.glob("vulns/*/*.yaml") if (match := _MODIFIED.search(file.read_text(encoding="utf-8")))
-    ]
-    if not dates:
-        return Findings(unchecked=dict.fromkeys(pins, f"{folder} holds no advisories (vulns/<package>/<id>.yaml)"))
     found = Findings()
     for name, version in pins:
         for file in sorted((folder / "vulns" / canonicalize_name(name)).glob("*.yaml")):
-            advisory = yaml.safe_load(file.read_text(encoding="utf-8"))
-            affected = [
-                entry
-                for entry in advisory["affected"]
-                if canonicalize_name(entry["package"]["name"]) == canonicalize_name(name)
-            ]
-            if "withdrawn" not in advisory and any(_is_affected(version, entry) for entry in affected):
-                fixes = [event["fixed"] for entry in affected for event in _events(entry) if "fixed" in event]
-                found.known.setdefault((name, version), []).append(_said(advisory["id"], advisory.get("aliases", []), fixes))
-    newest = max(dates)
-    if datetime.now(timezone.utc) - datetime.fromisoformat(newest).replace(tzinfo=timezone.utc) > FRESH:
-        reason = f"advisories up to {newest} do not name it, and are too old to say that there is nothing"
-        found.unchecked = dict.fromkeys((pin for pin in pins if pin not in found.known), reason)
+            try:
+                advisory = yaml.safe_load(file.read_text(encoding="utf-8"))
+                entries = [
+                    each
+                    for each in advisory["affected"]
+                    if canonicalize_name(each["package"]["name"]) == canonicalize_name(name)
+                ]
+                if "withdrawn" not in advisory and any(_is_affected(version, entry) for entry in entries):
+                    fixes = [event["fixed"] for entry in entries for event in _events(entry) if "fixed" in event]
+                    said = _said(advisory["id"], advisory.get("aliases", []), fixes)
+                    found.known.setdefault((name, version), []).append(said)
+            except (yaml.YAMLError, InvalidVersion, KeyError, TypeError, UnicodeDecodeError) as error:
+                found.unchecked[name, version] = f"{file.name} cannot be read: {type(error).__name__}"
+    if why := _tells_nothing(folder):
+        found.unchecked |= dict.fromkeys(pins, why)
+    found.unchecked = {pin: why for pin, why in found.unchecked.items() if pin not in found.known}
     return found
+
+
+def _tells_nothing(folder: Path) -> str:
+    """Why what a folder of advisories does not name may have vulnerabilities; empty if it is a whole copy of these days."""
+    files = folder.glob("vulns/*/*.yaml")
+    dates = [match[1] for file in files if (match := _MODIFIED.search(file.read_text("utf-8", "replace")))]
+    now = datetime.now(timezone.utc)
+    if not dates:
+        return f"{folder} holds no advisories (vulns/<package>/<id>.yaml)"
+    if lacks := [name for name in WELL_KNOWN if not any((folder / "vulns" / name).glob("*.yaml"))]:
+        return f"{folder} is no whole copy: it has no advisories of {', '.join(lacks)}"
+    if (newest := max(dates)) > f"{now + timedelta(days=1):%Y-%m-%d}":
+        return f"{folder} has advisories of {newest}, which is to come"
+    if newest < f"{now - FRESH:%Y-%m-%d}":
+        return f"advisories up to {newest} do not name it, and are too old to say that there is nothing"
+    return ""
 
 
 _MODIFIED = re.compile(r"^modified: '?\"?(\d{4}-\d\d-\d\d)", re.MULTILINE)

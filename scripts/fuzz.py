@@ -42,6 +42,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scripts.reports import read_result  # noqa: E402
+
 OUT, CORPUS = ROOT / "out" / "fuzz", ROOT / "tests" / "corpus"
 TARGETS = {
     "images": 16_384,
@@ -104,7 +106,7 @@ class Results:
     """What came of each target, in a file that always holds what there is."""
 
     def __init__(self, path: Path, goes_on: bool) -> None:
-        before = json.loads(path.read_text()) if path.exists() else {"targets": {}, "findings": []}
+        before = read_result(path, "targets", "findings") if path.exists() else {"targets": {}, "findings": []}
         self.path, self.lock, self.written = path, threading.RLock(), 0.0
         self.rows: dict[str, dict[str, Any]] = before["targets"] if goes_on else {}
         self.findings: list[dict[str, Any]] = before["findings"]

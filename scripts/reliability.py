@@ -152,7 +152,8 @@ def load() -> Iterator[tuple[str, ...]]:
 def broken() -> Iterator[tuple[str, ...]]:
     """What the tests say that break things."""
     for name, part in (read_result(FAULTS_PATH) if FAULTS_PATH.is_file() else {}).items():
-        yield name, "; ".join(part["tried"]) or "-", f"{part['tests']:,}", str(len(part["failed"])), part["date"]
+        failed = str(len(part["failed"])) + (f", exit code {part['exit code']}" if part["exit code"] else "")
+        yield name, "; ".join(part["tried"]) or "-", f"{part['tests']:,}", failed, part["date"]
 
 
 def inputs() -> Iterator[tuple[str, ...]]:

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -114,6 +115,14 @@ def advise(folder, name="av", days=0, **fields):
     )
 
 
+@pytest.fixture
+def whole(tmp_path):
+    """A folder that is taken for a whole copy."""
+    for name in audit.WELL_KNOWN:
+        advise(tmp_path, name, days=99, versions=["0.0.0.1"])
+    return tmp_path
+
+
 def span(**events):
     return [{"type": "ECOSYSTEM", "events": [{what: at} for what, at in events.items()]}]
 
@@ -135,23 +144,42 @@ TWICE = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.5"},
         ({"versions": ["1.0"], "affects": "AV"}, ["1.0"], ["2.0"]),
     ],
 )
-def test_versions_are_affected_as_advisories_say(fields, affected, others, tmp_path):
-    advise(tmp_path, **fields)
+def test_versions_are_affected_as_advisories_say(fields, affected, others, whole):
+    advise(whole, **fields)
     pins = [("av", version) for version in (*affected, *others)]
-    found = audit.read_advisories(pins, tmp_path)
+    found = audit.read_advisories(pins, whole)
     assert set(found.known) == {("av", version) for version in affected}
     assert found.unchecked == {}
 
 
-@pytest.mark.parametrize(("days", "code"), [(29, 0), (32, 4)])
-def test_old_advisories_say_of_nothing_that_it_is_safe(days, code, tmp_path, capsys):
-    advise(tmp_path, days=days, versions=["1.0"])
-    advise(tmp_path, "other", days=99, versions=["1.0"])  # the newest counts
-    assert audit.main(["vulnerabilities", str(tmp_path)]) == code
+@pytest.mark.parametrize(("days", "code", "said"), [(29, 0, NONE), (32, 4, "are too old"), (-9, 4, "which is to come")])
+def test_old_advisories_say_of_nothing_that_it_is_safe(days, code, said, whole, capsys):
+    advise(whole, days=days, versions=["1.0"])  # the newest counts
+    assert audit.main(["vulnerabilities", str(whole)]) == code
     shown = capsys.readouterr().out
+    assert said in shown
     assert (NONE in shown) == (code == 0)
-    assert ("do not name it, and are too old" in shown) == (code == 4)
-    assert audit.report([("av", "1.0")], audit.read_advisories([("av", "1.0")], tmp_path)) == 3  # what they know, they know
+    assert audit.report([("av", "1.0")], audit.read_advisories([("av", "1.0")], whole)) == 3  # what they know, they know
+
+
+@pytest.mark.parametrize("lost", [1, len(audit.WELL_KNOWN) - 1])
+def test_half_a_copy_says_of_nothing_that_it_is_safe(lost, whole, capsys):
+    advise(whole, versions=["1.0"])
+    for name in audit.WELL_KNOWN[-lost:]:
+        shutil.rmtree(whole / "vulns" / name)
+    assert audit.main(["vulnerabilities", str(whole)]) == 4
+    shown = capsys.readouterr().out
+    assert f"{whole} is no whole copy: it has no advisories of {', '.join(audit.WELL_KNOWN[-lost:])}" in shown
+    assert NONE not in shown
+    assert audit.report([("av", "1.0")], audit.read_advisories([("av", "1.0")], whole)) == 3
+
+
+@pytest.mark.parametrize("content", [b"id: [", b"id: x", b"affected: 3", b"\xff", b'affected: [{"package": {}}]'])
+def test_a_package_whose_advisory_is_torn_is_not_checked(content, whole, capsys):
+    advise(whole, versions=["1.0"])
+    (whole / "vulns" / "pillow" / "torn.yaml").write_bytes(content)
+    assert audit.main(["vulnerabilities", str(whole)]) == 4
+    assert re.search(r"not checked: (pillow==\S+(, )?)+: torn.yaml cannot be read", capsys.readouterr().out)
 
 
 def test_a_folder_without_advisories_says_nothing(tmp_path, capsys):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mmrope import __version__
-from mmrope.files import read_object, replacing
+from mmrope.files import naming, read_object, replacing
+from mmrope.records import Keys, shown
 from mmrope.vlm.train import Training, make_optimizers, update
 from mmrope.vlm.weights import check_device
 
@@ -105,18 +106,21 @@ def run(
         "python": platform.python_version(),
         "device": _device_name(device),
     }
-    results: dict[str, Any] = {**about, "date": str(date.today()), "cells": {}}
-    if path.is_file():
+
+    def there() -> dict[str, Any]:
+        if not path.is_file():
+            return {**about, "date": str(date.today()), "cells": {}}
         results = results_of(path)
         if other := [key for key, value in about.items() if results.get(key) != value]:
             raise ValueError(
                 f"{path} has results with {', '.join(f'{key} {results.get(key)}' for key in other)}, now asked for "
                 f"{', '.join(f'{key} {about[key]}' for key in other)}: name another file, or delete it"
             )
-    asked = variants or experiment.variants
-    cells = results["cells"]
+        return results
+
+    results, asked = there(), variants or experiment.variants
     for seed in range(seeds):
-        missing = [variant for variant in asked if str(seed) not in cells.get(variant, {})]
+        missing = [variant for variant in asked if str(seed) not in results["cells"].get(variant, {})]
         for some in [missing] if experiment.together and missing else [[variant] for variant in missing]:
             where = f"{experiment.name}, {'' if experiment.together else f'{some[0]}, '}seed {seed}"
 
@@ -127,8 +131,9 @@ def run(
             torch.manual_seed(seed)
             made: Any = experiment.cell(seed, cell) if experiment.together else {some[0]: experiment.cell(*some, seed, cell)}  # pyright: ignore[reportCallIssue]
             seconds = round((time.perf_counter() - began) / len(some), 1)
+            results = there()  # with what another run may have written meanwhile
             for variant in some:
-                cells.setdefault(variant, {})[str(seed)] = {"metrics": made[variant], "seconds": seconds}
+                results["cells"].setdefault(variant, {})[str(seed)] = {"metrics": made[variant], "seconds": seconds}
                 tell(f"{variant}: " + ", ".join(f"{name} {value:.4g}" for name, value in made[variant].items()))
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as new:
@@ -146,12 +151,19 @@ def results_of(path: Path) -> dict[str, Any]:
         results = read_object(path)
     except ValueError as error:
         raise ValueError(f"{path} has no results of an experiment: {error}") from None
-    cells = results.get("cells")
-    of_seeds = list(cells.values()) if isinstance(cells, dict) else [None]
-    made = [cell for each in of_seeds for cell in (each.values() if isinstance(each, dict) else [None])]
-    metrics = [cell.get("metrics") if isinstance(cell, dict) else None for cell in made]
-    if not all(isinstance(each, dict) and all(isinstance(x, (int, float)) for x in each.values()) for each in metrics):
-        raise ValueError(f"{path} has no results of an experiment: its cells must be metrics by variant and seed")
+    with naming(Path(f"{path} has no results of an experiment")):
+        keys = Keys(results)
+        for name in ("experiment", "mmrope", "torch", "python", "device", "date"):
+            keys(name, str)
+        keys("settings", dict)
+        cells = keys("cells", dict)
+        for variant in cells:
+            for seed, cell in Keys(cells, "cells")(variant, dict).items():
+                of_cell = Keys(cell, f"cells.{variant}.{seed}")
+                of_cell("seconds", float)
+                metrics = of_cell("metrics", dict)
+                if not metrics or not all(isinstance(value, (int, float)) for value in metrics.values()):
+                    raise ValueError(f"{of_cell.path('metrics')} must be numbers by name, got {shown(metrics)}")
     return results
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,18 @@ def counting(calls, together=False):
         cell=all_of_them if together else cell,
         together=together,
     )
+
+
+def test_two_runs_to_one_file_keep_what_both_found(tmp_path):
+    path, other = tmp_path / "r.json", counting([])
+
+    def meanwhile(variant, seed, cell):
+        run(other, path, seeds=2, variants=("b",))
+        return {"8": 9.0}
+
+    results = run(replace(counting([]), cell=meanwhile), path, seeds=1, variants=("a",))
+    assert {name: set(cells) for name, cells in results["cells"].items()} == {"a": {"0"}, "b": {"0", "1"}}
+    assert results_of(path) == results
 
 
 def test_what_is_there_is_not_run_again(tmp_path):
@@ -501,7 +514,15 @@ def test_torn_results_are_refused(name, tmp_path, record_property):
         b'{"cells": []}',
         b'{"cells": {"a": []}}',
         b'{"cells": {"a": {"0": {}}}}',
-        b'{"cells": {"a": {"0": {"metrics": {"x": null}}}}}',
+        *(
+            json.dumps({**json.loads(content), **changed}).encode()
+            for changed in (
+                *({key: None} for key in ("experiment", "device", "date", "torch", "settings", "cells")),
+                *({"cells": {"a": each}} for each in ([], {"0": {}}, {"0": {"seconds": 1}})),
+                *({"cells": {"a": {"0": {"seconds": 1, "metrics": each}}}} for each in ({}, {"x": None}, [1])),
+                {"cells": {"a": {"0": {"metrics": {"x": 1}}}}},
+            )
+        ),
     ]
     record_property("tried", f"{name}: {len(damaged)} damages")
     for part in damaged:
