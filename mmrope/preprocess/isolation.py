@@ -67,9 +67,9 @@ def isolated(
     """The outcome of function(item) for each item, in order; an item that hangs, crashes or fails does not stop the others.
 
     Limits hold against accidents. A sandbox holds, too, against a decoder that a file has taken over: it can open no socket,
-    write no file and start or signal no process; what it may read, it can read, and return. Without one, processes that the
-    function starts itself are neither limited nor ended. When the generator ends or is closed, its workers are killed, and
-    what they were at is lost. It works in the workers of a DataLoader, too.
+    write no file, start or signal no process and look into none; what files it may read, it can read, and return. Without one,
+    processes that the function starts itself are neither limited nor ended. When the generator ends or is closed, its workers
+    are killed, and what they were at is lost. It works in the workers of a DataLoader, too.
 
     Args:
         function: at the top level of a module, which workers import: a script needs `if __name__ == "__main__":`. What it
@@ -81,8 +81,10 @@ def isolated(
             counts, and what the function imports itself: torch takes 0.8 GB. None for no limit, which functions that use
             CUDA need.
         workers: processes at a time.
-        sandboxed: Linux with libseccomp, and `mmrope[sandbox]`. No GPU can be used in it. mmrope's own libraries are imported
-            before it is closed; others the function's module should import at its top, since many cannot be within.
+        sandboxed: Linux with libseccomp, and `mmrope[sandbox]`. Where the kernel has no Landlock, a worker can look into other
+            processes: a warning says so, and `mmrope.preprocess.sandbox.lacking()`. No GPU can be used in it. mmrope's own
+            libraries are imported before it is closed; others the function's module should import at its top, since many
+            cannot be within.
         quarantine: a file; each failure is appended as it happens, a line of JSON (item cut to 500 characters). If it cannot
             be written, a warning says so, once.
         progress: shows a bar on stderr, with the number of failures.
@@ -110,6 +112,8 @@ def isolated(
         raise ValueError(f"memory={memory} cannot be kept to on this system, only on Linux; memory=None sets no limit")
     if sandboxed and (why := sandbox.why_not()):
         raise ValueError(f"sandboxed=True cannot be kept to: {why}")
+    if sandboxed and (what := sandbox.lacking()):
+        warnings.warn(f"the sandbox is not whole: {what}", stacklevel=2)
     if quarantine is not None and (not Path(quarantine).absolute().parent.is_dir() or Path(quarantine).is_dir()):
         raise ValueError(f"quarantine must be a file in a folder that exists, got {str(quarantine)!r}")
     if getattr(sys, "frozen", False):
@@ -209,8 +213,10 @@ def _described(item: Any) -> str:
         return f"a {type(item).__name__}, whose text raises {type(error).__name__}"
 
 
-_START = "import sys; sys.path[:] = sys.argv[1:]; from mmrope.preprocess.isolation_worker import work; work()"
+_START = "import sys; sys.path[:] = sys.argv[1:]; {}from mmrope.preprocess.isolation_worker import work; work()"
 """Nothing is imported before the path is the parent's: the current folder, first of that of -c, may hold strangers' files."""
+_SEPARATE = "from mmrope.preprocess.sandbox import separate; separate(); "
+"""Before numpy is imported, which starts threads."""
 
 
 class _Worker:
@@ -227,7 +233,8 @@ class _Worker:
         self.deadline = time.monotonic() + START_SECONDS
         python = multiprocessing.spawn.get_executable()
         flags: list[str] = subprocess._args_from_interpreter_flags()  # pyright: ignore[reportAttributeAccessIssue]
-        command = [python, *flags, "-c", _START, *map(str, task.parent["sys_path"])]
+        start = _START.format(_SEPARATE if task.sandboxed else "")
+        command = [python, *flags, "-c", start, *map(str, task.parent["sys_path"])]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._talk, args=(heard,), daemon=True).start()
