@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing.spawn
+import os
 import pickle
 import queue
 import signal
@@ -30,6 +31,8 @@ AHEAD = 4  # items read per worker before the first of them is given back: a slo
 MOST_SECONDS = 1e6
 START_SECONDS = 300.0  # for a worker to start and to import the function's module
 _Heard: TypeAlias = "queue.SimpleQueue[tuple[_Worker, bytearray | None]]"
+MOST_LEFT = 1024  # descriptors that items may leave open in a worker, and no more than a quarter of what it may have
+MOST_THREADS_LEFT = 16 + 2 * (os.cpu_count() or 1)  # two libraries that keep one for each core fit
 EXIT_SECONDS = 5.0  # for a killed process to be gone; one that waits for a dead disk may stay
 
 
@@ -69,7 +72,8 @@ def isolated(
     Limits hold against accidents. A sandbox holds, too, against a decoder that a file has taken over: it can open no socket,
     write no file, start or signal no process and look into none; what files it may read, it can read, and return. Without one,
     processes that the function starts itself are neither limited nor ended. When the generator ends or is closed, its workers
-    are killed, and what they were at is lost. It works in the workers of a DataLoader, too.
+    are killed, and what they were at is lost. A worker in which items leave descriptors or threads, of which later ones could
+    have too few, is replaced between two items (Linux only). It works in the workers of a DataLoader, too.
 
     Args:
         function: at the top level of a module, which workers import: a script needs `if __name__ == "__main__":`. What it
@@ -219,6 +223,14 @@ _SEPARATE = "from mmrope.preprocess.sandbox import separate; separate(); "
 """Before numpy is imported, which starts threads."""
 
 
+def _held(process: int) -> tuple[int, int] | None:
+    """The numbers of descriptors and threads of a process; None if it is gone, or the system does not say."""
+    try:
+        return len(os.listdir(f"/proc/{process}/fd")), len(os.listdir(f"/proc/{process}/task"))
+    except OSError:
+        return None
+
+
 class _Worker:
     """A process, and its job, which is sent when the process says that it is ready. A thread talks with it: it sends a message,
     and puts the answer to what was `heard`; a process that does not listen, or says more than it was asked, waits alone.
@@ -229,6 +241,7 @@ class _Worker:
     def __init__(self, task: Assignment, heard: _Heard) -> None:
         self.task, self.ready, self.ended = task, False, False
         self.job: Outcome | None = None
+        self.most: tuple[int, int] | None = None
         self.payload = b""
         self.deadline = time.monotonic() + START_SECONDS
         python = multiprocessing.spawn.get_executable()
@@ -269,7 +282,7 @@ class _Worker:
         if not self.ready:
             if message:
                 raise RuntimeError(f"a worker cannot be made ready: {message.decode()}")
-            self.ready = True
+            self.ready, self.most = True, self._room()
             return self.take(job, self.payload)
         self.job = None
         try:
@@ -279,9 +292,25 @@ class _Worker:
         except (TypeError, ValueError, MemoryError) as problem:
             self.end()  # it is no longer what was started
             return replace(job, kind="crash", error=f"the process answered with what is no value: {said(problem)}")
-        if kind == "memory":
+        if kind == "memory" or self._leaks():
             self.end()  # what it still holds may leave too little for others
         return replace(job, value=value, kind=kind, error=error[:LONGEST])
+
+    def _room(self) -> tuple[int, int] | None:
+        """The descriptors and threads that it may have between items; None where the system does not say what it has."""
+        if (held := _held(self.process.pid)) is None:
+            return None
+        import resource  # which Linux has
+
+        left = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, MOST_LEFT)
+        return held[0] + left, held[1] + MOST_THREADS_LEFT
+
+    def _leaks(self) -> bool:
+        """Whether items have left it with more; by what the system says, not the process."""
+        if self.most is None:
+            return False
+        held = _held(self.process.pid)
+        return held is None or held[0] > self.most[0] or held[1] > self.most[1]
 
     def _gone(self, job: Outcome) -> Outcome:
         with contextlib.suppress(subprocess.TimeoutExpired):

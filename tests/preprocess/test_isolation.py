@@ -10,6 +10,7 @@ import math
 import operator
 import os
 import pickle
+import resource
 import signal
 import struct
 import subprocess
@@ -45,6 +46,8 @@ from tests.support.workers import (
     fail_for_want_of_memory,
     hang_in_native_code,
     hang_in_python,
+    leak_descriptors,
+    leak_threads,
     no_data,
     obey,
     own_cause,
@@ -518,6 +521,36 @@ def test_shared_memory_counts():
 def test_who_has_no_descriptors_left_is_watched(tmp_path):
     (found,) = outcomes(obey, [functools.partial(share_without_descriptors, 300 * MB)], memory=128 * MB)
     assert found.kind == "memory"
+
+
+@pytest.fixture
+def few_descriptors():
+    """256 for this process and its workers."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("sandboxed", [False, True])
+def test_no_item_is_blamed_for_what_others_left_open(sandboxed, few_descriptors, monkeypatch):
+    items, room = [1] * 500, 256 // 4
+    found = outcomes(leak_descriptors, items, sandboxed=sandboxed)
+    assert [outcome.error for outcome in found if outcome.error] == []
+    assert len({outcome.value for outcome in found}) == -(-len(items) // (room + 1))
+    assert len({outcome.value for outcome in outcomes(leak_descriptors, [room, 0, 0, 1, 0, 0], sandboxed=sandboxed)}) == 2
+    monkeypatch.setattr(isolation, "_held", lambda process: None)  # as it was
+    assert "Too many open files" in outcomes(leak_descriptors, items, sandboxed=sandboxed)[-1].error
+
+
+def test_no_item_is_blamed_for_threads_that_others_left(monkeypatch):
+    monkeypatch.setattr(isolation, "MOST_THREADS_LEFT", room := 40)  # whatever this machine has of cores
+    items, memory = [1] * 500, 2 * room * (8 << 20)  # the usual size of a stack
+    found = outcomes(leak_threads, items, memory=memory)
+    assert [outcome.error for outcome in found if outcome.error] == []
+    assert len({outcome.value for outcome in found}) == -(-len(items) // (room + 1))
+    monkeypatch.setattr(isolation, "_held", lambda process: None)  # as it was
+    assert {outcome.error for outcome in outcomes(leak_threads, items, memory=memory)} > {""}
 
 
 @pytest.mark.parametrize("name", ["json.py", "numpy.py", "mmrope.py", "sitecustomize.py"])

@@ -124,6 +124,20 @@ def answer_and_stop(message):
     answer(message)
 
 
+LEAKED = []
+
+
+def leak_descriptors(number):
+    LEAKED.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(number))
+    return os.getpid()
+
+
+def leak_threads(number):
+    for _ in range(number):
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+    return os.getpid()
+
+
 class Mute(Exception):
     """An error whose text raises."""
 
