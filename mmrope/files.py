@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,45 +66,57 @@ def _number(value: object) -> Any:
     raise TypeError(f"{value!r}, a {type(value).__name__}, cannot be written as JSON")
 
 
-MOST_BYTES = 64 * 2**20
-"""Of a JSON file: the largest tokenizer.json and index of released models have half of it."""
+class Size(NamedTuple):
+    """The most that a file of settings may have."""
+
+    bytes: int
+    parts: int
+    """Of JSON: brackets and commas, for each of which Python takes up to 250 bytes."""
+
+
+SETTINGS = Size(4 * 2**20, 2**18)
+"""Configs, chat templates, manifests: one that names 21,000 classes, and each of them back, has 44,000 parts in 2 MiB."""
+TABLES = Size(64 * 2**20, 2**22)
+"""What names each token or weight: the largest tokenizer.json and index that are released have half of it."""
 _DEEPEST = 100
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, most: Size = SETTINGS) -> str:
     """The text of a file of settings.
 
     Raises:
-        ValueError: more than `MOST_BYTES`, or no UTF-8.
+        ValueError: more than `most.bytes`, or no UTF-8.
     """
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes, and files of settings have at most {MOST_BYTES:,}")
+    if (size := path.stat().st_size) > most.bytes:
+        raise ValueError(f"{path} has {size:,} bytes, and such a file has at most {most.bytes:,}")
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, most: Size = SETTINGS) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-        ValueError: it holds something else, is larger than `MOST_BYTES`, or is nested deeper than a config ever is.
+        ValueError: it holds something else, is larger than `most`, or is nested deeper than a config ever is.
     """
-    return json_object(read_text(path).removeprefix("\ufeff"), str(path))
+    return json_object(read_text(path, most).removeprefix("\ufeff"), str(path), most)
 
 
-def json_object(text: str, name: str) -> dict[str, Any]:
+def json_object(text: str, name: str, most: Size = SETTINGS) -> dict[str, Any]:
     """The object that a text of JSON holds.
 
     Raises:
-        ValueError: it holds something else, or is nested deeper than a config ever is.
+        ValueError: it holds something else, has more than `most.parts`, or is nested deeper than a config ever is.
 
     Example:
         >>> from mmrope.files import json_object
         >>> json_object('{"model_type": "qwen2_vl"}', "config.json")
         {'model_type': 'qwen2_vl'}
     """
+    if (parts := sum(map(text.count, "[{,"))) > most.parts:  # before Python makes objects of them
+        raise ValueError(f"{name} has {parts:,} brackets and commas, and such a file has at most {most.parts:,}")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:  # no JSON, or nested beyond Python's own depth
@@ -112,9 +124,9 @@ def json_object(text: str, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{name} must hold an object, got {type(values).__name__}")
     for key, value in values.items():
-        level = [value]
-        for _ in range(_DEEPEST):
-            level = [item for each in level if isinstance(each, (dict, list)) for item in _items(each)]
+        level, depth = [value], 0
+        while level and depth < _DEEPEST:
+            level, depth = [item for each in level if isinstance(each, (dict, list)) for item in _items(each)], depth + 1
         if level:
             raise ValueError(f"{name}: {key} is nested deeper than {_DEEPEST} levels, which no such file is")
     return values

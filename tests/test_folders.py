@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -10,6 +11,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ import pytest
 import torch
 
 from mmrope import VLM, Processor, RotarySpec, family, family_from_config, rotary_from_config
+from mmrope.files import SETTINGS, TABLES, json_object, read_object
 from mmrope.preprocess import ByteTokenizer
 from mmrope.preprocess.chat import conversation_pieces
 from mmrope.preprocess.text import FileTokenizer
 from mmrope.records import shown
 from mmrope.vlm import VLMConfig
+from mmrope.vlm.weights import weight_files
 from tests.support import ROOT, cases
 from tests.support.json_mutants import MEGABYTES, SECONDS, TINY, Findings, megabytes, mutant, readers, tried
 
@@ -155,6 +159,75 @@ def test_what_is_nested_too_deep_is_refused(own):
         (own / "config.json").write_text(content)
     changed(own / "config.json", rotary=None)
     VLM.from_pretrained(own)
+
+
+def document(parts, size):
+    """JSON of so many brackets and commas, and bytes."""
+    text = '{"a": [' + ",".join(["0"] * (parts - 1)) + "]}"
+    return text + " " * (size - len(text))
+
+
+@pytest.mark.parametrize("most", [SETTINGS, TABLES._replace(parts=50_000)])
+def test_files_are_read_up_to_their_size(most, tmp_path):
+    path = tmp_path / "file.json"
+    for parts, size, message in (
+        (most.parts, most.bytes, None),
+        (10, most.bytes + 1, f"{path} has {most.bytes + 1:,} bytes, and such a file has at most {most.bytes:,}"),
+        (most.parts + 1, 0, f"{path} has {most.parts + 1:,} brackets and commas, and such a file has at most {most.parts:,}"),
+    ):
+        path.write_text(document(parts, size))
+        with contextlib.nullcontext() if message is None else pytest.raises(ValueError, match=re.escape(message)):
+            assert len(read_object(path, most)["a"]) == parts - 1
+
+
+def test_many_keys_take_no_long_time():
+    """Of the outermost object, each of which is searched for its depth."""
+    text = "{" + ",".join(f'"{n:05x}": 0' for n in range(200_000)) + "}"
+    start = time.process_time()
+    assert len(json_object(text, "it")) == 200_000
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("part", ["[]", '{"":' * 90 + "0" + "}" * 90, '{"": 0}', '"ab"', '"\\u4e00\\u4e01"', "x"])
+def test_no_file_of_settings_takes_much_memory(part, tmp_path):
+    """The most of it that is read. x: one text, with a character for which each of its others takes four bytes."""
+    count = min(SETTINGS.parts // sum(map((part + ",").count, "[{,")), SETTINGS.bytes // len(part + ",")) - 2
+    text = '{"a": [' + ",".join([part] * count) + "]}"
+    path = tmp_path / "config.json"
+    path.write_text(text if part != "x" else '{"a": "' + "x" * (SETTINGS.bytes - 20) + '\N{GRINNING FACE}"}', encoding="utf-8")
+    assert 10 < _peak(f"read_object(Path({str(path)!r}))") < 150
+    path.write_text('{"a": [' + ",".join([part] * (60_000_000 // len(part + ","))) + "]}")
+    assert _peak(f"read_object(Path({str(path)!r}))", "and such a file has at most 4,194,304") < 10
+
+
+def _peak(call, error=""):
+    """The MiB that reading a file takes beyond those before it, in a process of its own."""
+    code = (
+        "from pathlib import Path; from mmrope.files import read_object\n"  # not getrusage, which counts the process before it
+        "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024\n"
+        f"before, said = peak(), ''\ntry: {call}\nexcept ValueError as error: said = str(error)\nprint(peak() - before, said)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, check=True)
+    taken, _, said = done.stdout.strip().partition(" ")
+    assert said.endswith(error) if error else not said
+    return float(taken)
+
+
+def test_a_tokenizer_and_an_index_may_be_larger_than_settings(own):
+    path = own / "tokenizer.json"
+    path.write_text('{"a": [' + "[]," * 20_000_000 + "0]}")
+    with pytest.raises(
+        ValueError, match=r"a tokenizer.json cannot be read: it has 40,000,002 brackets and commas, .* at most 4,194,304"
+    ):
+        FileTokenizer.from_folder(own)
+    path.write_text('{"a": [' + "0," * (SETTINGS.bytes // 2) + "0]}")
+    with pytest.raises(ValueError, match=r"added_tokens"):  # it is read, and has none
+        FileTokenizer.from_folder(own)
+    (own / "model.safetensors").unlink()
+    index = own / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {f"layers.{n}.weight": "part.safetensors" for n in range(SETTINGS.parts)}}))
+    (own / "part.safetensors").touch()
+    assert weight_files(own) == ["part.safetensors"]
 
 
 def test_sizes_are_compared_with_the_weights_before_memory_is_taken(own):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing.spawn
+import os
 import pickle
 import queue
 import signal
@@ -30,6 +31,8 @@ AHEAD = 4  # items read per worker before the first of them is given back: a slo
 MOST_SECONDS = 1e6
 START_SECONDS = 300.0  # for a worker to start and to import the function's module
 _Heard: TypeAlias = "queue.SimpleQueue[tuple[_Worker, bytearray | None]]"
+MOST_LEFT = 1024  # descriptors that items may leave open in a worker, and no more than a quarter of what it may have
+MOST_THREADS_LEFT = 16 + 2 * (os.cpu_count() or 1)  # two libraries that keep one for each core fit
 EXIT_SECONDS = 5.0  # for a killed process to be gone; one that waits for a dead disk may stay
 
 
@@ -67,9 +70,10 @@ def isolated(
     """The outcome of function(item) for each item, in order; an item that hangs, crashes or fails does not stop the others.
 
     Limits hold against accidents. A sandbox holds, too, against a decoder that a file has taken over: it can open no socket,
-    write no file and start or signal no process; what it may read, it can read, and return. Without one, processes that the
-    function starts itself are neither limited nor ended. When the generator ends or is closed, its workers are killed, and
-    what they were at is lost. It works in the workers of a DataLoader, too.
+    write no file, start or signal no process and look into none; what files it may read, it can read, and return. Without one,
+    processes that the function starts itself are neither limited nor ended. When the generator ends or is closed, its workers
+    are killed, and what they were at is lost. A worker in which items leave descriptors or threads, of which later ones could
+    have too few, is replaced between two items (Linux only). It works in the workers of a DataLoader, too.
 
     Args:
         function: at the top level of a module, which workers import: a script needs `if __name__ == "__main__":`. What it
@@ -81,8 +85,10 @@ def isolated(
             counts, and what the function imports itself: torch takes 0.8 GB. None for no limit, which functions that use
             CUDA need.
         workers: processes at a time.
-        sandboxed: Linux with libseccomp, and `mmrope[sandbox]`. No GPU can be used in it. mmrope's own libraries are imported
-            before it is closed; others the function's module should import at its top, since many cannot be within.
+        sandboxed: Linux with libseccomp, and `mmrope[sandbox]`. Where the kernel has no Landlock, a worker can look into other
+            processes: a warning says so, and `mmrope.preprocess.sandbox.lacking()`. No GPU can be used in it. mmrope's own
+            libraries are imported before it is closed; others the function's module should import at its top, since many
+            cannot be within.
         quarantine: a file; each failure is appended as it happens, a line of JSON (item cut to 500 characters). If it cannot
             be written, a warning says so, once.
         progress: shows a bar on stderr, with the number of failures.
@@ -110,6 +116,8 @@ def isolated(
         raise ValueError(f"memory={memory} cannot be kept to on this system, only on Linux; memory=None sets no limit")
     if sandboxed and (why := sandbox.why_not()):
         raise ValueError(f"sandboxed=True cannot be kept to: {why}")
+    if sandboxed and (what := sandbox.lacking()):
+        warnings.warn(f"the sandbox is not whole: {what}", stacklevel=2)
     if quarantine is not None and (not Path(quarantine).absolute().parent.is_dir() or Path(quarantine).is_dir()):
         raise ValueError(f"quarantine must be a file in a folder that exists, got {str(quarantine)!r}")
     if getattr(sys, "frozen", False):
@@ -209,8 +217,18 @@ def _described(item: Any) -> str:
         return f"a {type(item).__name__}, whose text raises {type(error).__name__}"
 
 
-_START = "import sys; sys.path[:] = sys.argv[1:]; from mmrope.preprocess.isolation_worker import work; work()"
+_START = "import sys; sys.path[:] = sys.argv[1:]; {}from mmrope.preprocess.isolation_worker import work; work()"
 """Nothing is imported before the path is the parent's: the current folder, first of that of -c, may hold strangers' files."""
+_SEPARATE = "from mmrope.preprocess.sandbox import separate; separate(); "
+"""Before numpy is imported, which starts threads."""
+
+
+def _held(process: int) -> tuple[int, int] | None:
+    """The numbers of descriptors and threads of a process; None if it is gone, or the system does not say."""
+    try:
+        return len(os.listdir(f"/proc/{process}/fd")), len(os.listdir(f"/proc/{process}/task"))
+    except OSError:
+        return None
 
 
 class _Worker:
@@ -223,11 +241,13 @@ class _Worker:
     def __init__(self, task: Assignment, heard: _Heard) -> None:
         self.task, self.ready, self.ended = task, False, False
         self.job: Outcome | None = None
+        self.most: tuple[int, int] | None = None
         self.payload = b""
         self.deadline = time.monotonic() + START_SECONDS
         python = multiprocessing.spawn.get_executable()
         flags: list[str] = subprocess._args_from_interpreter_flags()  # pyright: ignore[reportAttributeAccessIssue]
-        command = [python, *flags, "-c", _START, *map(str, task.parent["sys_path"])]
+        start = _START.format(_SEPARATE if task.sandboxed else "")
+        command = [python, *flags, "-c", start, *map(str, task.parent["sys_path"])]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._talk, args=(heard,), daemon=True).start()
@@ -262,7 +282,7 @@ class _Worker:
         if not self.ready:
             if message:
                 raise RuntimeError(f"a worker cannot be made ready: {message.decode()}")
-            self.ready = True
+            self.ready, self.most = True, self._room()
             return self.take(job, self.payload)
         self.job = None
         try:
@@ -272,9 +292,25 @@ class _Worker:
         except (TypeError, ValueError, MemoryError) as problem:
             self.end()  # it is no longer what was started
             return replace(job, kind="crash", error=f"the process answered with what is no value: {said(problem)}")
-        if kind == "memory":
+        if kind == "memory" or self._leaks():
             self.end()  # what it still holds may leave too little for others
         return replace(job, value=value, kind=kind, error=error[:LONGEST])
+
+    def _room(self) -> tuple[int, int] | None:
+        """The descriptors and threads that it may have between items; None where the system does not say what it has."""
+        if (held := _held(self.process.pid)) is None:
+            return None
+        import resource  # which Linux has
+
+        left = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, MOST_LEFT)
+        return held[0] + left, held[1] + MOST_THREADS_LEFT
+
+    def _leaks(self) -> bool:
+        """Whether items have left it with more; by what the system says, not the process."""
+        if self.most is None:
+            return False
+        held = _held(self.process.pid)
+        return held is None or held[0] > self.most[0] or held[1] > self.most[1]
 
     def _gone(self, job: Outcome) -> Outcome:
         with contextlib.suppress(subprocess.TimeoutExpired):

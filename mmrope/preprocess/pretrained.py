@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from mmrope.checkpoints.configs import family_from_config
-from mmrope.files import naming, read_object, read_text
+from mmrope.files import SETTINGS, TABLES, Size, naming, read_object, read_text
 from mmrope.positions.families import family as find_family
 from mmrope.positions.rules import Family
 from mmrope.preprocess.patches import FAMILY_PATCHES, Fewest, Most, PatchConfig
@@ -96,8 +96,8 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     return config | {"patches": PatchConfig(**patches)} | sampling | _tokenizer(folder) | _chat(folder)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return read_object(path) if path.is_file() else None
+def _read(path: Path, most: Size = SETTINGS) -> dict[str, Any] | None:
+    return read_object(path, most) if path.is_file() else None
 
 
 def _tokenizer(folder: Path) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
 
 def _chat(folder: Path) -> dict[str, Any]:
     """The chat template, and the side that its prompts are padded on, from where transformers looks for them."""
-    tokenizer = _read(folder / TOKENIZER_CONFIG_NAME) or {}
+    tokenizer = _read(folder / TOKENIZER_CONFIG_NAME, TABLES) or {}
     with naming(folder / TOKENIZER_CONFIG_NAME):
         said = Keys(tokenizer)("padding_side", Literal["left", "right"], None)
     side = {} if said is None else {"padding_side": said}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmrope.extras import needed_for
-from mmrope.files import json_object, naming, read_object, read_text, to_json, write_texts
+from mmrope.files import TABLES, json_object, naming, read_object, read_text, to_json, write_texts
 from mmrope.records import Keys, Natural, shown
 
 SPECIAL_TOKENS = (
@@ -203,7 +203,7 @@ class FileTokenizer:
         with needed_for(f"the {TOKENIZER_NAME} of a checkpoint"):
             import tokenizers
         try:
-            stated = json_object(self.content, "it")
+            stated = json_object(self.content, "it", TABLES)
             added = [_added(token, n) for n, token in enumerate(Keys(stated)("added_tokens", tuple[dict, ...]))]
             left_out = frozenset(token["id"] for token in added if token["special"])
             stated["added_tokens"] = [
@@ -250,9 +250,9 @@ class FileTokenizer:
         path, config_path = Path(folder) / TOKENIZER_NAME, Path(folder) / TOKENIZER_CONFIG_NAME
         named = Path(folder) / SPECIAL_NAME
         try:
-            content = read_text(path)
-            config = read_object(config_path) if config_path.is_file() else {}
-            stated = (read_object(named) if named.is_file() else {}) | config
+            content = read_text(path, TABLES)
+            config = read_object(config_path, TABLES) if config_path.is_file() else {}
+            stated = (read_object(named, TABLES) if named.is_file() else {}) | config
             variables = {role: _content(stated[role], role) for role in _ROLES if stated.get(role) is not None}
             extra = stated.get("extra_special_tokens") or {}
             if not isinstance(extra, list):  # of transformers 5, a list without roles
@@ -341,10 +341,10 @@ class FileTokenizer:
     def files(self, folder: str | Path) -> dict[str, str]:
         """What `save` writes to a folder, by the names of the files: settings of others that are there stay."""
         path = Path(folder) / TOKENIZER_CONFIG_NAME
-        config = read_object(path) if path.is_file() else {}  # with others' settings
+        config = read_object(path, TABLES) if path.is_file() else {}  # with others' settings
         named = Path(folder) / SPECIAL_NAME
         others = config | (
-            read_object(named) if named.is_file() else {}
+            read_object(named, TABLES) if named.is_file() else {}
         )  # what they say of roles that this one has not is void
         roles = {role: self.variables.get(role) for role in _ROLES if role in self.variables or role in others}
         extra = {role: name for role, name in self.variables.items() if role not in _ROLES}

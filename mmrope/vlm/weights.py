@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrope.encodings.rotary import RotaryEmbedding
-from mmrope.files import naming, read_object, replacing_all, to_json
+from mmrope.files import TABLES, naming, read_object, replacing_all, to_json
 from mmrope.records import shown
 from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.manifest import MANIFEST_NAME, is_plain_name, manifest_of, verify
@@ -138,7 +138,7 @@ def weight_files(folder: Path) -> list[str]:
     """
     names = [WEIGHTS_NAME]
     if not (folder / WEIGHTS_NAME).is_file() and (folder / INDEX_NAME).is_file():
-        index = read_object(folder / INDEX_NAME).get("weight_map")
+        index = read_object(folder / INDEX_NAME, TABLES).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) and is_plain_name(name) for name in index.values()):
             raise ValueError(f"{folder / INDEX_NAME} has no weight_map from weights to files of the folder")
         names = sorted(set(index.values()))

@@ -10,12 +10,14 @@ import math
 import operator
 import os
 import pickle
+import resource
 import signal
 import struct
 import subprocess
 import sys
 import time
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +27,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, byte_string_dtypes, scalar_dtypes, unicode_string_dtypes
 
 from mmrope import MediaError, Processor
-from mmrope.preprocess import isolation
+from mmrope.preprocess import isolation, sandbox
 from mmrope.preprocess.isolation import AHEAD, Outcome, isolated
 from mmrope.preprocess.isolation_data import from_data, to_data
 from tests.support import cases
 from tests.support.workers import (
     ESCAPES,
+    LANDLOCKED,
     IsolatedRows,
     Mute,
     Nameless,
@@ -43,6 +46,8 @@ from tests.support.workers import (
     fail_for_want_of_memory,
     hang_in_native_code,
     hang_in_python,
+    leak_descriptors,
+    leak_threads,
     no_data,
     obey,
     own_cause,
@@ -518,6 +523,36 @@ def test_who_has_no_descriptors_left_is_watched(tmp_path):
     assert found.kind == "memory"
 
 
+@pytest.fixture
+def few_descriptors():
+    """256 for this process and its workers."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("sandboxed", [False, True])
+def test_no_item_is_blamed_for_what_others_left_open(sandboxed, few_descriptors, monkeypatch):
+    items, room = [1] * 500, 256 // 4
+    found = outcomes(leak_descriptors, items, sandboxed=sandboxed)
+    assert [outcome.error for outcome in found if outcome.error] == []
+    assert len({outcome.value for outcome in found}) == -(-len(items) // (room + 1))
+    assert len({outcome.value for outcome in outcomes(leak_descriptors, [room, 0, 0, 1, 0, 0], sandboxed=sandboxed)}) == 2
+    monkeypatch.setattr(isolation, "_held", lambda process: None)  # as it was
+    assert "Too many open files" in outcomes(leak_descriptors, items, sandboxed=sandboxed)[-1].error
+
+
+def test_no_item_is_blamed_for_threads_that_others_left(monkeypatch):
+    monkeypatch.setattr(isolation, "MOST_THREADS_LEFT", room := 40)  # whatever this machine has of cores
+    items, memory = [1] * 500, 2 * room * (8 << 20)  # the usual size of a stack
+    found = outcomes(leak_threads, items, memory=memory)
+    assert [outcome.error for outcome in found if outcome.error] == []
+    assert len({outcome.value for outcome in found}) == -(-len(items) // (room + 1))
+    monkeypatch.setattr(isolation, "_held", lambda process: None)  # as it was
+    assert {outcome.error for outcome in outcomes(leak_threads, items, memory=memory)} > {""}
+
+
 @pytest.mark.parametrize("name", ["json.py", "numpy.py", "mmrope.py", "sitecustomize.py"])
 def test_the_current_folder_is_not_imported(name, tmp_path, monkeypatch):
     (tmp_path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
@@ -567,10 +602,10 @@ def tried_in_a_sandbox(tmp_path_factory):
     victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
     try:
         items = [(name, str(folder), victim.pid) for name in ESCAPES]
-        inside = {outcome.item[0]: outcome for outcome in outcomes(escape, items, sandboxed=True, memory=None)}
+        inside = {outcome.item[0]: outcome for outcome in outcomes(escape, items, sandboxed=True, memory=None, workers=2)}
         assert victim.poll() is None
         assert list(folder.iterdir()) == []
-        outside = {outcome.item[0]: outcome for outcome in outcomes(escape, items, memory=None)}
+        outside = {outcome.item[0]: outcome for outcome in outcomes(escape, items, memory=None, workers=2)}
     finally:
         victim.kill()
         victim.wait()
@@ -580,9 +615,78 @@ def tried_in_a_sandbox(tmp_path_factory):
 @pytest.mark.parametrize("name", ESCAPES)
 def test_a_sandbox_lets_nothing_out(name, tried_in_a_sandbox):
     inside, outside = tried_in_a_sandbox
+    if name in LANDLOCKED:
+        if lacking := sandbox.lacking():
+            pytest.skip(lacking)
+        assert inside[name].error.startswith("PermissionError: [Errno 13]")
+        assert outside[name].kind == ""
+        return
     assert inside[name].kind == "refused"
     assert "Errno 1]" in inside[name].error or "Errno 38]" in inside[name].error, inside[name].error
     assert "Errno 1]" not in outside[name].error, "it is refused without a sandbox, too, so the test says nothing"
+
+
+THREADED = """
+import os, queue, threading
+from tests.support.workers import parents_environment
+asked, answers = queue.SimpleQueue(), queue.SimpleQueue()
+
+def serve():
+    while True:
+        try:
+            answers.put(asked.get()())
+        except OSError as error:
+            answers.put(str(error))
+
+threading.Thread(target=serve, daemon=True).start()
+open(f"{FOLDER}/a/{os.getpid()}", "w").close()
+os.rename(f"{FOLDER}/a/{os.getpid()}", f"{FOLDER}/b/{os.getpid()}")
+
+def function(item):
+    asked.put(parents_environment)
+    return answers.get()
+"""
+
+
+def test_threads_of_before_look_into_no_process(tmp_path, monkeypatch):
+    """Of a module that starts one, and writes files, as it is imported."""
+    if lacking := sandbox.lacking():
+        pytest.skip(lacking)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    (tmp_path / "threaded.py").write_text(THREADED.replace("{FOLDER}", str(tmp_path)))
+    monkeypatch.syspath_prepend(tmp_path)
+    import threaded
+
+    (inside,) = outcomes(threaded.function, [1], sandboxed=True)
+    assert "[Errno 13] Permission denied: '/proc/" in inside.value
+    (outside,) = outcomes(threaded.function, [1])
+    assert outside.value > 100
+    assert len(list((tmp_path / "b").iterdir())) == 3
+
+
+def test_a_sandbox_that_is_not_whole_is_said(monkeypatch):
+    monkeypatch.setattr(sandbox, "_landlock", lambda: 0)
+    with pytest.warns(
+        UserWarning, match=r"the sandbox is not whole: the kernel has no Landlock.*memory, the environment"
+    ) as seen:
+        isolated(doubled, [1], sandboxed=True)
+    assert seen[0].filename == __file__
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if not sandbox.lacking():
+            isolated(doubled, [1], sandboxed=True)
+        isolated(doubled, [1])
+
+
+def test_a_sandbox_is_entered_before_threads():
+    if lacking := sandbox.lacking():
+        pytest.skip(lacking)
+    code = "import threading; threading.Thread(target=__import__('time').sleep, args=(2,), daemon=True).start()\n"
+    code += "from mmrope.preprocess.sandbox import separate; separate()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "OSError: a sandbox cannot be made: something that Python imports at its start has started threads" in done.stderr
 
 
 def test_files_are_decoded_in_a_sandbox_as_outside(tmp_path):

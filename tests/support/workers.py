@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import io
 import os
@@ -11,10 +12,12 @@ import re
 import resource
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 from mmrope.preprocess.errors import MediaError
 from mmrope.preprocess.isolation_worker import send
@@ -121,6 +124,20 @@ def answer_and_stop(message):
     answer(message)
 
 
+LEAKED = []
+
+
+def leak_descriptors(number):
+    LEAKED.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(number))
+    return os.getpid()
+
+
+def leak_threads(number):
+    for _ in range(number):
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+    return os.getpid()
+
+
 class Mute(Exception):
     """An error whose text raises."""
 
@@ -207,6 +224,50 @@ def _memory_of_another(folder, victim):
     return call(311, victim, None, 0, None, 0, 1)
 
 
+def _pipe_of(process):
+    """A pipe of another process: what goes through it can be taken, or read with it."""
+    for number in os.listdir(f"/proc/{process}/fd"):
+        try:
+            file = os.open(f"/proc/{process}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # a socket, which nobody can open so
+                raise
+            continue
+        found = stat.S_ISFIFO(os.fstat(file).st_mode)
+        os.close(file)
+        if found:
+            return
+    raise LookupError("it has no pipe")
+
+
+def _other_worker():
+    parent = os.getppid()
+    workers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return next(
+        pid for pid in workers if int(pid) != os.getpid() and "isolation_worker" in Path(f"/proc/{pid}/cmdline").read_text()
+    )
+
+
+def _byte_of(process):
+    """A byte of its memory."""
+    file = os.open(f"/proc/{process}/mem", os.O_RDONLY)
+    start = Path(f"/proc/{process}/maps").read_text().split("-")[0]
+    assert len(os.pread(file, 1, int(start, 16))) == 1
+    os.close(file)
+
+
+def parents_environment(item=None):
+    return len(Path(f"/proc/{os.getppid()}/environ").read_bytes())
+
+
+LANDLOCKED = {  # what lies in /proc
+    "a pipe of the parent": lambda folder, victim: _pipe_of(os.getppid()),
+    "a pipe of another worker": lambda folder, victim: _pipe_of(_other_worker()),
+    "the environment of the parent": lambda folder, victim: parents_environment() and None,
+    "the memory of the parent": lambda folder, victim: _byte_of(os.getppid()),
+    "the memory of another worker": lambda folder, victim: _byte_of(_other_worker()),
+    "addresses of another": lambda folder, victim: Path(f"/proc/{victim}/maps").read_text() and None,
+}
 ESCAPES = {
     "a socket": lambda folder, victim: socket.socket().close(),
     "a UDP socket": lambda folder, victim: socket.socket(type=socket.SOCK_DGRAM).close(),
@@ -235,5 +296,6 @@ ESCAPES = {
     "shared memory of System V": lambda folder, victim: call(29, 0, 4096, 0o600),
     "io_uring": lambda folder, victim: closed(call(425, 1, (ctypes.c_uint8 * 120)())),
     "another namespace": lambda folder, victim: call(272, 0),
+    **LANDLOCKED,
     "its filter": lambda folder, victim: call(317, 2, 0, ctypes.byref(ctypes.c_uint32(0x7FFF0000))),
 }
