@@ -189,10 +189,14 @@ def _answer(function: Callable[[Any], Any], payload: bytearray, seconds: float) 
     return to_data(failure)
 
 
+_NO_MEMORY = (os.strerror(errno.ENOMEM), os.strerror(errno.EAGAIN), "can't start new thread")
+"""EAGAIN is what the system says where a thread has no room for its stack."""
+
+
 def _wants_memory(error: BaseException | None) -> bool:
     """MemoryError, or what libraries say in its place or make of it."""
     for _ in range(100):  # of an error whose cause is itself, too
-        if error is None or isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in said(error):
+        if error is None or isinstance(error, MemoryError) or any(words in said(error) for words in _NO_MEMORY):
             return error is not None
         error = error.__cause__ or error.__context__
     return False

@@ -314,6 +314,8 @@ def verdict(name: str, content: bytes, path: str) -> tuple[str, str]:
                 results.append(read(source))
             except MediaError:
                 continue
+            except BlockingIOError:  # no thread has room for its stack: of the limits of this process, not of the file
+                return "memory", traceback.format_exc()
             except Exception:  # whatever it is, it is reported
                 return "bug", traceback.format_exc()
         if len(results) == 2 and results[0] != results[1]:
