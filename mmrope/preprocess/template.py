@@ -275,8 +275,10 @@ def _search(name: str, text: str, others: Iterable[Any]) -> None:
     longest = max(map(len, sought), default=0)
     if name in ("startswith", "endswith"):
         return budget.read(longest)
-    # Python searches for what is longer than 100 characters in linear time, and strips by a search for each character
-    budget.read(len(text) * (1 + (longest if "strip" in name or name == "trim" else min(longest, 100)) // 4))
+    # Python searches for what is longer than 100 characters in linear time, strips by a search for each character, and takes long
+    # to tell that a text is no number
+    slow = "strip" in name or name in ("trim", "int", "float")
+    budget.read(len(text) * (16 + longest // 4 if slow else 1 + min(longest, 100) // 4))
     if name == "replace" and len(sought) > 1:
         one, other, *_ = sought  # in either order: they may be given by name
         budget.make(max(text.count(one) * len(other), text.count(other) * len(one)))
@@ -543,7 +545,7 @@ class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
         budget = _BUDGET.get()
         budget.step()
         budget.read(8 * len(arguments) + _EACH * len(options))
-        budget.make(len(arguments) + _PART * len(options))
+        budget.make(_PART * (len(arguments) + len(options)))
         if isinstance(function, (runtime.Macro, runtime.LoopContext, runtime.BlockReference)):
             return super().call(context, function, *arguments, **options)
         given = [value for name, value in options.items() if name not in ("_loop_vars", "_block_vars")]
