@@ -140,6 +140,7 @@ class _Budget:
                     break
                 else:
                     size += 8
+                    self.read(_EACH * len(value) if isinstance(value, range) else 0)
             else:
                 path.pop()
         return size
@@ -275,8 +276,8 @@ def _search(name: str, text: str, others: Iterable[Any]) -> None:
     longest = max(map(len, sought), default=0)
     if name in ("startswith", "endswith"):
         return budget.read(longest)
-    # Python searches for what is longer than 100 characters in linear time, strips by a search for each character, and takes long
-    # to tell that a text is no number
+    # Python searches for what is longer than 100 characters in linear time, strips by a search for each character, and takes
+    # long to tell that a text is no number
     slow = "strip" in name or name in ("trim", "int", "float")
     budget.read(len(text) * (16 + longest // 4 if slow else 1 + min(longest, 100) // 4))
     if name == "replace" and len(sought) > 1:
@@ -306,6 +307,8 @@ _AT_ONCE = {"length", "count", "default", "d", "first", "last", "attr", "abs", "
 """Filters that do not go through a value."""
 _ONE_BY_ONE = {"list", "items", "reverse", "map", "select", "reject", "selectattr", "rejectattr", "batch", "slice"}
 """Filters that go by its elements, and look into none of them."""
+_CALLING = {"map", "select", "reject", "selectattr", "rejectattr"}
+"""Those that call something for each."""
 _COMPARING = {"sort", "unique", "min", "max", "sum", "groupby", "dictsort", "join"}
 """Filters that look deep into it."""
 _GONE = {"urlize", "wordwrap", "pprint", "random", "striptags"}
@@ -332,7 +335,8 @@ def _filter(name: str, function: Any) -> Any:
             arguments = (*arguments[:begin], value, *arguments[begin + 1 :])
             budget.sought = _compare(name, value, others)
         elif name in _ONE_BY_ONE and not isinstance(value, str):
-            budget.read(_EACH * len(value) if isinstance(value, (*_HOLDERS, range, runtime.LoopContext)) else 0)
+            each = 4 * _EACH if name in _CALLING else _EACH
+            budget.read(each * len(value) if isinstance(value, (*_HOLDERS, range, runtime.LoopContext)) else 0)
         elif name == "format" and isinstance(value, str):
             _percent(value, others or options)
         elif isinstance(value, str) and name not in _AT_ONCE:
@@ -562,7 +566,7 @@ class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
             _check_counts((*arguments, *given))
         if isinstance(function, type) or name == "fromkeys":
             for argument in arguments:
-                budget.hash(argument if isinstance(argument, _HOLDERS) else ())
+                budget.hash(argument if isinstance(argument, (*_HOLDERS, range)) else ())
         elif isinstance(owner, str):
             if name in ("format", "format_map"):
                 return self._format(name, owner, arguments, options)
