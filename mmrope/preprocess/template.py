@@ -335,7 +335,7 @@ def _filter(name: str, function: Any) -> Any:
             arguments = (*arguments[:begin], value, *arguments[begin + 1 :])
             budget.sought = _compare(name, value, others)
         elif name in _ONE_BY_ONE and not isinstance(value, str):
-            each = 4 * _EACH if name in _CALLING else _EACH
+            each = 6 * _EACH if name in _CALLING else _EACH
             budget.read(each * len(value) if isinstance(value, (*_HOLDERS, range, runtime.LoopContext)) else 0)
         elif name == "format" and isinstance(value, str):
             _percent(value, others or options)
@@ -442,7 +442,9 @@ class _Bounds(NodeTransformer):
     def _turn(self, node: Any) -> Any:
         inside = list(node.find_all(nodes.Expr))
         made = sum(_PART + 2 * len(x.items) for x in inside if isinstance(x, (nodes.List, nodes.Tuple, nodes.Dict)))
-        return _paying(nodes.Const(_EACH // 2 * len(inside)), "step ", made)
+        small, found = (nodes.Const, nodes.Name), (nodes.Getattr, nodes.Getitem)  # what is not there takes longest to find
+        read = sum(_EACH // 2 if isinstance(x, small) else 8 * _EACH if isinstance(x, found) else 4 * _EACH for x in inside)
+        return _paying(nodes.Const(read), "step ", made)
 
     def visit_For(self, node: Any) -> Any:
         turn, test = self._turn(node), self._turn(node)
