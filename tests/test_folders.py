@@ -346,7 +346,7 @@ BOMBS = {
     "{{ '{:>1000000000}'.format(1) }}": "a width that no chat template needs",
     "{{ 'x'.ljust(10**9) }}": "is no width or count of a chat template",
     "{{ 'x'|center(10**9) }}": "is no width or count of a chat template",
-    "{{ lipsum(n=10**6) }}": "is no width or count of a chat template",
+    "{{ lipsum(n=10**6) }}": "'lipsum' is undefined",
     "{{ messages|tojson(indent=10**9) }}": "is no width or count of a chat template",
     "{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}": "recursion",
     "{% for i in [1] %}" * 200 + "{% endfor %}" * 200: "is not Jinja that can be read",

@@ -6,23 +6,17 @@ Jinja's sandbox -> pieces: texts, special tokens, and the places where answers b
 
 from __future__ import annotations
 
-import datetime
-import functools
 import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
-from functools import lru_cache
 from typing import Any
 
 from mmrope.extras import needed_for
 from mmrope.preprocess.messages import Messages, check_message_key, items_of
 from mmrope.preprocess.text import SPECIAL_TOKENS, Tokenizer
-from mmrope.records import shown
 
 CHATML = """\
 {%- set own = ": that needs the checkpoint's own chat template: read its folder with Processor.from_pretrained, or give \
@@ -122,7 +116,9 @@ def conversation_pieces(
         >>> conversation_pieces(CHATML, said, ByteTokenizer(), variables={}, add_generation_prompt=False)
         ['<|im_start|>', 'user\nWhat is <|im_end|>?', '<|im_end|>', '\n']
     """
-    compiled, known = _compiled(template)
+    with needed_for("a chat template"):
+        from mmrope.preprocess.template import BEGIN_MARK, END_MARK, compiled, rendered
+    ready, known = compiled(template)
     checked = [_checked(message, known.keys) for message in messages]
     given = {name: value for name, value in variables.items() if value is not None and not (name == "tools" and not value)}
     for name in given:
@@ -139,18 +135,18 @@ def conversation_pieces(
     options = {"tools": None, "documents": None} | roles | {name: veil.value(value, name) for name, value in given.items()}
 
     def render(count: int, prompt: bool, **marks: str) -> str:
-        return _rendered(compiled, {"messages": plain[:count], "add_generation_prompt": prompt, **options, **marks})
+        return rendered(ready, {"messages": plain[:count], "add_generation_prompt": prompt, **options, **marks})
 
     text = render(len(plain), add_generation_prompt)
     for n in _unusual(message["role"] for message in messages):
         others = {"messages": plain[:n] + plain[n + 1 :], "add_generation_prompt": add_generation_prompt, **options}
-        if others["messages"] and _rendered(compiled, others, refused="") == text:
+        if others["messages"] and rendered(ready, others, refused="") == text:
             raise ValueError(
                 f"this chat template does not write message {n}, of the role {messages[n]['role']!r}: leave it out, or give a "
                 "template that does with chat_template=..."
             )
     if answers and known.marks_answers:
-        marked = render(len(plain), add_generation_prompt, **{_BEGIN: veil.begin, _END: veil.end})
+        marked = render(len(plain), add_generation_prompt, **{BEGIN_MARK: veil.begin, END_MARK: veil.end})
         if marked.replace(veil.begin, "").replace(veil.end, "") != text:
             raise ValueError(
                 "this chat template changes texts by what stands beside its {% generation %} marks: mend the template"
@@ -298,245 +294,3 @@ def _pieces(text: str, names: re.Pattern[str], veil: _Veil) -> list[Piece]:
         pieces.append(Control(match[0]) if match[1] is None else edge)
         at = match.end()
     return [*pieces, veil.lifted(text[at:])] if at < len(text) else pieces
-
-
-# --- Jinja ------------------------------------------------------------------------------------------------------------
-
-_BEGIN, _END = "generation_begin_", "generation_end_"
-"""Variables that stand for the edges of {% generation %}."""
-_GIVEN = {"step_", "joined_", "messages", "add_generation_prompt", "raise_exception", "strftime_now", _BEGIN, _END}
-
-
-@dataclass(frozen=True)
-class _Names:
-    """What a template asks for."""
-
-    variables: frozenset[str]
-    keys: frozenset[str]
-    """All names and strings in it: what it does not name, it does not write."""
-    marks_answers: bool
-
-
-def _names_in(template: str) -> _Names:
-    from jinja2 import meta, nodes
-
-    tree = _environment().parse(template)
-    attributes = {node.attr for node in tree.find_all(nodes.Getattr)}
-    strings = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
-    names = list(tree.find_all(nodes.Name))
-    own = {node.name for node in names if node.ctx != "load"}  # set somewhere in the template
-    asked = meta.find_undeclared_variables(tree) - _GIVEN - own
-    marks = any(node.name == _BEGIN for node in names)
-    return _Names(frozenset(asked), frozenset(attributes | strings), marks)
-
-
-@lru_cache(maxsize=32)
-def _compiled(template: str) -> tuple[Any, _Names]:
-    """A template, ready to be rendered, and what it asks for."""
-    environment = _environment()
-    if len(template) > MOST_OF_A_TEMPLATE:
-        raise ValueError(f"the chat template has {len(template):,} characters: {MOST_OF_A_TEMPLATE:,} are the most")
-    try:
-        return environment.from_string(template), _names_in(template)
-    except (
-        Exception
-    ) as error:  # Jinja's own, or Python's of what is nested too deep: of a stranger's template, as in `_rendered`
-        line = getattr(error, "lineno", None)
-        where = f", line {line}" if line else ""
-        raise ValueError(f"the chat template is not Jinja that can be read{where}: {error}") from error
-
-
-def _rendered(compiled: Any, variables: Mapping[str, Any], refused: str | None = None) -> str:
-    """What a template writes; `refused`, if that is given, where it refuses."""
-    token = _BUDGET.set(_Budget())
-    try:
-        return compiled.render(variables)
-    except Exception as error:  # of a stranger's template: whatever it does with these messages
-        if refused is not None:
-            return refused
-        said = str(error) or type(error).__name__
-        raise ValueError(f"the chat template refuses this conversation: {said}") from error
-    finally:
-        _BUDGET.reset(token)
-
-
-# --- what a template may take -----------------------------------------------------------------------------------------
-
-MOST_OF_A_TEMPLATE = 100_000
-"""Characters: released ones have up to 30,000."""
-MOST_STEPS, MOST_CHARACTERS = 250_000, 2**26
-"""Turns of loops and calls of one rendering, and characters that its operations make together."""
-
-
-class _Budget:
-    """What a rendering has left."""
-
-    def __init__(self) -> None:
-        self.steps, self.characters = MOST_STEPS, MOST_CHARACTERS
-
-    def step(self) -> None:
-        self.steps -= 1
-        if self.steps < 0:
-            raise ValueError(f"it takes more than {MOST_STEPS:,} steps")
-
-    def pay(self, *values: Any, times: int = 1) -> None:
-        self.characters -= sum(len(value) for value in values if isinstance(value, (str, list, tuple))) * max(times, 1)
-        if self.characters < 0:
-            raise ValueError(f"it makes more than {MOST_CHARACTERS:,} characters")
-
-
-_BUDGET: ContextVar[_Budget] = ContextVar("of a rendering")
-_STEP, _JOINED, _PAID = "step_", "joined_", "paid_"
-"""What is put into a template: at each turn of a loop or macro, for a ~ b, and around what it writes and keeps."""
-
-
-def _pay_before(name: str, text: Any, *arguments: Any) -> None:
-    """What makes a long text of two short ones is paid before."""
-    if name == "replace" and len(arguments) > 1 and all(isinstance(value, str) for value in (text, *arguments[:2])):
-        _BUDGET.get().pay(arguments[1], times=text.count(arguments[0]))
-    elif name == "join" and isinstance(text, str) and arguments and isinstance(arguments[0], (str, list, tuple)):
-        _BUDGET.get().pay(text, times=len(arguments[0]))
-        _BUDGET.get().pay(*arguments[0])
-
-
-def _bounded(function: Any) -> Any:
-    """A filter or method that makes no value of a width or count that no template needs, and whose values are paid."""
-
-    @functools.wraps(function)
-    def bounded(*arguments: Any, **options: Any) -> Any:
-        for value in (*arguments, *options.values()):
-            if isinstance(value, int) and abs(value) > 100_000:
-                raise ValueError(f"{shown(value)} is no width or count of a chat template")
-        if function.__name__ == "do_replace":
-            _pay_before("replace", *[value for value in arguments if isinstance(value, str)])
-        elif function.__name__ in ("do_join", "sync_do_join", "do_indent"):
-            _pay_before("join", next((v for v in (*arguments[2:], *options.values()) if isinstance(v, str)), ""), arguments[1])
-        made = function(*arguments, **options)
-        _BUDGET.get().pay(made)
-        return made
-
-    return bounded
-
-
-def _joined(*values: Any) -> str:
-    texts = [str(value) for value in values]
-    _BUDGET.get().pay(*texts)
-    return "".join(texts)
-
-
-def _paid(value: Any) -> Any:
-    _BUDGET.get().pay(value)
-    return value
-
-
-@lru_cache(maxsize=1)
-def _environment() -> Any:
-    """Jinja as chat templates expect it: transformers 5.24's (utils/chat_template_utils.py)."""
-    with needed_for("a chat template"):
-        import jinja2
-        from jinja2 import ext, nodes, sandbox
-        from jinja2.visitor import NodeTransformer
-
-    class Generation(ext.Extension):
-        """{% generation %} ... {% endgeneration %}: what the assistant says."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            begin, end = (nodes.Output([nodes.Name(name, "load")]) for name in (_BEGIN, _END))
-            return nodes.Scope([begin, *body, end]).set_lineno(line)
-
-    class Namespace(jinja2.utils.Namespace):
-        """A namespace without names that begin with an underscore: they lead out of the sandbox."""
-
-        def __init__(*args: Any, **kwargs: Any) -> None:
-            self, values = args[0], dict(*args[1:], **kwargs)
-            for name in values:
-                _check_name(name)
-            jinja2.utils.Namespace.__init__(self, values)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            _check_name(name)
-            super().__setitem__(name, value)
-
-    class Bounds(NodeTransformer):
-        """Counts a template's steps and the characters that it makes."""
-
-        def visit_For(self, node: Any) -> Any:
-            self.generic_visit(node)
-            node.body.insert(0, nodes.ExprStmt(nodes.Call(nodes.Name(_STEP, "load"), [], [], None, None)))
-            return node
-
-        visit_Macro = visit_CallBlock = visit_For
-
-        def visit_Concat(self, node: Any) -> Any:
-            self.generic_visit(node)
-            return nodes.Call(nodes.Name(_JOINED, "load"), node.nodes, [], None, None)
-
-        def visit_Output(self, node: Any) -> Any:
-            self.generic_visit(node)
-            marks = (nodes.TemplateData, nodes.Name)
-            node.nodes = [x if isinstance(x, marks) else nodes.Filter(x, _PAID, [], [], None, None) for x in node.nodes]
-            return node
-
-        def visit_AssignBlock(self, node: Any) -> Any:
-            self.generic_visit(node)
-            node.filter = nodes.Filter(node.filter, _PAID, [], [], None, None)
-            return node
-
-    class Sandbox(sandbox.ImmutableSandboxedEnvironment):
-        """Jinja's sandbox keeps a template from what is outside of it; this keeps it from taking all time and memory."""
-
-        intercepted_binops = frozenset(("+", "*", "**", "%"))
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
-            if numbers and (max(abs(left), abs(right)) > 2**63 or (operator == "**" and abs(right) > 64)):
-                raise ValueError(f"{shown(left)} {operator} {shown(right)} are larger numbers than a chat template needs")
-            if operator == "%" and isinstance(left, str) and re.search(r"\d{6}|\*", left):
-                raise ValueError(f"{shown(left)} has a width that no chat template needs")
-            if operator in "+*" and not numbers:
-                count = next((value for value in (left, right) if isinstance(value, int)), 1)
-                _BUDGET.get().pay(left, right, times=count)
-            return super().call_binop(context, operator, left, right)
-
-        def call(self, context: Any, function: Any, /, *arguments: Any, **options: Any) -> Any:
-            _BUDGET.get().step()
-            name = getattr(function, "__name__", "")
-            text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # Jinja wraps str.format
-            if name in ("format", "format_map") and isinstance(text, str) and re.search(r"\d{6}", text):
-                raise ValueError(f"{shown(text)} has a width that no chat template needs")
-            if isinstance(text, str) or function is self.globals["lipsum"]:
-                _pay_before(name, text, *arguments)
-                function = function if name in ("format", "format_map") else _bounded(function)
-            return super().call(context, function, *arguments, **options)
-
-        def _parse(self, source: str, name: str | None, filename: str | None) -> Any:
-            return Bounds().visit(super()._parse(source, name, filename))
-
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.filters = {name: _bounded(function) for name, function in environment.filters.items()} | {_PAID: _paid}
-    environment.globals |= {"raise_exception": _raise, "strftime_now": _now, "namespace": Namespace}
-    environment.globals |= {_STEP: lambda: None, _JOINED: _joined}
-    return environment
-
-
-def _check_name(name: Any) -> None:
-    if str(name).startswith("_"):
-        raise ValueError(f"a namespace holds no {name!r}")
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """JSON as it is, where Jinja's own filter writes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _raise(message: str) -> None:
-    raise ValueError(message)
-
-
-def _now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)

@@ -368,7 +368,7 @@ def test_no_way_of_putting_texts_together_makes_one(template, texts):
     [
         ("[:15]", "Hi <|im_end|> you"),
         ("| replace('a', 'b')", "Hi <a|> you"),
-        ("| wordwrap(10)", "Hi <|im_end|> you <and> |me|"),
+        ("| truncate(10)", "Hi <|im_end|> you <and> |me|"),
         ("| upper", "<|x|> [INST]"),
         ("| length", "<|im_end|>"),
         ("| tojson", '<"|\n>'),
