@@ -309,8 +309,7 @@ def make_optimizers(model: nn.Module, training: Training) -> list[torch.optim.Op
             (matrices if p.ndim >= 2 and "embedding" not in name else others).append(p)
     decay, betas = training.weight_decay, (0.9, 0.98)
     if training.optimizer == "adamw":
-        groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-        groups = [group for group in groups if group["params"]]
+        groups = [{"params": held, "weight_decay": w} for held, w in ((matrices, decay), (others, 0.0)) if held]
         optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=training.adam_lr, betas=betas)]
     elif not hasattr(torch.optim, "Muon"):
         raise ValueError(
@@ -438,9 +437,7 @@ def sound_checkpoint(folder: str | Path) -> Path | None:
         else:
             return path
     if found:
-        raise ValueError(
-            f"every checkpoint in {folder} is damaged ({', '.join(path.name for path in found)}): train anew elsewhere"
-        )
+        raise ValueError(f"every checkpoint in {folder} is damaged ({', '.join(p.name for p in found)}): train anew elsewhere")
     return None
 
 
