@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,29 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[list[Path]]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder, which holds files alone; what had its name goes when the new one is on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        for file in (*temporary.iterdir(), temporary):
+            flush(file)
+        remove(path)
+        os.replace(temporary, path)
+        flush(path.parent)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Removes a folder with all that is in it, or a file if there is one, or a link and not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_texts(folder: Path, contents: Mapping[str, str]) -> None:
     """Writes files of a folder by their names: all of them or none, whatever the disk does; see `replacing_all`."""
     with replacing_all(folder, list(contents)) as paths:
@@ -55,9 +79,9 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def to_json(values: Any) -> str:
+def to_json(values: Any, *, allow_nan: bool = True) -> str:
     """As indented JSON; numpy's numbers, which settings are often computed with, are numbers."""
-    return json.dumps(values, indent=2, default=_number) + "\n"
+    return json.dumps(values, indent=2, default=_number, allow_nan=allow_nan) + "\n"
 
 
 def _number(value: object) -> Any:

@@ -17,13 +17,13 @@ from mmrope import VLM, Processor
 from mmrope.view.figure import save
 from mmrope.view.model import plot_training
 from mmrope.vlm.assistant import small_model
-from mmrope.vlm.train import LOG_NAME, PROGRESS_NAME, last_checkpoint
+from mmrope.vlm.train import LOG_NAME, PROGRESS_NAME, sound_checkpoint
 
 
 def main() -> None:
     small = small_model()
     folder = Path(sys.argv[1])
-    checkpoint = last_checkpoint(folder)
+    checkpoint = sound_checkpoint(folder)
     if checkpoint is None:
         raise SystemExit(f"no checkpoint in {folder}")
     progress = json.loads((checkpoint / PROGRESS_NAME).read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ def main() -> None:
     log = [json.loads(line) for line in (folder / LOG_NAME).read_text(encoding="utf-8").splitlines()]
     save(plot_training(log), small / "loss.png")
     said = [
-        f"{settings['steps']:,} steps of {settings['batch_size']} conversations and more, seed {settings['seed']}:",
+        f"{settings['steps']:,} steps of {settings['about']['batch_size']} conversations and more, seed {settings['seed']}:",
         f"{minutes:.0f} minutes on {device_name('cpu')}, torch {torch.__version__}; the loss ended at {log[-1]['loss']:.3f}.",
     ]
     replace_marked(small / "README.md", "training", said)

@@ -61,11 +61,11 @@ def verify(folder: str | Path, names: Sequence[str]) -> bool:
     return True
 
 
-def verify_all(folder: str | Path) -> None:
-    """That a folder has a manifest, and every file that it describes, as it describes it.
+def verify_all(folder: str | Path, needed: Sequence[str]) -> None:
+    """That a folder has a manifest, and every file that it describes, as it describes it: these at the least.
 
     Raises:
-        ValueError: it has none, or files that differ.
+        ValueError: it has none, files that differ, or not all that are needed.
     """
     path = Path(folder) / MANIFEST_NAME
     files = read_object(path).get("files") if path.is_file() else None
@@ -73,6 +73,8 @@ def verify_all(folder: str | Path) -> None:
         raise ValueError(f"{folder} has no {MANIFEST_NAME} that describes its files")
     if strange := [name for name in files if not is_plain_name(name)]:
         raise ValueError(f"{path} describes {strange[0]!r}, which is no file of the folder")
+    if missing := [name for name in needed if name not in files]:
+        raise ValueError(f"{path} does not describe {missing[0]}: something else was saved to the folder")
     verify(folder, list(files))
 
 

@@ -18,9 +18,7 @@ import gc
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +37,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from mmrope.files import flush, replacing, to_json
+from mmrope.files import flush, json_object, read_object, remove, replacing, replacing_folder, to_json
 from mmrope.positions.segments import MEDIA
 from mmrope.preprocess.processor import Processor
 from mmrope.vlm.decoder import DecoderBlock
@@ -50,12 +48,9 @@ from mmrope.vlm.vision import VisionBlock
 from mmrope.vlm.weights import WEIGHTS_NAME
 
 LOG_NAME, STATE_NAME, PROGRESS_NAME = "log.jsonl", "optimizer.safetensors", "training.json"
+_ADAPTER_NAME = "adapter_model.safetensors"  # peft's
 Optimizer = Literal["muon", "adamw"]
-_ON_HOST = (
-    "cu_seqlens",
-    MEDIA["image"].grids,
-    MEDIA["video"].grids,
-)  # which the model reads there: the device is not waited for
+_ON_HOST = ("cu_seqlens", MEDIA["image"].grids, MEDIA["video"].grids)  # the model reads these there, and waits for no device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,14 +165,15 @@ def train(
         folder: for checkpoints and log.jsonl: a line for every `log_every` steps, with their loss a token, tokens a second of
             this process (padding included), and the score.
         processor: is saved beside the model.
-        about: what else decides the weights: how the batches are made. A training continues with the same alone; of batches it
-            knows by itself how many there are.
+        about: what else decides the weights, as JSON: how the batches are made. A training continues with the same alone; of
+            batches it knows by itself how many there are.
         score: counts what is right, by name, from logits and a batch with all its keys.
         say: is given each line of the log.
 
     Raises:
-        ValueError: the folder's checkpoint is of other settings, batches that end too early or cannot be dealt out, weights to
-            train that are not float32, or a loss that is no number any more.
+        ValueError: the folder's checkpoint is of other settings, or of settings that are no JSON; batches that end too early
+            or cannot be dealt out, weights to train that are not float32, or a loss that is no number any more.
+        OSError: a checkpoint cannot be written, to a full disk, say. The one before it stays.
 
     Example:
         >>> import tempfile
@@ -211,14 +207,12 @@ def train(
         starts: list[int] = [0] * world
         dist.all_gather_object(starts, start)
         if len(set(starts)) > 1:
-            raise ValueError(
-                f"the processes would continue at steps {starts}: {folder} must be one folder that all of them see"
-            )
+            raise ValueError(f"the processes would continue at steps {starts}: {folder} must be one that all of them see")
     folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
+        for unfinished in folder.glob(".step-*"):  # of a process that was killed while it saved; what it held is free again
+            remove(unfinished)
         _cut_log(folder / LOG_NAME, start)
-        for unfinished in folder.glob(".step-*"):  # of a process that was killed while it saved
-            shutil.rmtree(unfinished)
     tally, began = Tally(), time.perf_counter() - seconds
     for step, mine in enumerate(_dealt(batches, training, start, rank, world, device), start):
         share = training.lr_share(step)
@@ -256,7 +250,7 @@ def train(
                 say(entry)
         if done % training.save_every == 0 or done == training.steps:
             progress = {"step": done, "seconds": time.perf_counter() - began, "settings": settings}
-            _save(folder, model, processor, optimizers, progress, write=rank == 0)
+            last = _save(folder, model, processor, optimizers, progress, last, write=rank == 0)
     del replica
     gc.collect()  # DDP is a cycle; left to the end of the process it may end it, as its threads do not
     return model.eval()
@@ -278,6 +272,11 @@ def distribute(model: Any, training: Training, device: torch.device) -> nn.Modul
         raise ValueError(
             "the embedding is the head, too, and an adapter would change but one of both: leave it out of target_modules, or "
             "train it whole, modules_to_save=['embedding']"
+        )
+    if others := [name for name in getattr(model, "peft_config", {}) if name != "default"]:
+        raise ValueError(
+            f"the model has an adapter {others[0]!r}, and a checkpoint holds one alone, named 'default' as by peft: leave "
+            "adapter_name away (a checkpoint can be loaded under any name), and merge others into the model"
         )
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("nothing of the model requires a gradient, so there is nothing to train")
@@ -310,8 +309,7 @@ def make_optimizers(model: nn.Module, training: Training) -> list[torch.optim.Op
             (matrices if p.ndim >= 2 and "embedding" not in name else others).append(p)
     decay, betas = training.weight_decay, (0.9, 0.98)
     if training.optimizer == "adamw":
-        groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-        groups = [group for group in groups if group["params"]]
+        groups = [{"params": held, "weight_decay": w} for held, w in ((matrices, decay), (others, 0.0)) if held]
         optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=training.adam_lr, betas=betas)]
     elif not hasattr(torch.optim, "Muon"):
         raise ValueError(
@@ -419,13 +417,13 @@ def _dealt(
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint in a training's folder."""
+    """The newest checkpoint in a training's folder, by its name; `sound_checkpoint` reads it, too."""
     return next(iter(_checkpoints(folder)), None)
 
 
 def sound_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint in a training's folder that is as it was written; None if there are none at all. Of those that are
-    damaged it warns.
+    """The newest checkpoint in a training's folder that is whole, as it was written, and of the step that its name says; None
+    if there are none at all. Of those that are damaged it warns.
 
     Raises:
         ValueError: all are damaged.
@@ -433,15 +431,13 @@ def sound_checkpoint(folder: str | Path) -> Path | None:
     found = _checkpoints(folder)
     for path in found:
         try:
-            verify_all(path)
+            _verify(path)
         except (ValueError, OSError) as error:
             warnings.warn(f"the checkpoint {path} is damaged, and the one before it is taken: {error}", stacklevel=2)
         else:
             return path
     if found:
-        raise ValueError(
-            f"every checkpoint in {folder} is damaged ({', '.join(path.name for path in found)}): train anew elsewhere"
-        )
+        raise ValueError(f"every checkpoint in {folder} is damaged ({', '.join(p.name for p in found)}): train anew elsewhere")
     return None
 
 
@@ -449,6 +445,14 @@ def _checkpoints(folder: str | Path) -> list[Path]:
     """The newest first."""
     named = [path for path in Path(folder).glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
     return sorted(named, key=lambda path: -int(path.name[5:]))
+
+
+def _verify(path: Path) -> None:
+    """That a checkpoint is as it was written, has all that a training continues from, and is of the step that its name says."""
+    weights = _ADAPTER_NAME if (path / _ADAPTER_NAME).is_file() else WEIGHTS_NAME
+    verify_all(path, [PROGRESS_NAME, STATE_NAME, weights])
+    if (step := read_object(path / PROGRESS_NAME).get("step")) != int(path.name[5:]):
+        raise ValueError(f"by its {PROGRESS_NAME} it is of step {step!r}")
 
 
 def _settings(training: Training, model: Any, batches: Any, about: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -463,8 +467,13 @@ def _settings(training: Training, model: Any, batches: Any, about: Mapping[str, 
             frozen.update(name.encode() + p.detach().flatten()[:16].float().cpu().numpy().tobytes())
     adapters = {name: _plain(config.to_dict()) for name, config in getattr(model, "peft_config", {}).items()}
     held = {"batches": len(batches)} if hasattr(batches, "__len__") else {}
-    made = {**kept, "trained": trained, "frozen": frozen.hexdigest(), "adapters": adapters, **held, **(about or {})}
-    return json.loads(to_json({**made, "config": model.config.to_dict()}))
+    made = {**kept, "trained": trained, "frozen": frozen.hexdigest(), "adapters": adapters, **held, "about": about or {}}
+    try:
+        return json_object(to_json({**made, "config": model.config.to_dict()}, allow_nan=False), "about= or another setting")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"what decides the weights, about= too, must be JSON, which is saved to compare with: {error}"
+        ) from error
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -480,10 +489,12 @@ def _save(
     processor: Processor | None,
     optimizers: Sequence[torch.optim.Optimizer],
     progress: dict[str, Any],
+    before: Path | None,
     *,
     write: bool,
-) -> None:
-    """Writes a checkpoint; all processes take part where they hold parts of the weights."""
+) -> Path | None:
+    """Writes a checkpoint, and leaves the one before; all processes take part where they hold parts of the weights."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -497,25 +508,27 @@ def _save(
     }
     state = _gathered(memory, write=write)
     if not write:
-        return
+        return None
     path = folder / f"step-{progress['step']:06d}"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    model.save_pretrained(partial, state_dict=weights)
-    if processor is not None:
-        processor.save_pretrained(partial)
-    save_file(state, partial / STATE_NAME)
-    (partial / PROGRESS_NAME).write_text(to_json(progress), encoding="utf-8")
-    names = sorted(file.name for file in partial.iterdir() if file.name != MANIFEST_NAME)
-    for name in names:
-        flush(partial / name)
-    write_manifest(partial, names)
-    if path.exists():  # damaged, as training begins before it
-        shutil.rmtree(path)
-    os.replace(partial, path)
-    flush(folder)
-    verify_all(path)  # before an older one goes
-    for other in _checkpoints(folder)[2:]:
-        shutil.rmtree(other)
+    try:
+        with replacing_folder(path) as partial:  # there is one if it is damaged, as training begins before it
+            model.save_pretrained(partial, state_dict=weights)
+            if processor is not None:
+                processor.save_pretrained(partial)
+            save_file(state, partial / STATE_NAME)
+            (partial / PROGRESS_NAME).write_text(to_json(progress), encoding="utf-8")
+            write_manifest(partial, sorted({file.name for file in partial.iterdir()} - {MANIFEST_NAME}))
+            flush(folder / LOG_NAME)  # a training that continues from here keeps its lines
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"{path} could not be written ({error}), and what there was of it is removed. Start again when there is room, and "
+            "the right to write: the training continues from the checkpoint before"
+        ) from error
+    _verify(path)  # before an older one goes
+    for other in _checkpoints(folder):
+        if other not in (path, before):
+            remove(other)
+    return path
 
 
 def _gathered(values: Mapping[str, Tensor], *, write: bool) -> dict[str, Tensor]:
@@ -532,13 +545,12 @@ def _resume(path: Path, model: Any, settings: dict[str, Any]) -> tuple[int, floa
     """Brings a model to where the checkpoint was; returns its step, and the seconds that it took."""
     from safetensors.torch import load_file
 
-    progress = json.loads((path / PROGRESS_NAME).read_text(encoding="utf-8"))
+    progress = read_object(path / PROGRESS_NAME)
     before = progress["settings"]
     if other := [key for key in {**before, **settings} if before.get(key) != settings.get(key)]:
+        was, now = (", ".join(f"{key} {values.get(key)!r}" for key in other) for values in (before, settings))
         raise ValueError(
-            f"{path} was trained with {', '.join(f'{key} {before.get(key)!r}' for key in other)}, "
-            f"now asked for {', '.join(f'{key} {settings.get(key)!r}' for key in other)}: "
-            "continue with the same settings, or train in another folder"
+            f"{path} was trained with {was}, now asked for {now}: continue with the same settings, or train in another folder"
         )
     if hasattr(model, "peft_config"):
         model.load_adapter(str(path), model.active_adapter, is_trainable=True)
@@ -555,12 +567,11 @@ def _load_optimizers(path: Path, model: nn.Module, optimizers: Sequence[torch.op
     for key, value in load_file(path / STATE_NAME).items():
         name, _, what = key.rpartition(":")
         by_weight.setdefault(name, {})[what] = value
-    named = {id(p): (name, p) for name, p in model.named_parameters()}
+    names = {p: name for name, p in model.named_parameters()}
     for optimizer in optimizers:
         whole = optimizer.state_dict()
-        parameters = [named[id(p)] for group in optimizer.param_groups for p in group["params"]]
-        for n, (name, p) in enumerate(parameters):
-            state = by_weight[name]  # counts of steps stay on the host, where AdamW wants them; it moves the rest itself
+        for n, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            state = by_weight[names[p]]  # counts of steps stay on the host, where AdamW wants them; it moves the rest itself
             if isinstance(p, DTensor):
                 state = {
                     what: distribute_tensor(value.to(p.device), p.device_mesh, p.placements) if value.ndim else value
@@ -571,9 +582,14 @@ def _load_optimizers(path: Path, model: nn.Module, optimizers: Sequence[torch.op
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Leaves the lines up to a step: those after it will be written again."""
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]  # the last may be torn
+    """Leaves the lines up to a step: those after it will be written again. The last may be torn; of others it warns."""
+    lines, kept = path.read_bytes().splitlines(keepends=True) if path.is_file() else [], []
+    for n, line in enumerate(lines, 1):
+        try:
+            if line.endswith(b"\n") and json_object(line.decode(), LOG_NAME)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            warnings.warn(f"line {n} of {path} is damaged, and left out; no weights depend on it", stacklevel=3)
+    if kept != lines:
         with replacing(path) as new:
-            new.write_text("".join(kept), encoding="utf-8")
+            new.write_bytes(b"".join(kept))

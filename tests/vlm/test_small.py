@@ -105,7 +105,8 @@ def test_its_files_are_small_and_told_in_its_card():
     training = json.loads((SMALL / "training.json").read_text(encoding="utf-8"))
     settings = training["settings"]
     assert training["step"] == settings["steps"]
-    assert f"{settings['steps']:,} steps of {settings['batch_size']} conversations" in CARD.replace("\n", " ")
+    batch_size = settings.get("about", settings)["batch_size"]  # among the others in trainings of before
+    assert f"{settings['steps']:,} steps of {batch_size} conversations" in CARD.replace("\n", " ")
     log = [json.loads(line) for line in (SMALL / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert log[-1]["step"] == settings["steps"]
     assert f"the loss ended at {log[-1]['loss']:.3f}" in CARD

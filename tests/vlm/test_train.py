@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import importlib
 import json
+import math
 import os
 import random
 import shutil
@@ -15,6 +17,7 @@ import sys
 import time
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,9 +25,11 @@ from safetensors.torch import load_file
 from mmrope import VLM
 from mmrope.preprocess import pack_batches
 from mmrope.vlm import VLMConfig
+from mmrope.vlm import train as train_module
 from mmrope.vlm.config import DecoderConfig, VisionConfig
 from mmrope.vlm.data import ExactAnswers, Mix, TaskBatches, task_processor
-from mmrope.vlm.train import Training, last_checkpoint, make_optimizers, train
+from mmrope.vlm.manifest import write_manifest
+from mmrope.vlm.train import Training, last_checkpoint, make_optimizers, sound_checkpoint, train
 from tests.support import PROOF, ROOT, lowest
 
 PROCESSOR = task_processor(padding_side="right", threads=1)
@@ -272,6 +277,133 @@ def test_a_training_whose_checkpoints_are_all_damaged_says_so(whole, tmp_path):
         run(tmp_path / "hurt")
 
 
+def again(folder, training=SHORT, **options):
+    """The steps that a training makes when it is started once more."""
+    steps = []
+    run(folder, training, say=lambda entry: steps.append(entry["step"]), **options)
+    return steps
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in folder.glob("*step*"))
+
+
+def test_a_checkpoint_is_of_the_step_that_its_name_says(whole, tmp_path):
+    """One that was renamed is damaged, and gone when the next is there: neither continued from, nor taken for the last."""
+    shutil.copytree(whole, tmp_path / "hurt")
+    (tmp_path / "hurt/step-000006").rename(tmp_path / "hurt/step-000100")
+    with pytest.warns(UserWarning, match=r"step-000100 is damaged.*by its training.json it is of step 6"):
+        assert again(tmp_path / "hurt") == [4, 5, 6]
+    assert checkpoints(tmp_path / "hurt") == ["step-000003", "step-000006"]
+    assert again(tmp_path / "hurt") == []
+    assert all(torch.equal(weights(whole)[name], value) for name, value in weights(tmp_path / "hurt").items())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "training.json"])
+def test_a_checkpoint_whose_manifest_leaves_out_a_file_is_damaged(whole, name, tmp_path):
+    last = shutil.copytree(whole, tmp_path / "hurt") / "step-000006"
+    (last / name).write_bytes((last / name).read_bytes()[:-1])
+    write_manifest(last, [path.name for path in last.iterdir() if path.name not in (name, "manifest.json")])
+    with pytest.warns(UserWarning, match=f"step-000006 is damaged.*manifest.json does not describe {name}"):
+        assert sound_checkpoint(tmp_path / "hurt") == tmp_path / "hurt/step-000003"
+
+
+def test_a_model_that_was_saved_into_a_checkpoint_makes_it_none(whole, tmp_path):
+    """Its manifest describes the model alone, and a bit of the optimizer's state may be flipped."""
+    last = shutil.copytree(whole, tmp_path / "hurt") / "step-000006"
+    VLM.from_pretrained(last).save_pretrained(last)
+    data = bytearray((last / "optimizer.safetensors").read_bytes())
+    data[-2000] ^= 0x40
+    (last / "optimizer.safetensors").write_bytes(data)
+    with pytest.warns(UserWarning, match="step-000006 is damaged"):
+        assert again(tmp_path / "hurt") == [4, 5, 6]
+
+
+def test_a_damaged_checkpoint_is_none_of_the_two_that_are_kept(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "hurt")
+    (tmp_path / "hurt/step-000006/optimizer.safetensors").write_bytes(b"")
+    with pytest.raises(Killed), pytest.warns(UserWarning, match="step-000006 is damaged"):
+        run(tmp_path / "hurt", dataclasses.replace(SHORT, save_every=1), say=killed_at(5))
+    assert checkpoints(tmp_path / "hurt") == ["step-000003", "step-000004"]
+
+
+def test_links_are_read_and_removed_and_what_they_lead_to_stays(whole, tmp_path):
+    hurt = shutil.copytree(whole, tmp_path / "hurt")
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("step-000003", "step-000006"):
+        (hurt / name).rename(tmp_path / "elsewhere" / name)
+        (hurt / name).symlink_to(tmp_path / "elsewhere" / name, target_is_directory=True)
+    (tmp_path / "elsewhere/step-000006/optimizer.safetensors").write_bytes(b"")
+    (hurt / "step-000007").symlink_to(tmp_path / "nowhere")
+    (hurt / "step-000008").write_bytes(b"a file")
+    (hurt / ".step-000009.1").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.warns(UserWarning, match="is damaged") as warned:
+        assert again(hurt, dataclasses.replace(SHORT, save_every=1)) == [4, 5, 6]
+    assert len([each for each in warned if "is damaged" in str(each.message)]) == 3
+    assert checkpoints(hurt) == ["step-000005", "step-000006"]
+    assert not (hurt / "step-000006").is_symlink()
+    assert (tmp_path / "elsewhere/step-000003/model.safetensors").is_file()
+    assert (tmp_path / "elsewhere/step-000006/model.safetensors").is_file()
+    assert all(torch.equal(weights(whole)[name], value) for name, value in weights(hurt).items())
+
+
+FULL = dataclasses.replace(SHORT, optimizer="adamw")
+SMALL_FILES = """
+import pathlib, resource, signal, sys
+from tests.vlm import test_train
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for kind in (test_train.tiny, test_train.with_adapters):
+    for size in (2_000, 20_000):
+        model = kind()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        try:
+            test_train.run(pathlib.Path(sys.argv[1], kind.__name__), test_train.FULL, model=model)
+        except OSError as error:
+            print(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file in  - will assume:UserWarning")
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    """Files of a process that may be no longer than a size, as on a disk without room: every write past it fails. Of a model,
+    and of adapters, which peft writes."""
+    pytest.importorskip("peft")
+    for kind in (tiny, with_adapters):
+        run(tmp_path / "whole" / kind.__name__, FULL, model=kind())
+        shutil.copytree(tmp_path / "whole" / kind.__name__, tmp_path / kind.__name__)
+        shutil.rmtree(tmp_path / kind.__name__ / "step-000006")
+    command = [sys.executable, "-W", "ignore", "-c", SMALL_FILES, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step-000006 could not be written") == 4, done.stdout
+    for kind in (tiny, with_adapters):
+        assert checkpoints(tmp_path / kind.__name__) == ["step-000003"]
+        assert again(tmp_path / kind.__name__, FULL, model=kind()) == [4, 5, 6]
+        folders = (tmp_path / "whole" / kind.__name__, tmp_path / kind.__name__)
+        whole, full = (load_file(last_checkpoint(folder) / "optimizer.safetensors") for folder in folders)
+        assert whole.keys() == full.keys()
+        assert all(torch.equal(whole[name], value) for name, value in full.items())
+
+
+def test_what_a_killed_process_left_is_freed_before_the_log_is_written(whole, tmp_path, monkeypatch):
+    """On a disk that it filled, the log could not be written before."""
+    shutil.copytree(whole, tmp_path / "full")
+    (tmp_path / "full/.step-000009.1").mkdir()
+    with (tmp_path / "full/log.jsonl").open("a") as file:
+        file.write('{"step": 7')
+    replacing = train_module.replacing
+
+    def full(path):
+        if checkpoints(tmp_path / "full") != ["step-000003", "step-000006"]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replacing(path)
+
+    monkeypatch.setattr(train_module, "replacing", full)
+    assert again(tmp_path / "full") == []
+    assert log(tmp_path / "full") == log(whole)
+
+
 def test_the_last_two_checkpoints_are_kept(tmp_path):
     run(tmp_path, dataclasses.replace(SHORT, save_every=1))
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000005", "step-000006"]
@@ -295,7 +427,7 @@ def test_other_settings_are_refused(tmp_path, change, message):
 
 def test_another_schedule_is_refused(tmp_path):
     run(tmp_path)
-    with pytest.raises(ValueError, match="was trained with schedule"):
+    with pytest.raises(ValueError, match=r"was trained with about .*schedule"):
         train(tiny(), training=SHORT, folder=tmp_path, **made(schedule=SCHEDULE[:1]))
 
 
@@ -319,6 +451,67 @@ def test_a_torn_line_of_the_log_is_written_again(tmp_path):
     (tmp_path / "log.jsonl").write_text(whole + '{"step": 7, "exact": {"at": 0.5}')
     run(tmp_path)
     assert (tmp_path / "log.jsonl").read_text() == whole
+
+
+@pytest.mark.parametrize(
+    "damage", [bytes(30), b'{"st\xff": 1}\n', b"{}\n", b"[]\n", b'{"step": "2"}\n', b"\n", b"[" * 200 + b"\n"]
+)
+def test_a_damaged_line_of_the_log_is_named_and_the_others_stay(whole, damage, tmp_path):
+    """Checkpoints are sound, and no weights depend on it: the training continues."""
+    shutil.copytree(whole, tmp_path / "hurt")
+    lines = (whole / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "hurt/log.jsonl").write_bytes(
+        b"".join([lines[0], damage + lines[1][30:] if damage[0] == 0 else damage, *lines[2:]])
+    )
+    with pytest.warns(UserWarning, match=r"line 2 of .*log.jsonl is damaged, and left out"):
+        assert again(tmp_path / "hurt") == []
+    assert (tmp_path / "hurt/log.jsonl").read_bytes() == b"".join([lines[0], *lines[2:]])
+
+
+def test_a_log_that_is_right_is_not_written_again(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "same")
+    before = (tmp_path / "same/log.jsonl").stat().st_ino
+    run(tmp_path / "same")
+    assert (tmp_path / "same/log.jsonl").stat().st_ino == before
+
+
+def test_what_is_said_of_batches_hides_no_setting(tmp_path):
+    """`about` has a key of its own: whatever it names, the settings are compared."""
+    settings = Training(steps=1, optimizer="adamw", bfloat16=False)
+    batch = made(batch_size=1)["batches"][0]
+    about = {"seed": 7, "adam_lr": np.float64(0.5), "batches": np.int64(9), "trained": {}, "frozen": (1, None)}
+    train(tiny(), [batch], settings, tmp_path, about=about)
+    train(tiny(), [batch], settings, tmp_path, about=about)
+    for other in ({"seed": 1}, {"adam_lr": 0.5}):
+        with pytest.raises(ValueError, match=f"was trained with {next(iter(other))}"):
+            train(tiny(), [batch], dataclasses.replace(settings, **other), tmp_path, about=about)
+    with pytest.raises(ValueError, match="was trained with batches 1, now asked for batches 2"):
+        train(tiny(), [batch] * 2, settings, tmp_path, about=about)
+    with pytest.raises(ValueError, match=r"was trained with about .*'seed': 7.*now asked for about .*'seed': 8"):
+        train(tiny(), [batch], settings, tmp_path, about={**about, "seed": 8})
+
+
+def nested(depth):
+    return functools.reduce(lambda inner, _: [inner], range(depth), [])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (math.nan, "nan|not JSON compliant"),
+        (math.inf, "inf|not JSON compliant"),
+        ({1}, r"\{1\}, a set, cannot be written as JSON"),
+        (torch.zeros(1), "a Tensor, cannot be written"),
+        ({(1, 2): 3}, "keys must be str"),
+        (nested(200), "nested deeper than 100"),
+        (nested(100_000), "recursion|nested"),
+    ],
+    ids=["nan", "inf", "set", "tensor", "keys", "deep", "deeper"],
+)
+def test_what_cannot_be_compared_is_refused_before_a_step(value, message, tmp_path):
+    with pytest.raises(ValueError, match=f"what decides the weights, about= too, must be JSON.*({message})"):
+        train(tiny(), [], SHORT, tmp_path / "none", about={"data": value})
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
@@ -492,6 +685,21 @@ def test_adapters_learn_and_go_on_to_the_bit(tmp_path):
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert sum(path.stat().st_size for path in last_checkpoint(tmp_path / "whole").iterdir()) < 300_000
+
+
+def test_an_adapter_of_another_name_is_refused_before_a_step(tmp_path):
+    """peft would write it into a folder of its own."""
+    peft = importlib.import_module("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q"])
+    training = dataclasses.replace(SHORT, optimizer="adamw")
+    two = peft.get_peft_model(tiny(), config)
+    two.add_adapter("other", config)
+    for model, name in ((peft.get_peft_model(tiny(), config, adapter_name="mine"), "mine"), (two, "other")):
+        with pytest.raises(
+            ValueError, match=f"the model has an adapter '{name}'.*named 'default' as by peft: leave adapter_name"
+        ):
+            run(tmp_path, training, model=model)
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore:Could not find a config file in  - will assume:UserWarning")
