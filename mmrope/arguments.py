@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
@@ -187,15 +186,11 @@ def family_names(incomplete: str) -> list[str]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
+    from mmrope.files import read_object
+
     path = path / "config.json" if _is(path, "folder") else path
     must_be_there(path, {".json"})
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is no checkpoint's config: it must hold an object with its model_type")
-    return config
+    return read_object(path)
 
 
 def must_be_there(path: Path, endings: set[str]) -> None:
