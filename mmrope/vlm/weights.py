@@ -27,14 +27,9 @@ CONFIG_NAME, GENERATION_NAME = "config.json", "generation_config.json"
 WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of weights in formats that are not read."""
-FLOATS: Mapping[str, torch.dtype] = MappingProxyType(
-    {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-    }
-)
+FLOATS: Mapping[str, torch.dtype] = MappingProxyType({
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+})  # fmt: skip
 """What weights may be, by their names in safetensors."""
 _FLOATS = "float64, float32, float16 or bfloat16"
 

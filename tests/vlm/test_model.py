@@ -646,6 +646,19 @@ def test_a_cache_is_begun_anew_when_weights_or_adapters_change(model, processor,
         assert torch.equal(cached, first())
 
 
+@torch.no_grad()
+def test_a_cache_compares_grids(model, monkeypatch):
+    """The same tokens, ids and pixels, cut another way: 8 x 4 patches for 4 x 8."""
+    pixels = np.random.default_rng(0).integers(0, 256, (56, 112, 3), np.uint8)
+    content = [{"type": "image", "image": pixels}, {"type": "text", "text": "What?"}]
+    inputs, cache, read, embed = Processor()([{"role": "user", "content": content}]), KVCache(), [], VLM.embed
+    monkeypatch.setattr(VLM, "embed", lambda self, inputs: read.append(inputs["input_ids"].shape[1]) or embed(self, inputs))
+    for grid in ([1, 4, 8], [1, 4, 8], [1, 8, 4]):
+        model.generate(**{**inputs, "image_grid_thw": torch.tensor([grid])}, cache=cache, max_new_tokens=1)
+    assert read[:2] == [inputs["input_ids"].shape[1], 1]
+    assert read[2] > 8  # the image, and all that follows it
+
+
 def test_labels_and_logits_are_of_the_tokens(model, processor, conversations):
     inputs = processor(conversations)
     with pytest.raises(ValueError, match=r"labels must be \[4, \d+\], as input_ids are, got \[4, 3\]"):
