@@ -33,7 +33,7 @@ Count = Annotated[int, Must("a whole number of at least 1", lambda n: 1 <= n <= 
 Natural = Annotated[int, Must("a whole number of at least 0", lambda n: 0 <= n <= MOST)]
 Few = Annotated[int, Must("a whole number from 1 to 64", lambda n: 1 <= n <= 64)]
 """Patches of a token along a side, frames of a temporal grid: what is made once for an image is made so many times."""
-Layers = Annotated[int, Must("a whole number from 1 to 10000", lambda n: 1 <= n <= 10_000)]
+Layers = Annotated[int, Must("a whole number from 1 to 1000", lambda n: 1 <= n <= 1000)]
 """Each is a module: a million of them would take minutes and gigabytes to be made, whatever their size."""
 Positive = Annotated[float, Must("a positive number", lambda x: x > 0)]
 

@@ -9,7 +9,7 @@ from typing import Any
 from mmrope.checkpoints.models import MADE_FROM
 from mmrope.checkpoints.stated import Stated
 from mmrope.encodings.scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, Proportional, Scaling, YaRN
-from mmrope.records import is_number
+from mmrope.records import is_number, shown
 
 SECTIONS = {"mrope_section", "mrope_interleaved", "xdrope_section"}
 _GENERAL = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "interleaved", *SECTIONS}
@@ -234,6 +234,8 @@ def scaling_of(text: Stated, rope: Mapping[str, Any]) -> Scaling | None:
     if original is None and rope.get("factor") is not None:
         original = longest  # as transformers has it where no original length is stated
     original = need("original_max_position_embeddings", original)
+    if not original > 0:
+        raise text.wrong(f"original_max_position_embeddings must be a number of tokens, above 0, got {shown(original)}")
     if kind == "llama3":
         return Llama3(need("factor"), original, need("low_freq_factor"), need("high_freq_factor"))
     factor = rope.get("factor")

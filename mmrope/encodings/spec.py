@@ -468,7 +468,7 @@ class RotarySpec:
             raise ValueError(f"axis must have for each KV head as many letters, got {shown(stated['axis'])}")
         made = cls(
             said["head_dim"],
-            np.array(said["inv_freq"], dtype=np.float32),
+            np.array(said["inv_freq"]),
             heads[0] if len(heads) == 1 else np.stack(heads),
             said["axes"],
             said["pairing"],

@@ -371,11 +371,12 @@ class Processor(MediaProcessor):
         """Writes the settings to `processor_config.json` in a folder, and a tokenizer that is not the bytes.
 
         All files are moved into place when they are complete, the settings first: a folder whose saving was interrupted has the
-        old processor, or is refused by `from_pretrained`. Saved is what describes a checkpoint; limits, access, threads,
+        old processor, or is refused by `from_pretrained` until it is saved again. A model's manifest that is there describes
+        them, too. Saved is what describes a checkpoint; limits, access, threads,
         video_backend, damaged and animation are the machine's.
 
         Raises:
-            ValueError: a tokenizer or a family that cannot be saved; nothing was written.
+            ValueError: a tokenizer or a family that cannot be saved, or a manifest that cannot be read; nothing was written.
 
         Example:
             >>> import tempfile

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmrope.extras import needed_for
-from mmrope.files import TABLES, json_object, naming, read_object, read_text, to_json, write_texts
+from mmrope.files import TABLES, json_object, naming, read_object, read_old, read_text, to_json, write_texts
 from mmrope.records import Keys, Natural, shown
 
 SPECIAL_TOKENS = (
@@ -341,7 +341,7 @@ class FileTokenizer:
     def files(self, folder: str | Path) -> dict[str, str]:
         """What `save` writes to a folder, by the names of the files: settings of others that are there stay."""
         path = Path(folder) / TOKENIZER_CONFIG_NAME
-        config = read_object(path, TABLES) if path.is_file() else {}  # with others' settings
+        config = read_old(path, TABLES)  # with others' settings
         named = Path(folder) / SPECIAL_NAME
         others = config | (
             read_object(named, TABLES) if named.is_file() else {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmrope.positions.segments import MEDIA, MediaKind
 
@@ -16,6 +17,10 @@ _KINDS = (MEDIA["image"], MEDIA["video"])
 
 class KVCache:
     """Rotated keys, and values, of the tokens so far; `length` of them, the same number in every row. It grows as it is filled.
+
+    It is of the weights that filled it. `generate` begins it anew where weights were loaded or trained since, or adapters
+    (peft) were switched; what is written to `weight.data` is not noticed, nor is any change by `model(..., cache=cache)`: then
+    take a new one.
 
     Args:
         room: for how many tokens to begin with; growing copies what is there.
@@ -35,6 +40,8 @@ class KVCache:
         """Of each layer [2, B, K, room, D]."""
         self.model: weakref.ref[Any] | None = None
         """Whose they are, if `generate` filled it."""
+        self.state: list[Any] = []
+        """And of what weights."""
         self.inputs: Mapping[str, Any] = {}
         """What it was filled with: a copy of a Processor's output."""
         self.written: list[tuple[Tensor, Tensor]] = []
@@ -101,9 +108,10 @@ def rest_of(cache: KVCache, inputs: Mapping[str, Any], model: Any) -> dict[str, 
     before, written, cache.model, cache.written = cache.inputs, cache.written, weakref.ref(model), []
     cache.inputs = {key: value.clone() if isinstance(value, Tensor) else value for key, value in inputs.items()}
     ids, places, types = inputs["input_ids"], inputs["position_ids"], inputs.get("mm_token_type_ids")
-    weight = model.embedding.weight
+    weight, state = model.embedding.weight, cache.state
+    cache.state = _state(model)
     moved = any((kv.dtype, kv.device) != (weight.dtype, weight.device) for kv in cache.kv)
-    if moved or not before or len(before["position_ids"]) != len(places):
+    if moved or cache.state != state or not before or len(before["position_ids"]) != len(places):
         cache.kv, cache.length = [], 0
         return dict(inputs)
     old_ids = torch.cat([before["input_ids"], *(token for token, _ in written)], dim=1)  # [1, old]
@@ -127,14 +135,25 @@ def rest_of(cache: KVCache, inputs: Mapping[str, Any], model: Any) -> dict[str, 
     return rest
 
 
+def _state(model: nn.Module) -> list[Any]:
+    """What is another after weights were loaded or trained, or peft's adapters were switched or merged: of a model of 800
+    weights a millisecond. Weights made in inference_mode count no changes."""
+    state: list[Any] = [(id(weight), weight.is_inference() or weight._version) for weight in model.parameters()]
+    kinds = ("_disable_adapters", "_active_adapter", "merged_adapters")
+    return state + [str([values.get(kind) for kind in kinds]) for values in map(vars, model.modules()) if kinds[0] in values]
+
+
 def _items(kind: MediaKind, inputs: Mapping[str, Any], before: Mapping[str, Any], model: Any) -> list[tuple[int, int, bool]]:
-    """Of each image, or video, the columns of its first and last token, and whether its pixels are those of `before`."""
+    """Of each image, or video, the columns of its first and last token, and whether pixels and grid are those of `before`."""
     columns = (inputs["mm_token_type_ids"][0] == kind.token_type).nonzero()[:, 0].tolist()
-    new, old = inputs[kind.pixels], before.get(kind.pixels)
+    new, old, grids = inputs[kind.pixels], before.get(kind.pixels), inputs[kind.grids].tolist()
+    old_grids = [] if old is None else before[kind.grids].tolist()
     area, start, items = model.config.vision.patches.merge_size**2, 0, []
-    for size in inputs[kind.grids].prod(dim=1).tolist():
-        part = slice(start, start + size)
-        unchanged = old is not None and old.dtype == new.dtype and torch.equal(new[part], old[part])
+    for n, grid in enumerate(grids):
+        part = slice(start, start + math.prod(grid))
+        unchanged = (
+            old is not None and old_grids[n : n + 1] == [grid] and old.dtype == new.dtype and torch.equal(new[part], old[part])
+        )
         items.append((columns[start // area], columns[part.stop // area - 1], unchanged))
         start = part.stop
     return items

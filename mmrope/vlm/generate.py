@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmrope.records import shown
 from mmrope.vlm.cache import KVCache, rest_of
 from mmrope.vlm.config import VLMConfig
 from mmrope.vlm.decoder import Decoder, Deep
@@ -28,6 +29,9 @@ _OPTIONS = (
     "cache",
     "prefill_chunk",
 )
+_NEEDED = ("input_ids", "position_ids", "attention_mask", "next_position")
+_ROOM = 8192
+"""For how many new tokens a cache has room from the first; it grows by quarters."""
 
 
 class Writer(Protocol):
@@ -91,7 +95,10 @@ def stream(
             conversations or padding with a cache, what is neither an input nor an option, or a model that computes nan.
     """
     inputs = {"input_ids": input_ids, "position_ids": position_ids, **media}
-    check_inputs({**inputs, "attention_mask": attention_mask, "next_position": next_position}, options=_OPTIONS)
+    given = {**inputs, "attention_mask": attention_mask, "next_position": next_position}
+    check_inputs(given, cache=cache, needed=_NEEDED, options=_OPTIONS)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator must be a torch.Generator, got {shown(generator)}")
     if packed_lengths(inputs) is not None:
         raise ValueError("a pack (cu_seqlens) is for training: generate from rows that are padded on the left")
     batch, length = input_ids.shape
@@ -125,7 +132,7 @@ def stream(
             "a row ends in padding, so its next token cannot be read off: pad on the left (Processor(padding_side='left'))"
         )
     # the last token of an answer is never read back
-    if next_position.dtype == torch.float32 and (largest := next_position.max().item()) + max_new_tokens - 2 > 2**24:
+    if next_position.dtype == torch.float32 and (largest := next_position.max().item()) > 2**24 + 2 - max_new_tokens:
         raise ValueError(
             f"the answer's ids would pass 2^24 ({largest:,.0f} + {max_new_tokens:,} tokens), where float32 gives "
             "neighbours one number: give next_position in float64, as position_ids(..., dtype=float64) has it"
@@ -140,7 +147,7 @@ def stream(
     def steps() -> Iterator[list[int]]:
         held, unread = (KVCache(), inputs) if cache is None else (cache, rest_of(cache, inputs, model))
         mask, following = attention_mask, next_position
-        held.room = max(held.room, length + max_new_tokens)
+        held.room = max(held.room, length + min(max_new_tokens, _ROOM))
         places = model.places(position_ids, mask)  # [A, B, S]
         logits = prefill(model, unread, places, mask if padded else None, held, prefill_chunk)  # [B, vocab]
         seen = None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from mmrope.positions.sequences import running_totals
+from mmrope.records import shown
+from mmrope.vlm.cache import KVCache
 
 
 class _Needed(TypedDict):
@@ -43,17 +45,32 @@ class Inputs(_Needed, total=False):
     """Of each video, seconds of its sampled frames; in the ids already."""
 
 
-def check_inputs(inputs: Mapping[str, Any], *, options: Collection[str] = ()) -> None:
-    """That these are a Processor's output, where `options` are known, too.
+_TENSORS = tuple(key for key in Inputs.__annotations__ if key not in ("second_per_grid_ts", "video_timestamps", "cu_seqlens"))
+"""What the model computes with."""
+
+
+def check_inputs(
+    inputs: Mapping[str, Any],
+    *,
+    cache: object = None,
+    needed: Sequence[str] = ("input_ids", "position_ids"),
+    options: Collection[str] = (),
+) -> None:
+    """That these are a Processor's output, where `options` are known, too, and that a cache is one.
 
     Raises:
-        ValueError: a key that is missing or unknown, or is not of the same rows and tokens as the others.
+        ValueError: a key that is missing or unknown, is no tensor, or is not of the same rows and tokens as the others.
     """
+    if cache is not None and not isinstance(cache, KVCache):
+        raise ValueError(f"cache must be a KVCache, got {shown(cache)}")
     if unknown := sorted(set(inputs) - set(Inputs.__annotations__)):
         known = [*options, *Inputs.__annotations__]
         raise ValueError(f"{', '.join(unknown)}: not known here; known are {', '.join(known)}")
-    if missing := [key for key in ("input_ids", "position_ids") if inputs.get(key) is None]:
+    if missing := [key for key in needed if inputs.get(key) is None]:
         raise ValueError(f"{' and '.join(missing)} missing: pass all that the processor returned")
+    for key in _TENSORS:
+        if inputs.get(key) is not None and not isinstance(inputs[key], Tensor):
+            raise ValueError(f"{key} must be a tensor, as the processor returns it, got {shown(inputs[key])}")
     tokens = inputs["input_ids"]
     if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids must be whole numbers [B, S], got {tokens.dtype} {list(tokens.shape)}")

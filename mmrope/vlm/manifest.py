@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from mmrope.files import read_object, replacing, to_json
-
-MANIFEST_NAME = "manifest.json"
-_AGAIN = "copy the folder again, or save the model again with save_pretrained"
-_WORDS = {"bytes": "its size in bytes", "sha256": "its SHA-256"}
+from mmrope.files import MANIFEST_NAME, check_described, described, entry, read_object, replacing, to_json
 
 
 def write_manifest(folder: str | Path, names: Sequence[str]) -> None:
     """Writes `manifest.json`: the SHA-256 and the size in bytes of each of these files of the folder, as they are now."""
     with replacing(Path(folder) / MANIFEST_NAME) as path:
-        path.write_text(manifest_of({name: Path(folder) / name for name in names}), encoding="utf-8")
-
-
-def manifest_of(files: Mapping[str, Path]) -> str:
-    """What a manifest says of files by their names, which may be elsewhere as yet."""
-    return to_json({"files": {name: _entry(path) for name, path in files.items()}})
+        path.write_text(to_json({"files": {name: entry(Path(folder) / name) for name in names}}), encoding="utf-8")
 
 
 def verify(folder: str | Path, names: Sequence[str]) -> bool:
@@ -39,25 +28,11 @@ def verify(folder: str | Path, names: Sequence[str]) -> bool:
     folder = Path(folder)
     if not (folder / MANIFEST_NAME).is_file():
         return False
-    try:
-        manifest = read_object(folder / MANIFEST_NAME)
-    except ValueError as error:
-        raise ValueError(f"{error}; {_AGAIN}") from error
-    files = manifest.get("files")
+    files = described(folder)
     for name in names:
         if not (folder / name).is_file():
             raise ValueError(f"no {name} in {folder}: a model is saved with save_pretrained")
-        expected = files.get(name) if isinstance(files, dict) else None
-        if not isinstance(expected, dict) or set(expected) != {"sha256", "bytes"}:
-            raise ValueError(
-                f"{folder / name} is not among the files of the manifest ({MANIFEST_NAME}), with its sha256 and bytes; {_AGAIN}"
-            )
-        for key, value in _entry(folder / name).items():
-            if expected[key] != value:
-                raise ValueError(
-                    f"{folder / name} differs from its manifest: {_WORDS[key]} is {value}, not {expected[key]!r}. It was "
-                    f"changed or damaged after it was saved, or the saving was interrupted; {_AGAIN}"
-                )
+        check_described(folder / name, files.get(name))
     return True
 
 
@@ -81,11 +56,3 @@ def verify_all(folder: str | Path, needed: Sequence[str]) -> None:
 def is_plain_name(name: str) -> bool:
     """Whether it is the name of a file, which does not lead out of its folder."""
     return Path(name).name == name and "\0" not in name and len(name.encode(errors="replace")) < 256
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -62,7 +62,7 @@ class VLM(nn.Module):
         super().__init__()
         self.config = config = config or VLMConfig()
         self.checked: bool | None = None
-        """Of a loaded model, whether a manifest of its folder described its files; its repr says so, too."""
+        """Of a loaded model, whether a manifest of its folder described its config and weights; its repr says so, too."""
         vocabulary, hidden = config.decoder.vocab_size, config.decoder.hidden_size
         self.embedding = nn.Embedding(vocabulary, hidden)
         self.vision = VisionEncoder(config.vision, hidden)
@@ -103,7 +103,7 @@ class VLM(nn.Module):
                 "DataParallel cuts every input along its first dimension, which is the axes of position_ids and the patches of "
                 "pixels: start a process for each GPU (torchrun), or let the script see one (CUDA_VISIBLE_DEVICES=0)"
             )
-        check_inputs(inputs)
+        check_inputs(inputs, cache=cache)
         if labels is not None and logits_to_keep:
             raise ValueError("labels are of all tokens: leave logits_to_keep out, or compute the loss of those logits yourself")
         if labels is not None and labels.shape != inputs["input_ids"].shape:
@@ -126,7 +126,10 @@ class VLM(nn.Module):
 
     def extra_repr(self) -> str:
         """Whether its files were checked, where it was loaded."""
-        said = {True: "files as in their manifest.json", False: "files not checked: their folder has no manifest.json"}
+        said = {
+            True: "config and weights as in their manifest.json",
+            False: "files not checked: their folder has no manifest.json",
+        }
         return "" if self.checked is None else said[self.checked]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -140,7 +143,7 @@ class VLM(nn.Module):
     def embed(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Deep | None]:
         """What the decoder reads, [B, S, hidden]: embeddings of tokens, and of pixels in their places."""
         x, types = self.embedding(inputs["input_ids"]), inputs.get("mm_token_type_ids")  # [B, S, hidden]
-        slots = torch.full_like(inputs["input_ids"], -1)  # [B, S], the media token that stands there
+        slots = torch.full_like(inputs["input_ids"], -1, dtype=torch.int64)  # [B, S], the media token that stands there
         pixels, grids, tokens = [], [], 0
         for kind in (MEDIA["image"], MEDIA["video"]):
             places: Any = None if types is None else types == kind.token_type  # [B, S]
@@ -168,7 +171,9 @@ class VLM(nn.Module):
                 f"{kind.name} pixels need their grids ({kind.grids}) and mm_token_type_ids; pass all that the processor "
                 "returned"
             )
-        grids = inputs[kind.grids].tolist()
+        if (stated := inputs[kind.grids]).dtype not in (torch.int64, torch.int32) or stated.shape[1:] != (3,):
+            raise ValueError(f"{kind.grids} must be whole numbers [items, 3], got {stated.dtype} {list(stated.shape)}")
+        grids = stated.tolist()
         count = self.vision.token_count(inputs[kind.pixels], grids)
         if int(places.sum()) != count:
             raise ValueError(
@@ -245,8 +250,9 @@ class VLM(nn.Module):
         """Writes `config.json`, `model.safetensors` and `manifest.json`, which describes them.
 
         They are moved into place when all are complete and on the disk, the manifest first: a folder whose saving was
-        interrupted has the old model, or is refused by `from_pretrained`. The rotary embedding that the decoder has now is
-        saved, the user's own too.
+        interrupted has the old model, or, between the first move and the last, is refused by `from_pretrained` until it is
+        saved again. What a manifest that was there says of other files, it says still. The rotary embedding that the decoder
+        has now is saved, the user's own too.
 
         Args:
             folder: is made if it is not there.
@@ -274,12 +280,13 @@ class VLM(nn.Module):
 
         Released Qwen2-VL, Qwen2.5-VL, Qwen3-VL and its mixtures of experts are read from `config.json`,
         `generation_config.json` and safetensors, in one file or several. Weights are mapped into memory, not copied, where
-        neither device nor dtype change them. A folder's `manifest.json`, if it has one, must describe its files; a folder
-        without one, as released models are, is read as it is, and `model.checked` is False.
+        neither device nor dtype change them. A folder's `manifest.json`, if it has one, must describe the config and the
+        weights, and whatever else it lists must be so, too; a folder without one, as released models are, is read as it is,
+        and `model.checked` is False.
 
         Args:
             device: where the weights go; None for the CPU.
-            dtype: theirs; None for that of the files.
+            dtype: theirs, float64, float32, float16 or bfloat16; None for that of the files.
 
         Raises:
             ValueError: files that are missing, differ from their manifest, or are not of one model; weights in another format

@@ -17,6 +17,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -338,7 +339,8 @@ def segments(data: bytes) -> None:
     """Rows of segments and what is made of them, and inputs that may not belong together."""
     choices = Choices(data)
     part = choices.of((_rows, _rows, _inputs, _inputs, _spans, _tables))
-    part(choices)
+    with suppress(MemoryError):  # of ids that were asked for: rows of 2^31 tokens are allowed, and larger than this process
+        part(choices)
 
 
 def _segment(choices: Choices, family: Family) -> Segment:

@@ -556,6 +556,109 @@ def test_a_model_that_computes_nan_writes_nothing(processor, conversations):
             broken.generate(**processor(conversations[0]), **options)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_mask": None}, "attention_mask missing: pass all that the processor returned"),
+        ({"next_position": None, "attention_mask": None}, "attention_mask and next_position missing"),
+        ({"cache": 3}, "cache must be a KVCache, got 3"),
+        ({"generator": 5}, "generator must be a torch.Generator, got 5"),
+        ({"generator": np.random.default_rng(0), "temperature": 1.0}, "generator must be a torch.Generator, got Generator"),
+        ({"input_ids": [[1, 2]]}, r"input_ids must be a tensor, as the processor returns it, got \[\[1, 2\]\]"),
+        ({"image_grid_thw": [[1, 4, 4]]}, "image_grid_thw must be a tensor"),
+        (
+            {"image_grid_thw": torch.tensor([[1.0, 4, 4]])},
+            r"image_grid_thw must be whole numbers \[items, 3\], got torch.float32",
+        ),
+        ({"image_grid_thw": torch.tensor([1, 4, 4])}, r"image_grid_thw must be whole numbers \[items, 3\], got .* \[3\]"),
+    ],
+)
+def test_what_is_no_input_is_refused_in_words(model, processor, conversations, change, message):
+    inputs = processor(conversations[0])
+    with pytest.raises(ValueError, match=message):
+        model.generate(**{**inputs, **change}, max_new_tokens=2)
+    if change.keys() & {"cache", "input_ids", "image_grid_thw"}:
+        with pytest.raises(ValueError, match=message):
+            model(**{**inputs, **change})
+
+
+@torch.no_grad()
+def test_tokens_may_be_int32(model, processor, conversations):
+    inputs = processor(conversations)
+    short = {**inputs, "input_ids": inputs["input_ids"].int()}
+    assert torch.equal(model(**short).logits, model(**inputs).logits)
+    assert torch.equal(model.generate(**short, max_new_tokens=3), model.generate(**inputs, max_new_tokens=3))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("most", [10**9, 10**30, 10**400])
+def test_any_number_of_tokens_may_be_allowed(model, processor, conversations, most):
+    """Room is taken as it is needed, and the tokens are those of a cache that had room for all."""
+    inputs, cache = processor(conversations[1]), KVCache()
+    steps = model.stream(**inputs, cache=cache, max_new_tokens=most)
+    written = [next(steps) for _ in range(3)]
+    assert torch.equal(torch.tensor(written).T, model.generate(**inputs, max_new_tokens=3))
+    assert cache.kv[0].shape[-2] == inputs["input_ids"].shape[1] + 8192
+    inputs["next_position"] = inputs["next_position"].float()
+    with pytest.raises(ValueError, match=r"the answer's ids would pass 2\^24"):
+        model.generate(**inputs, max_new_tokens=most)
+
+
+@torch.no_grad()
+def test_a_cache_is_begun_anew_when_weights_or_adapters_change(model, processor, conversations):
+    peft = pytest.importorskip("peft")
+    inputs = processor(conversations[0])
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q", "k", "v"], init_lora_weights=False)).eval()
+    other = {name: torch.randn_like(weight) / 4 for name, weight in model.state_dict().items()}
+    read, embed, cache = [], VLM.embed, KVCache()
+
+    def first(**cached):
+        """The logits of the first new token."""
+        found, logits = [], model.logits
+        model.logits = lambda hidden: found.append(logits(hidden)) or found[-1]
+        model.embed = lambda inputs: read.append(inputs["input_ids"].shape[1]) or embed(model, inputs)
+        model.generate(**inputs, max_new_tokens=1, **cached)
+        del model.logits, model.embed
+        return found[0]
+
+    def step():
+        weight = model.embedding.weight
+        torch.optim.SGD([weight], lr=1.0).zero_grad()
+        weight.grad = torch.randn_like(weight)
+        torch.optim.SGD([weight], lr=1.0).step()
+
+    first(cache=cache)
+    length = read[-1]
+    for change in (
+        adapted.disable_adapter_layers,
+        adapted.enable_adapter_layers,
+        adapted.merge_adapter,
+        adapted.unmerge_adapter,
+        lambda: model.load_state_dict(other),
+        lambda: model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True),
+        step,
+    ):
+        first(cache=cache)
+        assert read[-1] == 1  # what is as it was is not read again
+        change()
+        cached = first(cache=cache)
+        assert read[-1] == length
+        assert torch.equal(cached, first())
+
+
+@torch.no_grad()
+def test_a_cache_compares_grids(model, monkeypatch):
+    """The same tokens, ids and pixels, cut another way: 8 x 4 patches for 4 x 8."""
+    pixels = np.random.default_rng(0).integers(0, 256, (56, 112, 3), np.uint8)
+    content = [{"type": "image", "image": pixels}, {"type": "text", "text": "What?"}]
+    inputs, cache, read, embed = Processor()([{"role": "user", "content": content}]), KVCache(), [], VLM.embed
+    monkeypatch.setattr(VLM, "embed", lambda self, inputs: read.append(inputs["input_ids"].shape[1]) or embed(self, inputs))
+    for grid in ([1, 4, 8], [1, 4, 8], [1, 8, 4]):
+        model.generate(**{**inputs, "image_grid_thw": torch.tensor([grid])}, cache=cache, max_new_tokens=1)
+    assert read[:2] == [inputs["input_ids"].shape[1], 1]
+    assert read[2] > 8  # the image, and all that follows it
+
+
 def test_labels_and_logits_are_of_the_tokens(model, processor, conversations):
     inputs = processor(conversations)
     with pytest.raises(ValueError, match=r"labels must be \[4, \d+\], as input_ids are, got \[4, 3\]"):

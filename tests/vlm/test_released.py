@@ -4,8 +4,10 @@ wide; folders in every form that transformers writes."""
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from mmrope import VLM, Processor
 from mmrope.vlm import Assistant, Chat, DecoderConfig, KVCache, VLMConfig, attention, attention_weights, layers
+from mmrope.vlm.manifest import write_manifest
 from mmrope.vlm.released import RELEASED, released_config, renaming
 from mmrope.vlm.weights import INDEX_NAME, WEIGHTS_NAME
 from tests.support import PROOF, released
@@ -324,6 +327,36 @@ def test_a_folder_answers(folder):
     assert answers == processor.decode(expected)
 
 
+def test_every_file_that_a_manifest_lists_is_compared_before_it_is_parsed(folder, tmp_path):
+    """Each of a released folder's, in turn, with what may be read as well; and what is not listed is read as it is."""
+    folder = shutil.copytree(folder, tmp_path / "checkpoint")
+    weights = load_file(folder / WEIGHTS_NAME)
+    (folder / WEIGHTS_NAME).rename(folder / "all.safetensors")
+    (folder / INDEX_NAME).write_text(json.dumps({"weight_map": dict.fromkeys(weights, "all.safetensors")}))
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    write_manifest(folder, names)
+    assert VLM.from_pretrained(folder).checked
+    expected = Processor.from_pretrained(folder)
+    of_model = {"config.json", "generation_config.json", INDEX_NAME, "all.safetensors"}
+    of_processor = {"config.json", *names} - {"generation_config.json", INDEX_NAME, "all.safetensors"}
+    assert {"preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"} < of_processor
+    for reader, its in ((VLM, of_model), (Processor, of_processor)):
+        for name in names:
+            content = (folder / name).read_bytes()
+            (folder / name).write_bytes(content + b"\n")
+            if name in its:
+                with pytest.raises(ValueError, match=f"{re.escape(str(folder / name))} differs from its manifest: its size in"):
+                    reader.from_pretrained(folder)
+            else:
+                reader.from_pretrained(folder)
+            (folder / name).write_bytes(content)
+    write_manifest(folder, ["config.json", "all.safetensors"])
+    for name in set(names) - {"config.json", "all.safetensors"}:
+        (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
+    assert VLM.from_pretrained(folder).checked
+    assert Processor.from_pretrained(folder).patches == expected.patches
+
+
 def same(model, other):
     state, expected = model.state_dict(), other.state_dict()
     return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in expected)
@@ -400,6 +433,7 @@ def test_weights_are_not_copied(tmp_path):
 
     VLM(VLMConfig(decoder=DecoderConfig(vocab_size=100_000))).save_pretrained(tmp_path)
     assert (tmp_path / WEIGHTS_NAME).stat().st_size > 100e6
+    gc.collect()  # what other tests left is not freed in between
     before = own()
     model = VLM.from_pretrained(tmp_path)
     total = sum(float(weight.sum()) for weight in model.parameters())  # every page is read
@@ -424,7 +458,7 @@ def test_a_checkpoint_is_not_overwritten(tmp_path):
         ({"device": "auto"}, r"cannot use the device 'auto': .*; try 'cpu'"),
         ({"device": 999}, r"cannot use the device 999"),
         ({"device": "meta"}, r"weights cannot be loaded to the device 'meta'"),
-        ({"dtype": "bfloat16"}, r"dtype must be one of torch, such as torch.bfloat16, or None .*; got 'bfloat16'"),
+        ({"dtype": "bfloat16"}, r"dtype must be float64, float32, float16 or bfloat16, of torch, or None .*; got 'bfloat16'"),
     ],
 )
 def test_devices_and_dtypes(folder, options, message):

@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import random
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmrope import VLM
+from mmrope import VLM, Processor
 from mmrope.preprocess import PatchConfig
 from mmrope.vlm import VLMConfig
 from mmrope.vlm.config import DecoderConfig, VisionConfig
 from mmrope.vlm.manifest import MANIFEST_NAME, verify, write_manifest
+from tests.support import PROOF, ROOT
 
 NAMES = ["config.json", "model.safetensors"]
 TINY = VLMConfig(
@@ -107,6 +112,45 @@ def test_files_of_two_models_do_not_mix(folder, tmp_path):
     assert same(VLM.from_pretrained(folder), tiny(seed=1))
 
 
+def test_a_save_after_a_kill_mends_the_folder(folder):
+    """Killed between the moves: refused, never mixed. The next save leaves nothing of it, and what a living process writes."""
+    code = (
+        "import os, sys\n"
+        "from tests.vlm.test_weights import tiny\n"
+        "replace, moved = os.replace, iter(range(int(sys.argv[2])))\n"
+        "os.replace = lambda *paths: os.kill(os.getpid(), 9) if next(moved, None) is None else replace(*paths)\n"
+        "tiny(seed=1).save_pretrained(sys.argv[1])\n"
+    )
+    living = folder / f".config.json.{platform.node()}.{os.getppid()}.1"
+    living.write_text("{}")
+    for moves in range(3) if PROOF else [1]:  # each starts torch
+        done = subprocess.run([sys.executable, "-c", code, str(folder), str(moves)], cwd=ROOT, timeout=120, check=False)
+        assert done.returncode == -9
+        assert len(list(folder.glob(".*"))) == 1 + 3 - moves
+        if moves:
+            with pytest.raises(ValueError, match=r"differs from its manifest: .* or the saving was interrupted; .* or save it"):
+                VLM.from_pretrained(folder)
+        else:
+            assert same(VLM.from_pretrained(folder), tiny())
+        tiny(seed=2).save_pretrained(folder)
+        assert same(VLM.from_pretrained(folder), tiny(seed=2))
+        assert list(folder.glob(".*")) == [living]
+        tiny().save_pretrained(folder)
+
+
+def test_threads_that_save_to_one_folder_do_not_meet(folder):
+    """Each writes files of its own: what is in the folder then is one of the two, or refused."""
+    models = tiny(seed=1), tiny(seed=2)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda n: models[n % 2].save_pretrained(folder), range(30)))
+    try:
+        sound = any(same(VLM.from_pretrained(folder), model) for model in models)
+    except ValueError as error:
+        sound = "differs from its manifest" in str(error)
+    assert sound
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*NAMES, MANIFEST_NAME])
+
+
 @pytest.mark.parametrize("steps", range(4))
 def test_an_interrupted_save_leaves_the_old_model_or_is_noticed(folder, monkeypatch, steps):
     moved = iter(range(steps))
@@ -146,6 +190,35 @@ def test_the_manifest_describes_the_files(folder):
     verify(folder, NAMES)
 
 
+def test_what_a_processor_saves_is_described_too(folder):
+    """And stays so when the model is saved again; of a folder without a manifest nothing is."""
+    described = lambda: set(json.loads((folder / MANIFEST_NAME).read_text())["files"])  # noqa: E731
+    assert described() == set(NAMES)
+    for fps in (2.0, 3.0):
+        Processor(fps=fps).save_pretrained(folder)
+        assert described() == {*NAMES, "processor_config.json"}
+        assert Processor.from_pretrained(folder).fps == fps
+    tiny(seed=1).save_pretrained(folder)
+    assert described() == {*NAMES, "processor_config.json"}
+    assert same(VLM.from_pretrained(folder), tiny(seed=1))
+    settings = (folder / "processor_config.json").read_text()
+    (folder / "processor_config.json").write_text(settings.replace("3.0", "4.0"))
+    with pytest.raises(ValueError, match=r"processor_config.json differs from its manifest: its SHA-256 .* or save it again"):
+        Processor.from_pretrained(folder)
+    VLM.from_pretrained(folder)  # which does not read it
+    Processor(fps=4.0).save_pretrained(folder)
+    assert Processor.from_pretrained(folder).fps == 4.0
+    (folder / MANIFEST_NAME).write_text("{")
+    with pytest.raises(ValueError, match=r"manifest.json is not JSON: .* save it again"):
+        Processor.from_pretrained(folder)
+    tiny().save_pretrained(folder)
+    assert described() == set(NAMES)
+    (folder / MANIFEST_NAME).unlink()
+    Processor(fps=5.0).save_pretrained(folder)
+    assert not (folder / MANIFEST_NAME).exists()
+    assert Processor.from_pretrained(folder).fps == 5.0
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +237,7 @@ def test_without_a_manifest_files_are_taken_as_they_are(folder):
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ("", r"manifest.json is not JSON: Expecting value.*copy the folder again, or save the model again"),
+        ("", r"manifest.json is not JSON: Expecting value.*copy the folder again, or save it again"),
         ("[" * 100_000, r"manifest.json is not JSON"),
         ("[]", r"manifest.json must hold an object, got list; copy"),
         ("{}", r"config.json is not among the files of the manifest \(manifest.json\), with its sha256 and bytes; copy"),
@@ -229,3 +302,27 @@ def test_files_that_do_not_fit_together_are_refused(folder):
     refuses(r"are not those of its config.json; unknown: more$")
     (folder / "model.safetensors").write_bytes(b"PK\x03\x04")
     refuses(r"model.safetensors is damaged, or no safetensors file: .*[Hh]eader.*; copy the folder again")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.uint16, torch.complex64, torch.float8_e4m3fn])
+def test_weights_are_floating_point(folder, dtype):
+    """Refused by the header, whatever is wanted."""
+    (folder / MANIFEST_NAME).unlink()
+    weights = load_file(folder / "model.safetensors")
+    name = "decoder.norm.weight"
+    save_file(weights | {name: weights[name].to(dtype)}, folder / "model.safetensors")
+    for wanted in (None, torch.float32):
+        with pytest.raises(ValueError, match=rf"model.safetensors: {name} is of [A-Z0-9_]+, and weights are float64, float32,"):
+            VLM.from_pretrained(folder, dtype=wanted)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"dtype must be float64, .* bfloat16, of torch, or None .*; got {dtype}"):
+        VLM.from_pretrained(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_weights_of_every_floating_point_are_read(folder, dtype):
+    (folder / MANIFEST_NAME).unlink()
+    save_file({k: v.to(dtype) for k, v in load_file(folder / "model.safetensors").items()}, folder / "model.safetensors")
+    assert VLM.from_pretrained(folder).embedding.weight.dtype == dtype
+    assert VLM.from_pretrained(folder, dtype=torch.float32).embedding.weight.dtype == torch.float32
+    assert VLM.from_pretrained(folder, dtype=dtype).embedding.weight.dtype == dtype
