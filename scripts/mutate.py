@@ -52,6 +52,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts.reports import read_result, write_result  # noqa: E402
+
 RESULTS, EQUIVALENT, OUT = ROOT / "scripts" / "results", ROOT / "scripts" / "equivalent_mutants.json", ROOT / "out" / "mutate"
 FOLDERS = ("positions", "encodings", "preprocess", "adapters", "checkpoints", "vlm", "view", "lab")
 ALSO = ("checkpoints",)
@@ -511,7 +515,7 @@ GONE = "gone"
 def _report(count: int, seed: int, folders: list[str]) -> dict[str, Any]:
     """What was begun with these options, or what they draw."""
     path, asked = RESULTS / "mutations.json", {"count": count, "seed": seed, "folders": list(folders)}
-    begun = json.loads(path.read_text()) if path.is_file() else {}
+    begun = read_result(path, "mutations") if path.is_file() else {}
     if {key: begun.get(key) for key in asked} == asked:
         return begun
     rng, drawn = random.Random(seed), []
@@ -543,7 +547,7 @@ def _write(report: dict[str, Any]) -> None:
         },
     }
     report["mutations"] = report.pop("mutations")  # the figures stand before them
-    (RESULTS / "mutations.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_result(RESULTS / "mutations.json", report)
     versions = "".join(f"{name} {number}; " for name, number in report["versions"].items())
     lines = [
         f"Of {len(rows)} mutations {', '.join(f'{number} {kind}' for kind, number in figures.items())}. Seed {report['seed']}; "
@@ -565,7 +569,7 @@ def _write(report: dict[str, Any]) -> None:
             if _outcome(row) == kind
         ]
         lines += _table(kind, ["file", "line", "mutation", "in", last], chosen) if chosen else []
-    (RESULTS / "mutations.md").write_text("\n".join(lines) + "\n")
+    write_result(RESULTS / "mutations.md", "\n".join(lines) + "\n")
 
 
 def _outcome(row: dict[str, Any]) -> str:
