@@ -42,7 +42,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts.reports import read_result  # noqa: E402
+from scripts.reports import read_result, write_result  # noqa: E402
 
 OUT, CORPUS = ROOT / "out" / "fuzz", ROOT / "tests" / "corpus"
 TARGETS = {
@@ -79,6 +79,8 @@ def main() -> None:
             renew(target)
         return
     results = Results(asked.results, asked.goes_on)
+    for target in asked.targets:
+        results.add(target)  # what a run with another file of results has found
     each = asked.seconds * asked.processes / len(asked.targets)
     with ThreadPoolExecutor(asked.processes) as pool:
         list(pool.map(results.retry, [finding for finding in results.findings if finding["target"] in asked.targets]))
@@ -142,10 +144,7 @@ class Results:
                 "targets": self.rows,
                 "findings": self.findings,
             }
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            new = self.path.with_suffix(".new")
-            new.write_text(json.dumps(stated, indent=1) + "\n")
-            os.replace(new, self.path)
+            write_result(self.path, stated)
 
 
 # --- a target ---------------------------------------------------------------------------------------------------------
