@@ -162,10 +162,12 @@ def inputs() -> Iterator[tuple[str, ...]]:
         found = read_result(path, "targets", "findings", "date")
         for name, target in found["targets"].items():
             of_it = [finding for finding in found["findings"] if finding["target"] == name]
-            mended = sum(finding["mended"] for finding in of_it)
+            done = [finding for finding in of_it if finding["mended"]]
+            huge = sum("MemoryError" in finding["what"] for finding in done)  # ids that were asked for, and fit in no memory
+            mended = f"{len(done) - huge}" + (f"; {huge} asked for too much, and are no fault" if huge else "")
             edges = f"{target['edges_at_start']:,} to {target['edges']:,} edges"
             how = f"guided by coverage, {target['seconds'] / 60:.0f} minutes: {edges}"
-            yield name, how, f"{target['executions']:,}", str(len(of_it) - mended), str(mended), found["date"]
+            yield name, how, f"{target['executions']:,}", str(len(of_it) - len(done)), mended, found["date"]
     if (path := RESULTS / "fuzz_configs.json").is_file():
         found = read_result(path, "mutants", "readers", "all", "date")
         wrong = sum(count for kind, count in found["all"].items() if kind not in ("read", "refused", "unnamed"))

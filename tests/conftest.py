@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from mmrope.positions import rules
+from mmrope.preprocess import sandbox
 from tests.support import PROOF, ROOT, cases, lowest, of_usual_priority
 
 if not torch.cuda.is_available():
@@ -65,13 +66,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A skip for any other reason than the missing GPU is a failure: this machine could have run the test. `make lowest` does
-    without upstreams, too."""
+    """A skip for any other reason than what the machine lacks, a GPU or Landlock, is a failure: it could have run the test. `make
+    lowest` does without upstreams, too."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     reasons = set(_skips(reporter)) if reporter is not None else set()
     if lowest.WANTED:
         reasons = {reason for reason in reasons if not reason.startswith((lowest.REASON, "this Triton does not know"))}
-    if reasons - {NO_GPU} and session.exitstatus == 0:
+    if reasons - {NO_GPU, sandbox.NO_LANDLOCK} and session.exitstatus == 0:
         session.exitstatus = 1
 
 

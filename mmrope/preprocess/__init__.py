@@ -1,7 +1,7 @@
 """Files and words in, model inputs with position IDs out.
 
 messages.py   a conversation, checked              chat.py        as a chat template writes it    text.py      its tokens
-template.py   templates of strangers: a sandbox, and what a rendering may take
+template.py   untrusted chat templates: a sandbox, and what a rendering may take
 access.py     what may be opened                   errors.py      what is too large, and how it is said
 image.py      any image file to pixels             formats.py     which images are opened         jpeg.py      JPEG, faster
 video.py      a video: times, then frames          probe.py       its clock, from packets         readers.py   its frames

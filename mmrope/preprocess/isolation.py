@@ -218,7 +218,7 @@ def _described(item: Any) -> str:
 
 
 _START = "import sys; sys.path[:] = sys.argv[1:]; {}from mmrope.preprocess.isolation_worker import work; work()"
-"""Nothing is imported before the path is the parent's: the current folder, first of that of -c, may hold strangers' files."""
+"""Nothing is imported before the path is the parent's: the current folder, first of that of -c, may hold untrusted files."""
 _SEPARATE = "from mmrope.preprocess.sandbox import separate; separate(); "
 """Before numpy is imported, which starts threads."""
 

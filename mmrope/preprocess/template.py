@@ -1,4 +1,4 @@
-"""Jinja for the chat templates of strangers: a sandbox keeps them from what is outside, and a budget ends each rendering.
+"""Jinja for untrusted chat templates: a sandbox keeps them from what is outside, and a budget ends each rendering.
 
 Python does in one operation what may take any time and memory: it compares lists that hold one another as often as they do, and
 writes them. So all that goes through values pays before, as much as there is to go through. What a template makes is paid, too.
@@ -58,7 +58,7 @@ def compiled(template: str) -> tuple[Any, Names]:
         raise ValueError(f"the chat template has {len(template):,} characters: {MOST_OF_A_TEMPLATE:,} are the most")
     try:
         return _environment().from_string(template), _names_in(template)
-    # Jinja's own, or Python's of what is nested too deep: of a stranger's template, as in `rendered`
+    # Jinja's own, or Python's of what is nested too deep: of an untrusted template, as in `rendered`
     except Exception as error:
         line = getattr(error, "lineno", None)
         where = f", line {line}" if line else ""
@@ -70,7 +70,7 @@ def rendered(template: Any, variables: Mapping[str, Any], refused: str | None = 
     token = _BUDGET.set(_Budget())
     try:
         return template.render(variables)
-    except Exception as error:  # of a stranger's template: whatever it does with these messages
+    except Exception as error:  # of an untrusted template: whatever it does with these messages
         if refused is not None:
             return refused
         said = str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What chat templates of strangers may take: no operation of Python's goes through more than the budget, and none is changed."""
+"""What untrusted chat templates may take: no operation of Python's goes through more than the budget, and none is changed."""
 
 from __future__ import annotations
 
